@@ -5,23 +5,25 @@ There are two ends. The pool holds a :class:`Channel`, used from one asyncio loo
 
 The guarantees, the same on every transport and checked by one contract suite (``tests/transport/test_contract.py``):
 
-**Order and loss.** While both processes live and neither end is closed, every message arrives exactly once and in the order
-of sending. Messages that were sent before an orderly close arrive before the end is reported.
+**Order and loss.** While both processes live and neither end is closed, every message arrives exactly once and in the
+order of sending. Messages that were sent before an orderly close arrive before the end is reported.
 
-**Endings.** ``ChannelClosed``: I closed it. ``EndOfChannel``: they closed it (or were confirmed dead) and everything they sent
-was read. ``BrokenChannel``: what arrived cannot be a record (torn, over the cap), or the system failed. All three are final.
-A ZeroMQ peer that dies says nothing, and a grandchild can hold a pipe open: so a channel's silence is never taken for a death.
-Whoever watches the process calls :meth:`Channel.peer_exited`, and the channel then ends after what had arrived.
+**Endings.** ``ChannelClosed``: I closed it. ``EndOfChannel``: they closed it (or were confirmed dead) and everything
+they sent was read. ``BrokenChannel``: what arrived cannot be a record (torn, over the cap), or the system failed. All
+three are final. A ZeroMQ peer that dies says nothing, and a grandchild can hold a pipe open: so a channel's silence is
+never taken for a death. Whoever watches the process calls :meth:`Channel.peer_exited`, and the channel then ends after
+what had arrived.
 
-**Backpressure.** ``receive`` stops taking bytes from the system when ``RECEIVE_LIMIT`` bytes wait to be read; the peer's sends
-then block. ``send`` waits while more than ``SEND_LIMIT`` bytes are unsent; ``send_nowait`` raises ``ChannelFull`` instead.
-Neither ever drops. One clogged worker does not slow another's channel.
+**Backpressure.** ``receive`` stops taking bytes from the system when ``RECEIVE_LIMIT`` bytes wait to be read; the
+peer's sends then block. ``send`` waits while more than ``SEND_LIMIT`` bytes are unsent; ``send_nowait`` raises
+``ChannelFull`` instead. Neither ever drops. One clogged worker does not slow another's channel.
 
-**Size.** One body is at most ``messages.MAX_MESSAGE_BYTES``. Sending more raises ``MessageTooLarge`` and nothing is sent;
-receiving more is ``BrokenChannel`` on pipes and frames. On lines it is skipped and reported once as ``Unknown``, since a
-stdout line may be any program's print.
+**Size.** One body is at most ``messages.MAX_MESSAGE_BYTES``. Sending more raises ``MessageTooLarge`` and nothing is
+sent; receiving more is ``BrokenChannel`` on pipes and frames. On lines it is skipped and reported once as ``Unknown``,
+since a stdout line may be any program's print.
 
-**Strangers.** A kind or body that nobody knows arrives as :class:`~llamaherd.transport.messages.Unknown`, never as an error.
+**Strangers.** A kind or body that nobody knows arrives as :class:`~llamaherd.transport.messages.Unknown`, never as an
+error.
 """
 
 from abc import ABC, abstractmethod
@@ -66,7 +68,9 @@ class Channel(ABC):
 
     @abstractmethod
     async def send(self, message: PoolMessage) -> None:
-        """Like :meth:`send_nowait`, but wait for room. Concurrent callers go in order; a cancelled caller sent nothing."""
+        """Like :meth:`send_nowait`, but wait for room. Concurrent callers go in order; a cancelled caller sent
+        nothing.
+        """
 
     @abstractmethod
     async def receive(self) -> Sequence[ChildMessage]:

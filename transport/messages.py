@@ -1,7 +1,8 @@
 """Every message that crosses the process boundary, and the one codec for all transports.
 
-A message is a *kind* (a short ASCII word) and a JSON body. ``state`` and ``exit`` are llama.cpp's own (its router and its
-children speak them over stdio); the rest is ours. Each transport frames the pair in its own way; none of them changes the JSON.
+A message is a *kind* (a short ASCII word) and a JSON body. ``state`` and ``exit`` are llama.cpp's own (its router and
+its children speak them over stdio); the rest is ours. Each transport frames the pair in its own way; none of them
+changes the JSON.
 
 The module is imported by the worker before anything heavy, so it imports msgspec and nothing else.
 """
@@ -63,7 +64,8 @@ class _Struct(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class EngineOptions(_Struct, frozen=True, kw_only=True):
-    """How an engine loads a model. Names and defaults follow llama-server; ``0`` or ``-1`` mean "decide from the model".
+    """How an engine loads a model. Names and defaults follow llama-server; ``0`` or ``-1`` mean "decide from the
+    model".
 
     Attributes:
         n_ctx: Context cells shared by all slots, in tokens; 0 takes the model's training length.
@@ -260,7 +262,9 @@ class Generate(_Struct, frozen=True, kw_only=True):
 
 
 class Tokenize(_Struct, frozen=True, kw_only=True):
-    """``tokenize``: text to ids; answered by ``result``. ``add_special`` adds BOS/EOS, ``parse_special`` reads control tokens."""
+    """``tokenize``: text to ids; answered by ``result``. ``add_special`` adds BOS/EOS, ``parse_special`` reads control
+    tokens.
+    """
 
     request: int
     text: str

@@ -1,0 +1,184 @@
+"""The worker's end of a byte stream: blocking calls for threads, and no asyncio in a process that has no loop."""
+
+import fcntl
+import os
+import select
+import socket
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Final, Protocol
+
+from llamaherd.transport.channel import ChildChannel
+from llamaherd.transport.errors import BrokenChannel, ChannelClosed, ChannelError, EndOfChannel
+from llamaherd.transport.framing import Framing, encode_checked
+from llamaherd.transport.messages import ChildMessage, PoolMessage
+
+__all__ = ["PipeWire", "SocketWire", "StreamChild", "Wire"]
+
+_READ_BYTES: Final = 64 * 1024
+#: How long ``close`` waits for calls in other threads, in seconds.
+_CLOSE_SECONDS: Final = 1.0
+
+
+class Wire(Protocol):
+    """Moves bytes; one thread reads and one writes at a time."""
+
+    def read(self) -> bytes:
+        """Block for the next bytes; empty at the end of the stream and after :meth:`interrupt`."""
+        ...
+
+    def write(self, data: bytes) -> None:
+        """Write all of ``data``. Raises OSError, also after :meth:`interrupt`."""
+        ...
+
+    def interrupt(self) -> None:
+        """Make a blocked read and a blocked write return, from any thread, and every later one too."""
+        ...
+
+    def close(self) -> None:
+        """Close the descriptors; no call is in progress."""
+        ...
+
+
+class SocketWire:
+    """An inherited stream socket: one system call a message, and ``shutdown`` wakes whoever is blocked in one."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        sock.setblocking(True)
+
+    def read(self) -> bytes:
+        return self._socket.recv(_READ_BYTES)
+
+    def write(self, data: bytes) -> None:
+        self._socket.sendall(data)
+
+    def interrupt(self) -> None:
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        # Closing a socket with unread data resets the connection; the pool should see an orderly end.
+        with suppress(OSError):
+            while self._socket.recv(_READ_BYTES):
+                pass
+        self._socket.close()
+
+
+class PipeWire:
+    """A pair of pipes. A thread blocked on a pipe cannot be woken, so every wait also polls a pipe of our own."""
+
+    def __init__(self, read_fd: int, write_fd: int) -> None:
+        self._read_fd = read_fd
+        self._write_fd = write_fd
+        self._wake_read, self._wake_write = os.pipe()
+        flags = fcntl.fcntl(write_fd, fcntl.F_GETFL)
+        fcntl.fcntl(write_fd, fcntl.F_SETFL, flags | os.O_NONBLOCK)
+        self._readable = select.poll()
+        self._readable.register(read_fd, select.POLLIN)
+        self._readable.register(self._wake_read, select.POLLIN)
+        self._writable = select.poll()
+        self._writable.register(write_fd, select.POLLOUT)
+        self._writable.register(self._wake_read, select.POLLIN)
+
+    def read(self) -> bytes:
+        for fd, _ in self._readable.poll():
+            if fd == self._wake_read:
+                return b""
+        return os.read(self._read_fd, _READ_BYTES)
+
+    def write(self, data: bytes) -> None:
+        rest = memoryview(data)
+        while rest:
+            try:
+                rest = rest[os.write(self._write_fd, rest) :]
+            except BlockingIOError:
+                for fd, _ in self._writable.poll():
+                    if fd == self._wake_read:
+                        raise BrokenPipeError("closed while a write was blocked") from None
+
+    def interrupt(self) -> None:
+        os.write(self._wake_write, b"x")
+
+    def close(self) -> None:
+        for fd in (self._read_fd, self._write_fd, self._wake_read, self._wake_write):
+            os.close(fd)
+
+
+class StreamChild(ChildChannel):
+    """A :class:`~llamaherd.transport.channel.ChildChannel` over a wire, which it owns."""
+
+    def __init__(self, wire: Wire, framing: Framing[PoolMessage]) -> None:
+        self._wire = wire
+        self._framing = framing
+        self._send_lock = threading.Lock()
+        self._receive_lock = threading.Lock()
+        self._close_lock = threading.Lock()
+        self._closed = False
+        self._send_failure = ""
+        self._received: list[PoolMessage] = []
+        self._ending: ChannelError | None = None
+
+    def send(self, message: ChildMessage) -> None:
+        self.send_raw(*encode_checked(message))
+
+    def send_raw(self, kind: str, body: bytes) -> None:
+        """Send a record as it is; a newer worker may have kinds that this version does not know."""
+        record = self._framing.frame(kind, body)
+        with self._send_lock:
+            if self._closed:
+                raise ChannelClosed("this side closed the channel")
+            if self._send_failure:
+                raise BrokenChannel(self._send_failure)
+            # Whatever stops the write half way, a signal's exception included, leaves a torn record behind.
+            self._send_failure = "a send was interrupted inside a record"
+            try:
+                self._wire.write(record)
+            except OSError as error:
+                if self._closed:
+                    raise ChannelClosed("this side closed the channel") from None
+                self._send_failure = f"the pool is gone: {error.strerror or error}"
+                raise BrokenChannel(self._send_failure) from error
+            self._send_failure = ""
+
+    def receive(self) -> Sequence[PoolMessage]:
+        with self._receive_lock:
+            while not self._received:
+                if self._closed:
+                    raise ChannelClosed("this side closed the channel")
+                if self._ending is not None:
+                    raise type(self._ending)(*self._ending.args)
+                self._read()
+            messages, self._received = self._received, []
+            return messages
+
+    def _read(self) -> None:
+        try:
+            data = self._wire.read()
+        except OSError as error:
+            # A reset is a pool that closed without reading all; the rest is a fault of the system.
+            reset = isinstance(error, ConnectionResetError)
+            self._ending = EndOfChannel("the pool is gone") if reset else BrokenChannel(f"reading failed: {error}")
+            return
+        if not data:
+            self._ending = self._framing.finish() or EndOfChannel("the pool closed the channel")
+            return
+        try:
+            self._framing.feed(data, self._received)
+        except BrokenChannel as error:
+            self._ending = error
+
+    def close(self) -> None:
+        with self._close_lock:
+            if self._closed:
+                return
+            # A send in progress is finished first if the pool takes it.
+            in_order = self._send_lock.acquire(timeout=_CLOSE_SECONDS)
+            self._closed = True
+            self._wire.interrupt()
+            if in_order or self._send_lock.acquire(timeout=_CLOSE_SECONDS):
+                self._send_lock.release()
+                if self._receive_lock.acquire(timeout=_CLOSE_SECONDS):
+                    self._receive_lock.release()
+                    self._wire.close()
