@@ -1,0 +1,77 @@
+"""The one batch of a context: rows written through numpy views, read by llama.cpp in place."""
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from llamaherd.pool.child import bindings
+
+__all__ = ["Batch"]
+
+
+class Batch:
+    """Up to ``capacity`` rows of one token each, reused for the context's whole life.
+
+    Every row belongs to one sequence. Nothing checks the ids: callers pass tokens of the vocabulary, positions that
+    continue their sequence, and at most as many outputs as the context was created for.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity: Final = capacity
+        self.n_rows = 0
+        self._tokens: npt.NDArray[np.int32] = np.zeros(capacity, np.int32)
+        self._positions: npt.NDArray[np.int32] = np.zeros(capacity, np.int32)
+        self._sequences: npt.NDArray[np.int32] = np.zeros(capacity, np.int32)
+        self._outputs: npt.NDArray[np.int8] = np.zeros(capacity, np.int8)
+        # Single rows go through memoryviews, which cost half of what numpy's own indexing does.
+        self._token, self._position = self._tokens.data, self._positions.data
+        self._sequence, self._output = self._sequences.data, self._outputs.data
+        self._counts: npt.NDArray[np.int32] = np.ones(capacity, np.int32)
+        # llama.cpp wants a list of sequence ids per row: each pointer leads to that row's single entry.
+        first = self._sequences.ctypes.data
+        self._lists: npt.NDArray[np.uint64] = np.arange(first, first + 4 * capacity, 4, dtype=np.uint64)
+        self._struct = bindings.batch_struct(
+            self._tokens.ctypes.data,
+            self._positions.ctypes.data,
+            self._counts.ctypes.data,
+            self._lists.ctypes.data,
+            self._outputs.ctypes.data,
+        )
+
+    @property
+    def room(self) -> int:
+        """Rows that still fit."""
+        return self.capacity - self.n_rows
+
+    def clear(self) -> None:
+        """Start a new batch."""
+        self.n_rows = 0
+
+    def add(self, sequence: int, position: int, token: int) -> int:
+        """Append one token whose logits are wanted; return its row."""
+        row = self.n_rows
+        self._token[row] = token
+        self._position[row] = position
+        self._sequence[row] = sequence
+        self._output[row] = 1
+        self.n_rows = row + 1
+        return row
+
+    def extend(self, sequence: int, position: int, tokens: list[int], *, output: bool) -> int:
+        """Append consecutive tokens from ``position`` on; return the last row, whose logits ``output`` asks for."""
+        start, end = self.n_rows, self.n_rows + len(tokens)
+        self._tokens[start:end] = tokens
+        self._positions[start:end] = np.arange(position, position + len(tokens), dtype=np.int32)
+        self._sequences[start:end] = sequence
+        self._outputs[start:end] = 0
+        self._outputs[end - 1] = output
+        self.n_rows = end
+        return end - 1
+
+    def decode(self, context: int) -> int:
+        """Compute the rows; the codes are those of :func:`bindings.decode`. Returns when the result is there."""
+        code = bindings.decode(context, self._struct, self.n_rows)
+        if code == 0:
+            bindings.synchronize(context)
+        return code

@@ -1,0 +1,231 @@
+"""Continuous batching: which sequences run, what each step computes, and what comes of it.
+
+Every step feeds one row per generating sequence first and fills the rest with prompt chunks, oldest request first, as
+far as :class:`PrefillPace` allows. All running sequences share the cells of one cache. A waiting request is admitted,
+strictly in order, when its prompt and some room to grow fit beside what the running ones hold. If the room runs out
+nevertheless, the youngest sequence gives up its cells and waits at the head of the queue; it later computes its tokens
+anew and goes on where it was, so no request fails or is cut short because of its neighbours. The oldest always gets on,
+as one sequence never exceeds the cache.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Final
+
+from llamaherd.pool.child import bindings
+from llamaherd.pool.child.context import Context
+from llamaherd.pool.child.engine import EngineError
+from llamaherd.pool.child.pace import PrefillPace
+from llamaherd.pool.child.sampler import choose
+from llamaherd.pool.child.sequence import Sequence
+from llamaherd.pool.child.slots import Slots
+from llamaherd.pool.child.vocab import Vocab
+from llamaherd.transport.messages import ChildMessage, Delta, Done, Failed, Tokens
+
+__all__ = ["Batcher"]
+
+#: Cells that each admitted sequence is given to grow before the next one is let in.
+_GROWTH: Final = 64
+_DONE, _NO_ROOM, _ABORTED, _BAD_BATCH = 0, 1, 2, -1
+
+
+@dataclass(slots=True)
+class _Part:
+    """A sequence's share of one batch. ``row`` is the row with its logits, or -1 while its prompt is unfinished."""
+
+    sequence: Sequence
+    n_tokens: int
+    row: int
+
+
+class Batcher:
+    """The requests of one context. Takes sequences of checked token ids."""
+
+    def __init__(self, context: Context, vocab: Vocab, n_slots: int) -> None:
+        self._context: Final = context
+        self._vocab: Final = vocab
+        self._slots: Final = Slots(context, n_slots)
+        self._pace: Final = PrefillPace(context.batch.capacity, context.n_ubatch)
+        self._waiting: Final[deque[Sequence]] = deque()
+        #: In the order of their arrival.
+        self._running: Final[list[Sequence]] = []
+        #: What the next step has to tell beside its tokens.
+        self._ended: list[Done | Failed] = []
+
+    def __repr__(self) -> str:
+        return f"<Batcher running={self._running} waiting={len(self._waiting)}>"
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step has something to do or to tell."""
+        return bool(self._running or self._waiting or self._ended)
+
+    def knows(self, request: int) -> bool:
+        """Whether a request of that number waits or runs."""
+        return self._find(request) is not None
+
+    def submit(self, sequence: Sequence) -> None:
+        """Queue a sequence."""
+        self._waiting.append(sequence)
+
+    def cancel(self, request: int) -> None:
+        """End a request now; the next step returns its ``done``. Unknown numbers are ignored."""
+        sequence = self._find(request)
+        if sequence is not None:
+            self._end(sequence, sequence.done("cancelled"))
+
+    def clear(self) -> None:
+        """Drop every request without a word."""
+        for sequence in (*self._running, *self._waiting):
+            self._remove(sequence)
+        self._ended.clear()
+
+    def step(self) -> list[ChildMessage]:
+        """Compute one batch; see :meth:`Engine.step`."""
+        self._admit()
+        parts = self._compute()
+        deltas = self._sample([part for part in parts if part.row >= 0])
+        ended, self._ended = self._ended, []
+        return [Tokens(deltas=tuple(deltas)), *ended] if deltas else [*ended]
+
+    # --- who runs ---
+
+    def _admit(self) -> None:
+        while self._waiting and self._fits(self._waiting[0]):
+            slot = self._slots.acquire()
+            if slot is None:
+                return
+            sequence = self._waiting.popleft()
+            sequence.start(slot)
+            self._running.append(sequence)
+
+    def _fits(self, candidate: Sequence) -> bool:
+        if not self._running:
+            return True
+        wanted = sum(min(len(one.tokens) + _GROWTH, one.limit) for one in (*self._running, candidate))
+        return wanted <= self._context.n_ctx
+
+    def _find(self, request: int) -> Sequence | None:
+        for sequence in (*self._running, *self._waiting):
+            if sequence.request.request == request:
+                return sequence
+        return None
+
+    def _end(self, sequence: Sequence, message: Done | Failed) -> None:
+        self._remove(sequence)
+        self._ended.append(message)
+
+    def _remove(self, sequence: Sequence) -> None:
+        if sequence.slot >= 0:
+            self._running.remove(sequence)
+            self._slots.release(sequence.slot)
+            sequence.stop()
+        else:
+            self._waiting.remove(sequence)
+        sequence.free()
+
+    def _preempt_youngest(self) -> bool:
+        """Take the cells of the youngest sequence back; False when there is but one, which may have them all."""
+        if len(self._running) < 2:
+            return False
+        sequence = self._running.pop()
+        self._slots.release(sequence.slot)
+        sequence.stop()
+        self._waiting.appendleft(sequence)
+        return True
+
+    # --- what is computed ---
+
+    def _compute(self) -> list[_Part]:
+        """Build a batch and compute it; return its parts, none when nothing was computed."""
+        while self._running:
+            parts = self._build()
+            started = perf_counter()
+            code = self._context.batch.decode(self._context.handle)
+            if code == _DONE:
+                for part in parts:
+                    part.sequence.computed += part.n_tokens
+                if self._context.batch.n_rows > len(parts):
+                    self._pace.note(self._context.batch.n_rows, perf_counter() - started)
+                return parts
+            if code == _ABORTED:
+                self._recover()
+                return []
+            if code != _NO_ROOM or not self._preempt_youngest():
+                self._give_up(parts, code)
+        return []
+
+    def _build(self) -> list[_Part]:
+        batch = self._context.batch
+        batch.clear()
+        parts: list[_Part] = []
+        prompts: list[Sequence] = []
+        for sequence in self._running:
+            if sequence.pending == 1:
+                row = batch.add(sequence.slot, sequence.computed, sequence.tokens[-1])
+                parts.append(_Part(sequence, 1, row))
+            else:
+                prompts.append(sequence)
+        if prompts:
+            self._add_prompts(prompts, parts, min(self._pace.tokens(shared=bool(parts)), batch.room))
+        return parts
+
+    def _add_prompts(self, prompts: list[Sequence], parts: list[_Part], budget: int) -> None:
+        for sequence in prompts:
+            count = min(sequence.pending, budget)
+            if count == 0:
+                return
+            last = count == sequence.pending
+            chunk = sequence.tokens[sequence.computed : sequence.computed + count]
+            row = self._context.batch.extend(sequence.slot, sequence.computed, chunk, output=last)
+            parts.append(_Part(sequence, count, row if last else -1))
+            budget -= count
+
+    def _recover(self) -> None:
+        """After an aborted decode, believe the cache: finished chunks are in it, but every logit was lost."""
+        for sequence in self._running:
+            sequence.computed = min(self._context.length(sequence.slot), len(sequence.tokens) - 1)
+            if not self._context.truncate(sequence.slot, sequence.computed):
+                self._context.forget(sequence.slot)
+                sequence.computed = 0
+
+    def _give_up(self, parts: list[_Part], code: int) -> None:
+        """Fail the requests of a batch that cannot be computed. Raises EngineError for a broken backend."""
+        reason = bindings.error_lines() or "llama.cpp gave no reason"
+        text = f"llama_decode returned {code}: {reason}"
+        if code not in (_BAD_BATCH, _NO_ROOM):
+            raise EngineError(text, code="decode_failed", retry=True)
+        for part in parts:
+            number = part.sequence.request.request
+            failure = Failed(request=number, message=text, fault="worker", retry=True, code="decode_failed")
+            self._end(part.sequence, failure)
+
+    # --- what comes of it ---
+
+    def _sample(self, parts: list[_Part]) -> list[Delta]:
+        if not parts:
+            return []
+        deltas: list[Delta] = []
+        chosen = choose(self._context, [(part.row, part.sequence.chain) for part in parts])
+        for part, token in zip(parts, chosen, strict=True):
+            sequence = part.sequence
+            if token is None:
+                self._end(sequence, _not_numbers(sequence.request.request))
+            elif sequence.full:
+                self._end(sequence, sequence.done("length"))  # max_tokens 0: the prompt was all that was asked for
+            else:
+                delta, reason = sequence.accept(token, self._vocab)
+                deltas.append(delta)
+                if reason is not None:
+                    self._end(sequence, sequence.done(reason))
+        return deltas
+
+
+def _not_numbers(request: int) -> Failed:
+    return Failed(
+        request=request,
+        message="the model's logits are not numbers (NaN): its weights are damaged or overflow in this precision",
+        fault="model",
+        code="bad_logits",
+    )

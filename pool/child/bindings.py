@@ -1,0 +1,443 @@
+"""The one place that touches llama-cpp-python: its low-level module, ctypes signatures and C callbacks.
+
+Everything above works with the typed functions of this module; handles are plain integers and NULL is always ``None``.
+Calls that run for long (load, context, decode) release the GIL. The short ones are bound through ``PyDLL`` and keep it:
+each release would be a chance to lose the GIL for a whole switch interval to another thread.
+
+Nothing here checks arguments. A wrong id or a batch that is too large makes llama.cpp abort the process, so the callers
+validate first.
+"""
+
+import atexit
+import contextlib
+import ctypes
+import importlib
+import importlib.util
+import os
+import sys
+import types
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = [
+    "AbortFlag",
+    "ContextSettings",
+    "batch_struct",
+    "context_create",
+    "context_free",
+    "context_memory",
+    "decode",
+    "error_lines",
+    "float_rows",
+    "forget_log",
+    "info_lines",
+    "init_backend",
+    "logits",
+    "memory_clear",
+    "memory_seq_pos_max",
+    "memory_seq_rm",
+    "model_chat_template",
+    "model_free",
+    "model_ftype_name",
+    "model_has_decoder",
+    "model_has_encoder",
+    "model_is_diffusion",
+    "model_load",
+    "model_meta",
+    "model_n_ctx_train",
+    "model_n_embd",
+    "model_n_head",
+    "model_n_head_kv",
+    "model_n_layer",
+    "model_n_params",
+    "model_size",
+    "model_vocab",
+    "n_batch",
+    "n_ctx",
+    "n_ctx_seq",
+    "quantize",
+    "sampler_chain",
+    "sampler_chain_add",
+    "sampler_dist",
+    "sampler_free",
+    "sampler_min_p",
+    "sampler_sample",
+    "sampler_temp",
+    "sampler_top_k",
+    "sampler_top_p",
+    "set_n_threads",
+    "supports_gpu",
+    "synchronize",
+    "token_to_piece",
+    "tokenize",
+    "vocab_add_bos",
+    "vocab_add_eos",
+    "vocab_bos",
+    "vocab_eos",
+    "vocab_is_eog",
+    "vocab_n_tokens",
+    "vocab_text_length",
+    "vocab_type",
+]
+
+_i32, _u32, _u64, _f32, _ptr, _bool, _str = (
+    ctypes.c_int32,
+    ctypes.c_uint32,
+    ctypes.c_uint64,
+    ctypes.c_float,
+    ctypes.c_void_p,
+    ctypes.c_bool,
+    ctypes.c_char_p,
+)
+
+
+def _import_lowlevel() -> Any:
+    """Import ``llama_cpp.llama_cpp`` without ``llama_cpp/__init__``, which would load five times as much."""
+    if "llama_cpp" in sys.modules:
+        return importlib.import_module("llama_cpp.llama_cpp")
+    spec = importlib.util.find_spec("llama_cpp")
+    if spec is None or spec.submodule_search_locations is None:
+        raise ModuleNotFoundError("llama-cpp-python is not installed", name="llama_cpp")
+    package = types.ModuleType("llama_cpp")
+    package.__path__ = list(spec.submodule_search_locations)
+    sys.modules["llama_cpp"] = package
+    try:
+        return importlib.import_module("llama_cpp.llama_cpp")
+    finally:
+        # A later `import llama_cpp` elsewhere must find the real package.
+        del sys.modules["llama_cpp"]
+
+
+# ggml_abort would otherwise fork a debugger, which costs half a second and prints nothing useful.
+os.environ.setdefault("GGML_NO_BACKTRACE", "1")
+_low: Any = _import_lowlevel()
+_long: Any = ctypes.CDLL(_low._lib._name)
+_short: Any = ctypes.PyDLL(_low._lib._name)
+
+
+def _bind(library: Any, name: str, result: Any, *arguments: Any) -> Any:
+    function = getattr(library, name)
+    function.restype, function.argtypes = result, arguments
+    return function
+
+
+# --- log and abort ----------------------------------------------------------------------------------------------------
+
+_DEBUG, _INFO, _ERROR, _CONTINUED = 1, 2, 4, 5
+_KEPT_LINES: Final = 40
+#: Longest stored line; llama.cpp quotes parts of damaged files.
+_LINE_LIMIT: Final = 500
+_errors: Final[deque[str]] = deque(maxlen=_KEPT_LINES)
+_infos: Final[deque[str]] = deque(maxlen=400)
+_last_level = _INFO
+
+
+def _to_stderr(text: bytes) -> None:
+    # Past Python's buffers, and past a parent that has gone.
+    with contextlib.suppress(OSError):
+        os.write(2, text)
+
+
+@_low.llama_log_callback  # type: ignore[untyped-decorator]
+def _on_log(level: int, text: bytes, _data: object) -> None:
+    """Forward a line to stderr, which the parent collects; keep the errors as evidence. Runs on any native thread."""
+    global _last_level
+    if level == _CONTINUED:
+        level = _last_level
+    else:
+        _last_level = level
+    if level == _DEBUG:
+        return
+    _to_stderr(text)
+    line = text[:_LINE_LIMIT].decode("utf-8", "replace").strip()
+    if line:
+        (_errors if level == _ERROR else _infos).append(line)
+
+
+_abort_type: Any = ctypes.CFUNCTYPE(None, ctypes.c_char_p)
+
+
+@_abort_type  # type: ignore[untyped-decorator]
+def _on_abort(message: bytes) -> None:
+    """Leave the assertion's text on stderr: it is all that remains of the process."""
+    _to_stderr(message + b"\n")
+
+
+def forget_log() -> None:
+    """Forget the log lines kept so far, so that the next ones belong to the call that follows."""
+    _errors.clear()
+    _infos.clear()
+
+
+def error_lines(most: int = 5) -> str:
+    """Return the last ERROR lines since :func:`forget_log`, joined; empty when there was none."""
+    return "; ".join(list(_errors)[-most:])
+
+
+def info_lines() -> tuple[str, ...]:
+    """Return the INFO and WARN lines since :func:`forget_log`, the newest 400 at most."""
+    return tuple(_infos)
+
+
+_backend_ready = False
+
+
+def init_backend() -> None:
+    """Start llama.cpp in this process. Idempotent."""
+    global _backend_ready
+    if _backend_ready:
+        return
+    _bind(_long, "llama_log_set", None, _low.llama_log_callback, _ptr)(_on_log, None)
+    _bind(_long, "ggml_set_abort_callback", _ptr, _abort_type)(_on_abort)
+    _bind(_long, "llama_backend_init", None)()
+    # C destructors may still log when Python is gone.
+    atexit.register(_long.llama_log_set, _low.llama_log_callback(), None)
+    atexit.register(_long.ggml_set_abort_callback, _abort_type())
+    _backend_ready = True
+
+
+class AbortFlag:
+    """A flag that a decode polls without running Python.
+
+    The abort callback is C's ``strlen`` on a two-byte buffer: the empty string is False, one byte is True. It is called
+    after every graph node, where a Python callback would cost half a millisecond per step. CPU backend only.
+    """
+
+    def __init__(self) -> None:
+        self._buffer = ctypes.create_string_buffer(2)
+        self.function: Any = ctypes.cast(ctypes.CDLL(None).strlen, _low.ggml_abort_callback)
+        self.address = ctypes.addressof(self._buffer)
+
+    def set(self) -> None:
+        """Raise the flag, from any thread, for good."""
+        self._buffer.raw = b"\1\0"
+
+    def __bool__(self) -> bool:
+        return self._buffer.raw[0] != 0
+
+
+# --- model ------------------------------------------------------------------------------------------------------------
+
+_model_defaults = _bind(_long, "llama_model_default_params", _low.llama_model_params)
+_model_load = _bind(_long, "llama_model_load_from_file", _ptr, _str, _low.llama_model_params)
+_LOAD_READ, _LOAD_MMAP = 0, 1
+
+
+def model_load(
+    path: bytes, *, n_gpu_layers: int, use_mmap: bool, progress: Callable[[float], bool], no_alloc: bool = False
+) -> int | None:
+    """Load a model; ``None`` when it failed or ``progress`` returned False. ``progress`` must not raise.
+
+    ``n_gpu_layers`` < 0 means all, as in llama.cpp. ``no_alloc`` reads metadata only and simulates every allocation.
+    """
+
+    def report(fraction: float, _data: object) -> bool:
+        return progress(fraction)
+
+    params = _model_defaults()
+    params.n_gpu_layers = n_gpu_layers
+    params.load_mode = _LOAD_MMAP if use_mmap and not no_alloc else _LOAD_READ
+    params.no_alloc = no_alloc
+    # The reference keeps the callback alive for the length of the call.
+    callback = _low.llama_progress_callback(report)
+    params.progress_callback = callback
+    handle: int | None = _model_load(path, params)
+    return handle
+
+
+model_free: Callable[[int], None] = _bind(_long, "llama_model_free", None, _ptr)
+model_vocab: Callable[[int], int] = _bind(_short, "llama_model_get_vocab", _ptr, _ptr)
+model_n_ctx_train: Callable[[int], int] = _bind(_short, "llama_model_n_ctx_train", _i32, _ptr)
+model_n_embd: Callable[[int], int] = _bind(_short, "llama_model_n_embd_inp", _i32, _ptr)
+model_n_layer: Callable[[int], int] = _bind(_short, "llama_model_n_layer", _i32, _ptr)
+model_n_head: Callable[[int], int] = _bind(_short, "llama_model_n_head", _i32, _ptr)
+model_n_head_kv: Callable[[int], int] = _bind(_short, "llama_model_n_head_kv", _i32, _ptr)
+model_n_params: Callable[[int], int] = _bind(_short, "llama_model_n_params", _u64, _ptr)
+model_size: Callable[[int], int] = _bind(_short, "llama_model_size", _u64, _ptr)
+model_has_encoder: Callable[[int], bool] = _bind(_short, "llama_model_has_encoder", _bool, _ptr)
+model_has_decoder: Callable[[int], bool] = _bind(_short, "llama_model_has_decoder", _bool, _ptr)
+model_is_diffusion: Callable[[int], bool] = _bind(_short, "llama_model_is_diffusion", _bool, _ptr)
+supports_gpu: Callable[[], bool] = _bind(_long, "llama_supports_gpu_offload", _bool)
+
+_chat_template = _bind(_short, "llama_model_chat_template", _str, _ptr, _str)
+_ftype = _bind(_short, "llama_model_ftype", _i32, _ptr)
+_ftype_name = _bind(_short, "llama_ftype_name", _str, _i32)
+_meta = _bind(_short, "llama_model_meta_val_str", _i32, _ptr, _str, _str, ctypes.c_size_t)
+
+
+def model_chat_template(model: int) -> str:
+    """Return the Jinja source of the model's default chat template; empty when the file has none."""
+    source: bytes | None = _chat_template(model, None)
+    return "" if source is None else source.decode("utf-8", "replace")
+
+
+def model_ftype_name(model: int) -> str:
+    """Return the quantisation's name, such as ``Q4_1`` or ``all F32``."""
+    name: bytes = _ftype_name(_ftype(model))
+    return name.decode()
+
+
+def model_meta(model: int, key: str) -> str:
+    """Return one metadata value as text; empty when absent or an array."""
+    buffer = ctypes.create_string_buffer(256)
+    length: int = _meta(model, key.encode(), buffer, len(buffer))
+    return "" if length < 0 else buffer.value.decode("utf-8", "replace")
+
+
+_quantize_defaults = _bind(_long, "llama_model_quantize_default_params", _low.llama_model_quantize_params)
+_quantize = _bind(_long, "llama_model_quantize", _u32, _str, _str, ctypes.POINTER(_low.llama_model_quantize_params))
+
+
+def quantize(source: bytes, target: bytes, ftype: int) -> bool:
+    """Write ``source`` again in another quantisation (llama.cpp's ``ftype`` number). Return whether it worked."""
+    params = _quantize_defaults()
+    params.ftype, params.allow_requantize = ftype, True
+    return bool(_quantize(source, target, ctypes.byref(params)) == 0)
+
+
+# --- vocabulary -------------------------------------------------------------------------------------------------------
+
+vocab_type: Callable[[int], int] = _bind(_short, "llama_vocab_type", _i32, _ptr)
+vocab_n_tokens: Callable[[int], int] = _bind(_short, "llama_vocab_n_tokens", _i32, _ptr)
+vocab_is_eog: Callable[[int, int], bool] = _bind(_short, "llama_vocab_is_eog", _bool, _ptr, _i32)
+vocab_bos: Callable[[int], int] = _bind(_short, "llama_vocab_bos", _i32, _ptr)
+vocab_eos: Callable[[int], int] = _bind(_short, "llama_vocab_eos", _i32, _ptr)
+vocab_add_bos: Callable[[int], bool] = _bind(_short, "llama_vocab_get_add_bos", _bool, _ptr)
+vocab_add_eos: Callable[[int], bool] = _bind(_short, "llama_vocab_get_add_eos", _bool, _ptr)
+
+_text_of = _bind(_short, "llama_vocab_get_text", _str, _ptr, _i32)
+# Long texts take long: without the GIL.
+_tokenize = _bind(_long, "llama_tokenize", _i32, _ptr, _str, _i32, _ptr, _i32, _bool, _bool)
+_to_piece = _bind(_short, "llama_token_to_piece", _i32, _ptr, _i32, _str, _i32, _i32, _bool)
+_piece_buffer = ctypes.create_string_buffer(256)
+
+
+def vocab_text_length(vocab: int, token: int) -> int:
+    """Return the bytes of a token's entry in the vocabulary, as stored."""
+    text: bytes | None = _text_of(vocab, token)
+    return len(text or b"")
+
+
+def tokenize(vocab: int, text: bytes, address: int, room: int, *, add_special: bool, parse_special: bool) -> int:
+    """Write at most ``room`` int32 ids to ``address``; return their number, negative: how many there would be."""
+    count: int = _tokenize(vocab, text, len(text), address, room, add_special, parse_special)
+    return count
+
+
+def token_to_piece(vocab: int, token: int, *, special: bool) -> bytes:
+    """Return the bytes of one token; control tokens are empty unless ``special``."""
+    length: int = _to_piece(vocab, token, _piece_buffer, len(_piece_buffer), 0, special)
+    if length >= 0:
+        return _piece_buffer.raw[:length]
+    larger = ctypes.create_string_buffer(-length)
+    length = _to_piece(vocab, token, larger, len(larger), 0, special)
+    return larger.raw[: max(length, 0)]
+
+
+# --- context ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContextSettings:
+    """What a context is created with, in tokens, sequences and threads.
+
+    Field names are those of llama.cpp's ``llama_context_params``; ``flash_attn_type`` is -1 auto, 0 off, 1 on.
+    """
+
+    n_ctx: int
+    n_batch: int
+    n_ubatch: int
+    n_seq_max: int
+    n_outputs_max: int
+    n_threads: int
+    n_threads_batch: int
+    flash_attn_type: int = -1
+
+
+_context_defaults = _bind(_long, "llama_context_default_params", _low.llama_context_params)
+_context_create = _bind(_long, "llama_init_from_model", _ptr, _ptr, _low.llama_context_params)
+
+
+def context_create(model: int, settings: ContextSettings, abort: AbortFlag) -> int | None:
+    """Create a context with one unified KV cache; ``None`` when it failed. ``abort`` must outlive it."""
+    params = _context_defaults()
+    for field in fields(settings):
+        setattr(params, field.name, getattr(settings, field.name))
+    params.kv_unified = True
+    params.no_perf = True
+    params.abort_callback = abort.function
+    params.abort_callback_data = abort.address
+    handle: int | None = _context_create(model, params)
+    return handle
+
+
+context_free: Callable[[int], None] = _bind(_long, "llama_free", None, _ptr)
+context_memory: Callable[[int], int | None] = _bind(_short, "llama_get_memory", _ptr, _ptr)
+n_ctx: Callable[[int], int] = _bind(_short, "llama_n_ctx", _u32, _ptr)
+n_ctx_seq: Callable[[int], int] = _bind(_short, "llama_n_ctx_seq", _u32, _ptr)
+n_batch: Callable[[int], int] = _bind(_short, "llama_n_batch", _u32, _ptr)
+set_n_threads: Callable[[int, int, int], None] = _bind(_short, "llama_set_n_threads", None, _ptr, _i32, _i32)
+memory_clear: Callable[[int, bool], None] = _bind(_short, "llama_memory_clear", None, _ptr, _bool)
+memory_seq_rm: Callable[[int, int, int, int], bool] = _bind(
+    _short, "llama_memory_seq_rm", _bool, _ptr, _i32, _i32, _i32
+)
+memory_seq_pos_max: Callable[[int, int], int] = _bind(_short, "llama_memory_seq_pos_max", _i32, _ptr, _i32)
+#: Waits for a device that computes asynchronously. The getters of results wait too, but with the GIL held.
+synchronize: Callable[[int], None] = _bind(_long, "llama_synchronize", None, _ptr)
+logits: Callable[[int], int | None] = _bind(_short, "llama_get_logits", _ptr, _ptr)
+
+
+def float_rows(address: int, rows: int, columns: int) -> npt.NDArray[np.float32]:
+    """Return a view of C memory as a float32 array; valid as long as the memory is."""
+    memory: Any = (_f32 * (rows * columns)).from_address(address)
+    view: npt.NDArray[np.float32] = np.frombuffer(memory, np.float32).reshape(rows, columns)
+    return view
+
+
+_decode = _bind(_long, "llama_decode", _i32, _ptr, _low.llama_batch)
+
+
+def batch_struct(token: int, pos: int, n_seq_id: int, seq_id: int, output: int) -> Any:
+    """Return a ``llama_batch`` over memory that the caller owns and keeps; the arguments are addresses."""
+    int_pointer = ctypes.POINTER(ctypes.c_int32)
+    return _low.llama_batch(
+        0,
+        ctypes.cast(token, int_pointer),
+        None,
+        ctypes.cast(pos, int_pointer),
+        ctypes.cast(n_seq_id, int_pointer),
+        ctypes.cast(seq_id, ctypes.POINTER(int_pointer)),
+        ctypes.cast(output, ctypes.POINTER(ctypes.c_int8)),
+    )
+
+
+def decode(context: int, batch: Any, n_tokens: int) -> int:
+    """Compute a batch. 0: done, 1: no KV room (nothing changed), 2: aborted, -1: bad batch, below: broken."""
+    batch.n_tokens = n_tokens
+    code: int = _decode(context, batch)
+    return code
+
+
+# --- samplers ---------------------------------------------------------------------------------------------------------
+
+_chain_create = _bind(_short, "llama_sampler_chain_init", _ptr, _low.llama_sampler_chain_params)
+sampler_chain_add: Callable[[int, int], None] = _bind(_short, "llama_sampler_chain_add", None, _ptr, _ptr)
+sampler_free: Callable[[int], None] = _bind(_short, "llama_sampler_free", None, _ptr)
+sampler_top_k: Callable[[int], int] = _bind(_short, "llama_sampler_init_top_k", _ptr, _i32)
+sampler_top_p: Callable[[float, int], int] = _bind(_short, "llama_sampler_init_top_p", _ptr, _f32, ctypes.c_size_t)
+sampler_min_p: Callable[[float, int], int] = _bind(_short, "llama_sampler_init_min_p", _ptr, _f32, ctypes.c_size_t)
+sampler_temp: Callable[[float], int] = _bind(_short, "llama_sampler_init_temp", _ptr, _f32)
+sampler_dist: Callable[[int], int] = _bind(_short, "llama_sampler_init_dist", _ptr, _u32)
+#: Samples from a row of the last batch and accepts the token. The row must have been an output, or the process aborts.
+sampler_sample: Callable[[int, int, int], int] = _bind(_short, "llama_sampler_sample", _i32, _ptr, _ptr, _i32)
+
+
+def sampler_chain() -> int:
+    """Return a new empty chain; freeing it frees what was added."""
+    handle: int = _chain_create(_low.llama_sampler_chain_params(no_perf=True))
+    return handle

@@ -1,0 +1,130 @@
+"""The Engine: what turns requests into tokens inside a worker.
+
+An engine belongs to one thread, its *engine thread* (``serve.py`` owns it). Every method but :meth:`Engine.interrupt`
+is called there and nowhere else, so an engine needs no locks. The interface is the batching one: many requests are
+submitted, each :meth:`Engine.step` moves all of them, and its output is a list of messages in which at most one is
+``tokens``.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+from llamaherd.transport.messages import ChildMessage, Detokenize, Generate, Load, Template, Tokenize
+
+__all__ = ["Engine", "EngineError", "ModelInfo", "Progress", "RequestError"]
+
+#: ``progress(stage_fraction)`` with 0.0 to 1.0; return False to abandon the load.
+Progress = Callable[[float], bool]
+
+
+class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """The model's facts, with the field names of the reference's ``meta`` object.
+
+    Attributes:
+        vocab_type: llama.cpp's number for the vocabulary's kind.
+        n_ctx: Context cells as allocated (llama.cpp pads the wish).
+        size: Bytes of all tensors.
+        ftype: The quantisation's name, such as ``Q4_1``.
+    """
+
+    vocab_type: int = 0
+    n_vocab: int = 0
+    n_ctx: int = 0
+    n_ctx_train: int = 0
+    n_embd: int = 0
+    n_params: int = 0
+    size: int = 0
+    ftype: str = ""
+
+    def to_meta(self) -> dict[str, Any]:
+        """Return the facts as the ``meta`` object of the ``ready`` message."""
+        return {field: getattr(self, field) for field in self.__struct_fields__}
+
+
+class EngineError(Exception):
+    """The model cannot be loaded or the engine is broken. The text is evidence for a person: file, reason, setting."""
+
+    def __init__(self, message: str, *, code: str = "load_failed", retry: bool = False) -> None:
+        super().__init__(message)
+        self.code = code
+        self.retry = retry
+
+
+class RequestError(Exception):
+    """One request is impossible, by its caller's fault; every other request goes on.
+
+    Attributes:
+        code: A short stable word, such as ``context_length_exceeded``.
+    """
+
+    def __init__(self, message: str, *, code: str = "invalid_request") -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Engine(Protocol):
+    """See the module's text for the threading rule."""
+
+    def load(self, command: Load, progress: Progress) -> ModelInfo:
+        """Load the model; afterwards the engine takes requests.
+
+        Raises:
+            EngineError: with the reason. The engine holds nothing then, and may be asked to load again.
+        """
+        ...
+
+    def unload(self) -> None:
+        """Free model and context. Idempotent. Only called while :attr:`busy` is False."""
+        ...
+
+    @property
+    def busy(self) -> bool:
+        """Whether :meth:`step` has work: some request is queued or running."""
+        ...
+
+    def submit(self, request: Generate) -> None:
+        """Take a request into the engine's queue.
+
+        Raises:
+            RequestError: the request is impossible; nothing was kept of it.
+        """
+        ...
+
+    def cancel(self, request: int) -> None:
+        """Drop a request. The next :meth:`step` returns its ``done`` with ``cancelled``. Unknown numbers are
+        ignored.
+        """
+        ...
+
+    def step(self) -> Sequence[ChildMessage]:
+        """Advance every running request by one decode step and admit queued ones.
+
+        Returns what happened: at most one ``tokens``, then ``done`` and ``failed`` of requests that ended in this step.
+        A fault of one request is its own ``failed``. Only call while :attr:`busy`.
+
+        Raises:
+            EngineError: the engine cannot go on; the worker leaves with a failure.
+        """
+        ...
+
+    def tokenize(self, command: Tokenize) -> tuple[int, ...]:
+        """Return the token ids of a text. Raises RequestError."""
+        ...
+
+    def detokenize(self, command: Detokenize) -> str:
+        """Return the text of token ids, invalid UTF-8 replaced. Raises RequestError for ids out of range."""
+        ...
+
+    def template(self, command: Template) -> str:
+        """Return chat messages rendered to the prompt text, generation prompt included. Raises RequestError."""
+        ...
+
+    def set_threads(self, n: int, batch: int) -> None:
+        """Use ``n`` threads for steps and ``batch`` (0: the same) for prompts from the next step on."""
+        ...
+
+    def interrupt(self) -> None:
+        """From any thread: make a running :meth:`load` or :meth:`step` return as soon as it can. Used when leaving."""
+        ...

@@ -1,0 +1,272 @@
+"""An engine without a model, that does what its script says: for tests, benchmarks and demonstrations.
+
+By default it answers a prompt with the prompt's own words, one per step. The script is the ``script`` of a
+:class:`~llamaherd.pool.config.ModelSpec`, with the fields of :class:`Script`. Times are real; everything else is
+deterministic. *Gates* are paths of files: the engine waits there until the file exists, so that a test decides when it
+goes on.
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterator
+from typing import Final, Literal
+
+import msgspec
+
+from llamaherd.pool.child.engine import EngineError, ModelInfo, Progress, RequestError
+from llamaherd.transport.messages import (
+    ChildMessage,
+    Delta,
+    Detokenize,
+    Done,
+    Failed,
+    FinishReason,
+    Generate,
+    Load,
+    Template,
+    Tokenize,
+    Tokens,
+    Usage,
+)
+
+__all__ = ["FakeEngine", "Script"]
+
+_GATE_POLL_SECONDS: Final = 0.002
+
+
+class Script(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the fake engine does.
+
+    Attributes:
+        pieces: The answer to every request, one text per step; empty means the prompt's words.
+        repeat: Say the pieces so many times over.
+        step_seconds: Duration of one step.
+        load: How the load ends: ``ok``, ``fail`` (with a reason), ``crash`` (SIGABRT), ``kill`` (SIGKILL), ``stall``
+            (never).
+        load_steps: Progress messages of one load.
+        load_seconds: Duration of one load.
+        load_gate: Path of the file that the load waits for, after half of its progress.
+        step_gate: Path of the file that steps wait for, once ``gate_at`` tokens have been made.
+        gate_at: See ``step_gate``.
+        crash_at: Token number at which the process crashes in the way of ``crash``; -1 never.
+        crash: ``crash`` or ``kill``.
+        fail_at: Token number at which the request alone fails; -1 never.
+        stall_at: Token number at which the engine stops for good, deaf to everything; -1 never.
+        flood_bytes: Bytes of noise written to each of descriptors 1 and 2, at load and at every step.
+        ignore_exit: Be deaf to ``exit`` and to SIGTERM from the load on.
+        grandchild: Start a process at load that inherits every descriptor and sleeps for an hour.
+        forget_parent: Clear the parent-death signal at load, as a set-uid exec would.
+    """
+
+    pieces: tuple[str, ...] = ()
+    repeat: int = 1
+    step_seconds: float = 0.0
+    load: Literal["ok", "fail", "crash", "kill", "stall"] = "ok"
+    load_steps: int = 4
+    load_seconds: float = 0.0
+    load_gate: str = ""
+    step_gate: str = ""
+    gate_at: int = 0
+    crash_at: int = -1
+    crash: Literal["crash", "kill"] = "kill"
+    fail_at: int = -1
+    stall_at: int = -1
+    flood_bytes: int = 0
+    ignore_exit: bool = False
+    grandchild: bool = False
+    forget_parent: bool = False
+
+
+class _Job:
+    """One request: the words still to say."""
+
+    def __init__(self, request: Generate, words: tuple[str, ...], prompt_tokens: int) -> None:
+        self.request = request
+        self.words = words
+        self.said = 0
+        self.prompt_tokens = prompt_tokens
+        limit = request.max_tokens
+        self.length = len(words) if limit < 0 else min(limit, len(words))
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        return "stop" if self.length == len(self.words) else "length"
+
+
+class FakeEngine:
+    """See the module's text. Implements :class:`~llamaherd.pool.child.engine.Engine`."""
+
+    def __init__(self) -> None:
+        self._script = Script()
+        self._slots = 1
+        self._queue: deque[_Job] = deque()
+        self._running: list[_Job] = []
+        self._cancelled: list[_Job] = []
+        self._interrupted = threading.Event()
+        self.threads = (0, 0)
+
+    # --- the model's life ---
+
+    def load(self, command: Load, progress: Progress) -> ModelInfo:
+        try:
+            script = self._script = msgspec.convert(command.script, Script)
+        except msgspec.ValidationError as error:
+            raise EngineError(f"the fake engine's script is wrong: {error}", code="bad_script") from error
+        self._slots = max(1, command.options.n_parallel)
+        if script.ignore_exit:
+            ctypes.CDLL(None).signal(signal.SIGTERM, 1)  # SIG_IGN; Python's own call works in the main thread only
+        if script.forget_parent:
+            ctypes.CDLL(None).prctl(1, 0, 0, 0, 0)  # PR_SET_PDEATHSIG
+        if script.grandchild:
+            subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"], close_fds=False)
+        self._flood()
+        for step in range(1, script.load_steps + 1):
+            if step > script.load_steps // 2:
+                self._load_halfway()
+            self._interrupted.wait(script.load_seconds / script.load_steps)
+            if not progress(step / script.load_steps):
+                raise EngineError("the load was abandoned", code="abandoned")
+        return ModelInfo(n_vocab=256, n_ctx=command.options.n_ctx, n_ctx_train=command.options.n_ctx, ftype="fake")
+
+    def _load_halfway(self) -> None:
+        script = self._script
+        if script.load_gate:
+            self._wait_for(script.load_gate)
+        if script.load == "fail":
+            raise EngineError("the script says that this model cannot be loaded")
+        if script.load == "stall":
+            _stall()
+        if script.load in ("crash", "kill"):
+            _end_process(script.load)
+
+    def unload(self) -> None:
+        self._queue.clear()
+
+    # --- requests ---
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._queue or self._running or self._cancelled)
+
+    def submit(self, request: Generate) -> None:
+        prompt = self._prompt_of(request)
+        script = self._script
+        words = script.pieces or tuple(_words(prompt))
+        self._queue.append(_Job(request, words * script.repeat, prompt_tokens=len(prompt.split())))
+
+    @staticmethod
+    def _prompt_of(request: Generate) -> str:
+        if request.messages is not None:
+            content = request.messages[-1].get("content")
+            return content if isinstance(content, str) else ""
+        if isinstance(request.prompt, tuple):
+            if any(not 0 <= token < 256 for token in request.prompt):
+                raise RequestError("token ids of the fake engine are bytes, 0 to 255")
+            return bytes(request.prompt).decode(errors="replace")
+        return request.prompt or ""
+
+    def cancel(self, request: int) -> None:
+        for jobs in (self._queue, self._running):
+            for job in [job for job in jobs if job.request.request == request]:
+                jobs.remove(job)
+                self._cancelled.append(job)
+
+    def step(self) -> list[ChildMessage]:
+        script = self._script
+        while self._queue and len(self._running) < self._slots:
+            self._running.append(self._queue.popleft())
+        if script.step_seconds:
+            self._interrupted.wait(script.step_seconds)
+        self._flood()
+        ended: list[ChildMessage] = [_done(job, "cancelled") for job in self._cancelled]
+        self._cancelled.clear()
+        deltas: list[Delta] = []
+        for job in list(self._running):
+            self._advance(job, deltas, ended)
+        return [Tokens(deltas=tuple(deltas)), *ended] if deltas else ended
+
+    def _advance(self, job: _Job, deltas: list[Delta], ended: list[ChildMessage]) -> None:
+        self._misbehave(job)
+        number = job.request.request
+        if self._script.fail_at == job.said:
+            self._running.remove(job)
+            ended.append(Failed(request=number, message="the script says that this request fails", retry=True))
+            return
+        if job.said < job.length:
+            deltas.append(Delta(number, job.words[job.said], (job.said,)))
+            job.said += 1
+        if job.said >= job.length:
+            self._running.remove(job)
+            ended.append(_done(job, job.finish_reason))
+
+    def _misbehave(self, job: _Job) -> None:
+        script = self._script
+        if script.step_gate and job.said >= script.gate_at:
+            self._wait_for(script.step_gate)
+        if script.crash_at == job.said:
+            _end_process(script.crash)
+        if script.stall_at == job.said:
+            _stall()
+
+    # --- text ---
+
+    def tokenize(self, command: Tokenize) -> tuple[int, ...]:
+        return tuple(command.text.encode())
+
+    def detokenize(self, command: Detokenize) -> str:
+        if any(not 0 <= token < 256 for token in command.tokens):
+            raise RequestError("token ids of the fake engine are bytes, 0 to 255")
+        return bytes(command.tokens).decode(errors="replace")
+
+    def template(self, command: Template) -> str:
+        return "".join(f"<{message['role']}>{message.get('content') or ''}\n" for message in command.messages)
+
+    def set_threads(self, n: int, batch: int) -> None:
+        self.threads = (n, batch or n)
+
+    def interrupt(self) -> None:
+        if not self._script.ignore_exit:
+            self._interrupted.set()
+            return
+        _stall()
+
+    # --- misbehaviour ---
+
+    def _wait_for(self, gate: str) -> None:
+        while not os.path.exists(gate) and not self._interrupted.wait(_GATE_POLL_SECONDS):
+            pass
+
+    def _flood(self) -> None:
+        noise = b"." * self._script.flood_bytes
+        for fd in (1, 2):
+            rest = memoryview(noise)
+            while rest:
+                rest = rest[os.write(fd, rest) :]
+
+
+def _words(text: str) -> Iterator[str]:
+    for index, word in enumerate(text.split()):
+        yield word if index == 0 else f" {word}"
+
+
+def _done(job: _Job, reason: FinishReason) -> Done:
+    usage = Usage(prompt_tokens=job.prompt_tokens, completion_tokens=job.said)
+    return Done(request=job.request.request, finish_reason=reason, usage=usage)
+
+
+def _stall() -> None:
+    while True:
+        with contextlib.suppress(InterruptedError):
+            signal.pause()
+
+
+def _end_process(how: Literal["crash", "kill"]) -> None:
+    if how == "crash":
+        os.abort()
+    os.kill(os.getpid(), signal.SIGKILL)

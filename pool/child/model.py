@@ -1,0 +1,111 @@
+"""One model file in memory: checks before the load, the load itself, and the facts of what was loaded."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from llamaherd.pool.child import bindings
+from llamaherd.pool.child.engine import EngineError
+from llamaherd.pool.child.vocab import Vocab
+from llamaherd.transport.messages import EngineOptions
+
+__all__ = ["Model", "check_file"]
+
+_MAGIC: Final = b"GGUF"
+
+
+def check_file(path: str) -> int:
+    """Raise EngineError unless ``path`` looks like a GGUF file that can be read; return its size in bytes."""
+    if not path or "\0" in path:
+        raise EngineError(f"{path!r} is not a path of a model file", code="model_not_found")
+    file = Path(path)
+    try:
+        if file.is_dir():
+            raise EngineError(f"{path} is a directory, not a GGUF file", code="model_invalid")
+        with file.open("rb") as stream:
+            magic = stream.read(len(_MAGIC))
+        size = file.stat().st_size
+    except FileNotFoundError:
+        raise EngineError(f"{path} does not exist", code="model_not_found") from None
+    except OSError as error:
+        raise EngineError(f"{path} cannot be read: {error.strerror}", code="model_unreadable") from error
+    if magic != _MAGIC:
+        found = "is empty" if not magic else f"starts with {magic!r}"
+        raise EngineError(f"{path} is no GGUF file: it {found}, not with {_MAGIC!r}", code="model_invalid")
+    return size
+
+
+class _ProgressGuard:
+    """Keeps an exception of the caller's function out of C, which would swallow it, and stops asking after a "no"."""
+
+    def __init__(self, progress: Callable[[float], bool]) -> None:
+        self._progress: Final = progress
+        self.abandoned = False
+        self.error: BaseException | None = None
+
+    def __call__(self, fraction: float) -> bool:
+        if not self.abandoned:
+            try:
+                self.abandoned = not self._progress(fraction)
+            except BaseException as error:
+                self.abandoned, self.error = True, error
+        return not self.abandoned
+
+
+class Model:
+    """A loaded model. :meth:`free` it after every context that uses it.
+
+    ``progress`` is called with llama.cpp's own fraction; returning False abandons the load, and what it raises
+    is raised from here.
+
+    Raises:
+        EngineError: with llama.cpp's last error lines.
+    """
+
+    def __init__(self, path: str, options: EngineOptions, progress: Callable[[float], bool]) -> None:
+        self.path: Final = path
+        guard = _ProgressGuard(progress)
+        bindings.forget_log()
+        handle = bindings.model_load(
+            path.encode("utf-8", "surrogateescape"),
+            n_gpu_layers=options.n_gpu_layers,
+            use_mmap=options.use_mmap,
+            progress=guard,
+        )
+        if guard.abandoned:
+            if handle is not None:
+                bindings.model_free(handle)
+            if guard.error is not None:
+                raise guard.error
+            raise EngineError(f"loading {path} was abandoned", code="load_abandoned")
+        if handle is None:
+            reason = bindings.error_lines() or "llama.cpp gave no reason"
+            raise EngineError(f"{path} cannot be loaded: {reason}", code="model_invalid")
+        self.handle: Final = handle
+        self._freed = False
+        self.vocab: Final = Vocab(handle)
+        self.ftype: Final = bindings.model_ftype_name(handle)
+        self.n_ctx_train: Final = bindings.model_n_ctx_train(handle)
+        self.n_embd: Final = bindings.model_n_embd(handle)
+        self.n_params: Final = bindings.model_n_params(handle)
+        self.size: Final = bindings.model_size(handle)
+        self.chat_template: Final = bindings.model_chat_template(handle)
+        self.unfit: Final = self._why_unfit()
+
+    def _why_unfit(self) -> str:
+        """Say why this model cannot continue a text; empty when it may."""
+        if bindings.model_has_encoder(self.handle):
+            return "it has an encoder (an embedding, translation or draft model)"
+        if not bindings.model_has_decoder(self.handle):
+            return "it has no decoder"
+        if bindings.model_is_diffusion(self.handle):
+            return "it is a diffusion model"
+        if self.vocab.size == 0:
+            return "it has no vocabulary"
+        return ""
+
+    def free(self) -> None:
+        """Release the memory. Idempotent."""
+        if not self._freed:
+            self._freed = True
+            bindings.model_free(self.handle)

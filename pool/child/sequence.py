@@ -1,0 +1,97 @@
+"""One generation: its tokens, how much of them is computed, and how it ends."""
+
+from time import perf_counter
+from typing import Final
+
+from llamaherd.pool.child.sampler import Chain
+from llamaherd.pool.child.text import TextStream
+from llamaherd.pool.child.vocab import Vocab
+from llamaherd.transport.messages import Delta, Done, FinishReason, Generate, Timings, Usage
+
+__all__ = ["Sequence"]
+
+
+class Sequence:
+    """A request from its submission to its end.
+
+    ``tokens`` is the whole truth: the prompt and what was generated. The first ``computed`` of them are in the cache,
+    the rest is fed by the next steps. A preempted sequence therefore just starts over with ``computed`` 0.
+
+    Attributes:
+        slot: Its sequence id in the cache while it runs, else -1.
+        chain: Its samplers; None means greedy.
+    """
+
+    def __init__(self, request: Generate, prompt: list[int], limit: int) -> None:
+        self.request: Final = request
+        self.tokens: Final = prompt
+        self.n_prompt: Final = len(prompt)
+        #: Most tokens, prompt included.
+        self.limit: Final = limit if request.max_tokens < 0 else min(limit, len(prompt) + request.max_tokens)
+        self.slot = -1
+        self.computed = 0
+        self.chain: Final = Chain(request.sampling) if request.sampling.temperature > 0 else None
+        self._text: Final = TextStream(request.stop)
+        self._submitted = perf_counter()
+        self._started = 0.0
+        self._first_token = 0.0
+
+    def __repr__(self) -> str:
+        return f"<Sequence {self.request.request} slot={self.slot} {self.computed}/{len(self.tokens)} of {self.limit}>"
+
+    @property
+    def pending(self) -> int:
+        """Tokens that are not computed yet; 1 while it generates."""
+        return len(self.tokens) - self.computed
+
+    @property
+    def full(self) -> bool:
+        """Whether no further token may be generated."""
+        return len(self.tokens) >= self.limit
+
+    def start(self, slot: int) -> None:
+        """Take a slot, for the first time or again."""
+        self.slot = slot
+        self._started = self._started or perf_counter()
+
+    def stop(self) -> None:
+        """Give the slot back; what was computed is gone."""
+        self.slot, self.computed = -1, 0
+
+    def accept(self, token: int, vocab: Vocab) -> tuple[Delta, FinishReason | None]:
+        """Take the next token; return what the caller gets of it and, if it was the last, why."""
+        self._first_token = self._first_token or perf_counter()
+        self.tokens.append(token)
+        if vocab.ends(token) and not self.request.ignore_eos:
+            return self._delta(self._text.flush(), token), "stop"
+        text = self._text.feed(vocab.piece(token))
+        if self._text.stopping_word:
+            return self._delta(text, token), "stop"
+        if self.full:
+            return self._delta(text + self._text.flush(), token), "length"
+        return self._delta(text, token), None
+
+    def _delta(self, text: str, token: int) -> Delta:
+        return Delta(self.request.request, text, (token,))
+
+    def done(self, reason: FinishReason) -> Done:
+        """Return the message that ends the request."""
+        now = perf_counter()
+        started = self._started or now
+        first = self._first_token or now
+        return Done(
+            request=self.request.request,
+            finish_reason=reason,
+            usage=Usage(prompt_tokens=self.n_prompt, completion_tokens=len(self.tokens) - self.n_prompt),
+            timings=Timings(
+                queue_ms=(started - self._submitted) * 1e3,
+                prompt_ms=(first - started) * 1e3 if self._started else 0.0,
+                predicted_ms=(now - first) * 1e3,
+            ),
+            stopping_word=self._text.stopping_word,
+        )
+
+    def free(self) -> None:
+        """Release the samplers. Idempotent."""
+        if self.chain is not None:
+            self.chain.free()

@@ -1,0 +1,272 @@
+"""A worker's life: who reads commands, who runs the engine, and how it all ends.
+
+Three threads, each with one job::
+
+    main     waits for the word to leave (a command, a signal, the engine's end), then ends the process
+    control  blocked in ``receive``; puts commands into the inbox; sees ``exit`` even while the engine loads
+    engine   owns the engine: takes commands between steps, steps while there is work, sends what happened
+
+The control thread starts before the engine is imported, so a worker that is told to leave in its first millisecond
+leaves. The end of the channel means that the pool is gone: the process ends at once, without freeing anything, because
+nobody is left to wait for it and the operating system frees faster.
+"""
+
+import os
+import queue
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from enum import IntEnum
+from typing import Final
+
+from llamaherd.pool.child.engine import Engine, EngineError, ModelInfo, RequestError
+from llamaherd.transport.channel import ChildChannel
+from llamaherd.transport.errors import ChannelError
+from llamaherd.transport.messages import (
+    Cancel,
+    ChildMessage,
+    Detokenize,
+    Exit,
+    Failed,
+    Fault,
+    Generate,
+    Load,
+    PoolMessage,
+    Result,
+    Sleep,
+    State,
+    Template,
+    Threads,
+    Tokenize,
+    Unknown,
+    Wake,
+)
+
+__all__ = ["EngineFactory", "ExitCode", "Service"]
+
+#: Makes the engine that a ``load`` command names. Raises EngineError for a name that it does not know.
+EngineFactory = Callable[[str], Engine]
+
+#: Seconds that the engine thread has, once interrupted, before the process ends without it.
+LEAVE_SECONDS: Final = 5.0
+#: Least progress between two ``loading`` messages.
+PROGRESS_STEP: Final = 0.01
+
+
+class ExitCode(IntEnum):
+    """How a worker ends when it ends by itself. A start-up failure is not a crash."""
+
+    DONE = 0
+    ORPHANED = 1
+    LOAD_FAILED = 3
+    ENGINE_BROKE = 4
+
+
+class Service:
+    """Connects one channel with one engine."""
+
+    def __init__(self, channel: ChildChannel, make_engine: EngineFactory) -> None:
+        self._channel = channel
+        self._make_engine = make_engine
+        self._inbox: queue.SimpleQueue[PoolMessage] = queue.SimpleQueue()
+        self._engine: Engine | None = None
+        self._load: Load | None = None
+        self._awake = False
+        self._leaving = threading.Event()
+        self._exit_code = ExitCode.DONE
+        self._engine_thread = threading.Thread(target=self._run_engine, name="engine", daemon=True)
+
+    def start(self) -> None:
+        """Start the control and the engine thread."""
+        threading.Thread(target=self._run_control, name="control", daemon=True).start()
+        self._engine_thread.start()
+
+    def leave(self, code: ExitCode = ExitCode.DONE) -> None:
+        """From any thread: begin the orderly end. The first caller's code counts."""
+        engine = self._engine
+        if engine is not None:
+            engine.interrupt()
+        if not self._leaving.is_set():
+            self._exit_code = code
+            self._leaving.set()
+        self._inbox.put(Exit())
+
+    def wait(self) -> ExitCode:
+        """Block the main thread until the worker may end, and return the exit code."""
+        self._leaving.wait()
+        self._engine_thread.join(LEAVE_SECONDS)
+        self._channel.close()
+        return self._exit_code
+
+    # --- control thread ---
+
+    def _run_control(self) -> None:
+        try:
+            while True:
+                for message in self._channel.receive():
+                    if isinstance(message, Exit):
+                        self.leave()
+                        return
+                    self._inbox.put(message)
+        except ChannelError:
+            if not self._leaving.is_set():
+                os._exit(ExitCode.ORPHANED)
+
+    # --- engine thread ---
+
+    def _run_engine(self) -> None:
+        try:
+            self._serve()
+        except EngineError as error:
+            self._report(Failed(message=str(error), fault="worker", code=error.code, retry=error.retry))
+            self.leave(ExitCode.ENGINE_BROKE)
+        except ChannelError:
+            self.leave(ExitCode.ORPHANED)
+        except BaseException as error:  # the last frame of this thread: what is not reported here is lost
+            sys.excepthook(type(error), error, error.__traceback__)
+            self._report(Failed(message=f"the worker's engine failed: {error!r}", fault="worker", code="engine_broke"))
+            self.leave(ExitCode.ENGINE_BROKE)
+
+    def _report(self, failure: Failed) -> None:
+        try:
+            self._channel.send(failure)
+        except ChannelError as error:
+            log(f"could not report {failure.message!r}: {error}")
+
+    def _serve(self) -> None:
+        while not self._leaving.is_set():
+            engine = self._engine
+            if engine is not None and self._awake and engine.busy:
+                self._take_waiting()
+                if not self._leaving.is_set():
+                    self._send_all(engine.step())
+            else:
+                self._handle(self._inbox.get())
+
+    def _take_waiting(self) -> None:
+        while not self._leaving.is_set():
+            try:
+                command = self._inbox.get_nowait()
+            except queue.Empty:
+                return
+            self._handle(command)
+
+    def _send_all(self, messages: Iterable[ChildMessage]) -> None:
+        for message in messages:
+            self._channel.send(message)
+
+    def _handle(self, command: PoolMessage) -> None:
+        match command:
+            case Generate() | Tokenize() | Detokenize() | Template():
+                self._answer(command)
+            case Cancel():
+                if self._engine is not None:
+                    self._engine.cancel(command.request)
+            case Threads():
+                if self._engine is not None:
+                    self._engine.set_threads(command.n, command.batch)
+            case Load():
+                self._begin(command)
+            case Sleep():
+                self._sleep()
+            case Wake():
+                self._wake()
+            case Exit():
+                pass  # the flag is set; the loops see it
+            case Unknown():
+                log(f"ignored a message of kind {command.kind!r}: {command.reason}")
+
+    def _answer(self, command: Generate | Tokenize | Detokenize | Template) -> None:
+        engine = self._engine
+        try:
+            if engine is None or not self._awake:
+                raise RequestError("the worker has no model loaded", code="not_loaded")
+            match command:
+                case Generate():
+                    engine.submit(command)
+                case Tokenize():
+                    self._channel.send(Result(request=command.request, tokens=engine.tokenize(command)))
+                case Detokenize():
+                    self._channel.send(Result(request=command.request, text=engine.detokenize(command)))
+                case Template():
+                    self._channel.send(Result(request=command.request, text=engine.template(command)))
+        except RequestError as error:
+            fault: Fault = "worker" if error.code == "not_loaded" else "caller"
+            self._channel.send(Failed(request=command.request, message=str(error), fault=fault, code=error.code))
+
+    # --- the model's life ---
+
+    def _begin(self, command: Load) -> None:
+        if self._load is not None:
+            log(f"ignored a second load command, for {command.model!r}")
+            return
+        self._load = command
+        info = self._load_model(command)
+        if info is not None:
+            self._channel.send(State(state="ready", payload=ready_payload(command, info)))
+
+    def _wake(self) -> None:
+        if self._load is None or self._awake:
+            log("ignored a wake command: there is nothing to wake")
+        elif self._load_model(self._load) is not None:
+            self._channel.send(State(state="ready"))
+
+    def _sleep(self) -> None:
+        engine = self._engine
+        if engine is None or not self._awake or engine.busy:
+            log("ignored a sleep command: the engine is busy or has no model")
+            return
+        engine.unload()
+        self._awake = False
+        self._channel.send(State(state="sleeping"))
+
+    def _load_model(self, command: Load) -> ModelInfo | None:
+        """Load, and report how far it is. Return None after a failure: the worker is leaving then."""
+        progress = LoadProgress(self._channel, self._leaving)
+        try:
+            if self._engine is None:
+                self._engine = self._make_engine(command.engine)
+            progress(0.0)
+            info = self._engine.load(command, progress)
+            progress(1.0)
+        except EngineError as error:
+            if not self._leaving.is_set():
+                self._report(Failed(message=str(error), fault="model", code=error.code, retry=error.retry))
+            self.leave(ExitCode.LOAD_FAILED)
+            return None
+        self._awake = True
+        return info
+
+
+class LoadProgress:
+    """The engine's progress callback: says how far the load is, in the reference's form, without flooding."""
+
+    def __init__(self, channel: ChildChannel, leaving: threading.Event) -> None:
+        self._channel = channel
+        self._leaving = leaving
+        self._last = -1.0
+
+    def __call__(self, fraction: float) -> bool:
+        due = fraction - self._last >= PROGRESS_STEP or fraction >= 1.0
+        if due and fraction > self._last:
+            self._last = fraction
+            payload = {"stages": ["text_model"], "current": "text_model", "value": round(fraction, 4)}
+            self._channel.send(State(state="loading", payload=payload))
+        return not self._leaving.is_set()
+
+
+def ready_payload(command: Load, info: ModelInfo) -> dict[str, object]:
+    """Return the facts that a ``ready`` message carries, in the reference's form (the pool adds ``created``)."""
+    return {
+        "id": command.model,
+        "aliases": list(command.aliases),
+        "tags": list(command.tags),
+        "object": "model",
+        "owned_by": "llamacpp",
+        "meta": info.to_meta(),
+    }
+
+
+def log(text: str) -> None:
+    """Write one line to the model's log."""
+    os.write(2, f"llamaherd: {text}\n".encode(errors="replace"))

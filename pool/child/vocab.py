@@ -1,0 +1,91 @@
+"""Text to token ids and back, with the ids checked: llama.cpp aborts on some that are out of range."""
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+
+from llamaherd.pool.child import bindings
+from llamaherd.pool.child.engine import RequestError
+
+__all__ = ["Vocab"]
+
+#: llama.cpp's number for "this model has no vocabulary"; tokenising would abort.
+_NO_VOCAB: Final = 0
+#: No token of any known vocabulary is longer, in bytes; only a text beyond this per token is measured exactly.
+_USUAL_TOKEN_BYTES: Final = 32
+
+
+class Vocab:
+    """The vocabulary of one loaded model; unusable after the model is freed."""
+
+    def __init__(self, model: int) -> None:
+        self._handle: Final = bindings.model_vocab(model)
+        self.kind: Final = bindings.vocab_type(self._handle)
+        self.size: Final = bindings.vocab_n_tokens(self._handle)
+        self.bos: Final = bindings.vocab_bos(self._handle)
+        self.eos: Final = bindings.vocab_eos(self._handle)
+        self.adds_bos: Final = bindings.vocab_add_bos(self._handle)
+        self.adds_eos: Final = bindings.vocab_add_eos(self._handle)
+        self._pieces: Final[dict[int, bytes]] = {}
+        self._longest = 0
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        """Return the ids of a text. Raises RequestError when the model has no vocabulary."""
+        if self.kind == _NO_VOCAB:
+            raise RequestError("this model has no vocabulary, so text cannot be tokenised", code="not_supported")
+        data = text.encode("utf-8", "replace")
+        room = len(data) + 8
+        for _ in range(2):
+            ids = np.empty(room, np.int32)
+            count = bindings.tokenize(
+                self._handle, data, ids.ctypes.data, room, add_special=add_special, parse_special=parse_special
+            )
+            if count >= 0:
+                tokens: list[int] = ids[:count].tolist()
+                return tokens
+            room = -count
+        raise RequestError(f"a text of {len(data)} bytes cannot be tokenised", code="tokenize_failed")
+
+    def check(self, tokens: Sequence[int]) -> None:
+        """Raise RequestError unless every id is of this vocabulary."""
+        for index, token in enumerate(tokens):
+            if not 0 <= token < self.size:
+                raise RequestError(
+                    f"token {token} at index {index} is not in the vocabulary of {self.size} tokens",
+                    code="invalid_token",
+                )
+
+    def piece(self, token: int) -> bytes:
+        """Return the bytes that a generated token shows; control tokens show nothing."""
+        piece = self._pieces.get(token)
+        if piece is None:
+            piece = self._pieces[token] = bindings.token_to_piece(self._handle, token, special=False)
+        return piece
+
+    def name(self, token: int) -> str:
+        """Return the text of a token, control tokens by their name; empty for -1, "this model has none"."""
+        if not 0 <= token < self.size:
+            return ""
+        return bindings.token_to_piece(self._handle, token, special=True).decode("utf-8", "replace")
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """Return the text of checked ids, control tokens by their name and invalid UTF-8 replaced."""
+        return b"".join(bindings.token_to_piece(self._handle, token, special=True) for token in tokens).decode(
+            "utf-8", "replace"
+        )
+
+    def ends(self, token: int) -> bool:
+        """Whether a token ends the generation."""
+        return bindings.vocab_is_eog(self._handle, token)
+
+    def least_tokens(self, length: int, limit: int) -> int:
+        """Return how many tokens a text of ``length`` characters has at least; 0 if it may be fewer than ``limit``.
+
+        Lets a huge prompt be refused in microseconds, where tokenising it would keep everyone waiting.
+        """
+        if length <= limit * _USUAL_TOKEN_BYTES:
+            return 0
+        if not self._longest:
+            self._longest = max(bindings.vocab_text_length(self._handle, token) for token in range(self.size))
+        return length // max(1, self._longest)

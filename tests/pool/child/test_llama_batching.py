@@ -1,0 +1,242 @@
+"""Many requests at once on the real engine: sharing, fairness, cancelling, and what happens when the room runs out."""
+
+import pytest
+
+from engine_driver import GREEDY, Collected, ask, collect, drain, loaded
+from llamaherd.pool.child.llama_engine import LlamaEngine
+from llamaherd.transport.messages import Generate, Sampling, Tokens
+from tiny_gguf import SCRIPT_TEXT
+
+PROMPTS = ["abc", "a longer prompt than the others " * 8, "x", "The quick brown fox. " * 3, "né 😀"]
+
+
+def request(number: int, prompt: str = "abc", *, max_tokens: int = 10, seed: int | None = None) -> Generate:
+    sampling = GREEDY if seed is None else Sampling(seed=seed)
+    return Generate(request=number, prompt=prompt, max_tokens=max_tokens, sampling=sampling, ignore_eos=True)
+
+
+def alone(engine: LlamaEngine, prompt: str, max_tokens: int, seed: int | None = None) -> list[int]:
+    engine.submit(request(1, prompt, max_tokens=max_tokens, seed=seed))
+    return drain(engine)[1].tokens
+
+
+def test_greedy_output_is_the_same_alone_and_in_company() -> None:
+    with loaded("random", n_parallel=5) as engine:
+        expected = [alone(engine, prompt, 40) for prompt in PROMPTS]
+        for number, prompt in enumerate(PROMPTS):
+            engine.submit(request(number, prompt, max_tokens=40))
+        together = drain(engine)
+    assert [together[number].tokens for number in range(len(PROMPTS))] == expected
+
+
+def test_greedy_and_sampled_requests_share_a_batch() -> None:
+    with loaded("random", n_parallel=4) as engine:
+        seeds = [None, 11, None, 12]
+        expected = [alone(engine, prompt, 30, seed) for prompt, seed in zip(PROMPTS, seeds, strict=False)]
+        for number, (prompt, seed) in enumerate(zip(PROMPTS, seeds, strict=False)):
+            engine.submit(request(number, prompt, max_tokens=30, seed=seed))
+        together = drain(engine)
+    assert [together[number].tokens for number in range(4)] == expected
+
+
+def test_one_message_a_step_holds_every_sequence_that_moved() -> None:
+    with loaded("random", n_parallel=3) as engine:
+        for number in range(3):
+            engine.submit(request(number, max_tokens=5))
+        steps = [engine.step() for _ in range(5)]
+        assert not engine.busy
+    for step in steps:
+        assert isinstance(step[0], Tokens)
+        assert [delta.request for delta in step[0].deltas] == [0, 1, 2]
+        assert all(len(delta.tokens) == 1 for delta in step[0].deltas)
+    assert [len(step) for step in steps] == [1, 1, 1, 1, 4]
+
+
+def test_more_requests_than_slots_are_all_served_in_order() -> None:
+    with loaded("random", n_parallel=2) as engine:
+        for number in range(9):
+            engine.submit(request(number, max_tokens=3 + number % 3))
+        first_seen: list[int] = []
+        most_at_once = 0
+        while engine.busy:
+            for message in engine.step():
+                if isinstance(message, Tokens):
+                    numbers = [delta.request for delta in message.deltas]
+                    most_at_once = max(most_at_once, len(numbers))
+                    first_seen += [number for number in numbers if number not in first_seen]
+    assert first_seen == list(range(9))
+    assert most_at_once == 2
+
+
+def test_a_slot_that_is_used_again_remembers_nothing() -> None:
+    with loaded("random", n_parallel=1) as engine:
+        expected = alone(engine, "abc", 20)
+        alone(engine, "something else entirely " * 5, 20)
+        assert alone(engine, "abc", 20) == expected
+
+
+def test_a_newcomer_joins_while_others_generate() -> None:
+    with loaded("random", n_parallel=2) as engine:
+        expected = alone(engine, PROMPTS[1], 10)
+        got: dict[int, Collected] = {}
+        engine.submit(request(7, max_tokens=30))
+        for _ in range(5):
+            collect(engine.step(), got)
+        engine.submit(request(8, PROMPTS[1], max_tokens=10))
+        drain(engine, got)
+    assert got[8].tokens == expected
+    assert len(got[7].tokens) == 30
+
+
+def test_a_long_prompt_goes_in_chunks_beside_a_generation() -> None:
+    prompt = "word " * 150
+    with loaded("random", n_parallel=2, n_batch=64, n_ubatch=32) as engine:
+        expected = alone(engine, prompt, 5)
+        got: dict[int, Collected] = {}
+        engine.submit(request(7, max_tokens=60))
+        collect(engine.step(), got)
+        engine.submit(request(8, prompt, max_tokens=5))
+        moved_before = 0
+        while 8 not in got:
+            collect(engine.step(), got)
+            moved_before = len(got[7].tokens)
+        drain(engine, got)
+    assert got[8].tokens == expected
+    assert moved_before > 8, "the running generation got a token in every step"
+
+
+def test_more_slots_than_batch_rows_still_get_a_row_each() -> None:
+    with loaded("random", n_parallel=8, n_batch=2, n_ubatch=2) as engine:
+        for number in range(8):
+            engine.submit(request(number, max_tokens=4))
+        got = drain(engine)
+    assert [len(got[number].tokens) for number in range(8)] == [4] * 8
+
+
+def test_cancelling_a_running_request_frees_its_slot_in_the_next_step() -> None:
+    with loaded("random", n_parallel=1) as engine:
+        engine.submit(request(1, max_tokens=500))
+        engine.submit(request(2, max_tokens=2))
+        got: dict[int, Collected] = {}
+        collect(engine.step(), got)
+        engine.cancel(1)
+        collect(engine.step(), got)
+        assert got[1].reason == "cancelled"
+        assert got[1].done is not None and got[1].done.usage.completion_tokens == 1
+        assert len(got[2].tokens) == 1
+        drain(engine, got)
+    assert got[2].reason == "length"
+
+
+def test_cancelling_a_queued_request_leaves_the_others_in_order() -> None:
+    with loaded("random", n_parallel=1) as engine:
+        for number in (1, 2, 3):
+            engine.submit(request(number, max_tokens=2))
+        engine.cancel(2)
+        got = drain(engine)
+    assert [got[number].reason for number in (1, 2, 3)] == ["length", "cancelled", "length"]
+    assert got[2].tokens == []
+
+
+def test_cancelling_a_request_in_the_middle_of_its_prompt_ends_it() -> None:
+    with loaded("random", n_batch=16, n_ubatch=16) as engine:
+        engine.submit(request(1, "word " * 100))
+        assert engine.step() == []
+        engine.cancel(1)
+        got = drain(engine)
+        assert got[1].reason == "cancelled"
+        assert len(alone(engine, "abc", 3)) == 3
+
+
+def test_a_cancelled_request_is_still_told_when_nothing_else_runs() -> None:
+    with loaded("random") as engine:
+        engine.submit(request(1))
+        engine.cancel(1)
+        assert engine.busy
+        assert drain(engine)[1].reason == "cancelled"
+
+
+def test_unknown_and_finished_requests_cannot_be_cancelled() -> None:
+    with loaded("random") as engine:
+        assert len(ask(engine, "abc", max_tokens=2).tokens) == 2
+        engine.cancel(1)
+        engine.cancel(99)
+        assert not engine.busy
+
+
+@pytest.mark.parametrize("n_parallel", [2, 4])
+def test_when_the_cache_is_full_the_youngest_waits_and_nobody_loses_a_token(n_parallel: int) -> None:
+    prompts = [letter * 20 for letter in "abcd"[:n_parallel]]
+    with loaded("random", n_ctx=256, n_parallel=n_parallel) as engine:
+        expected = [alone(engine, prompt, 200) for prompt in prompts]
+        for number, prompt in enumerate(prompts):
+            engine.submit(request(number, prompt, max_tokens=200))
+        got = drain(engine)
+    assert [got[number].tokens for number in range(n_parallel)] == expected
+    assert all(got[number].reason == "length" for number in range(n_parallel))
+
+
+def test_a_preempted_sampled_request_goes_on_with_its_own_dice() -> None:
+    with loaded("random", n_ctx=256, n_parallel=2) as engine:
+        expected = alone(engine, "b" * 20, 200, seed=5)
+        engine.submit(request(1, "a" * 20, max_tokens=200, seed=4))
+        engine.submit(request(2, "b" * 20, max_tokens=200, seed=5))
+        assert drain(engine)[2].tokens == expected
+
+
+def test_the_first_of_many_fills_the_whole_context_if_it_likes() -> None:
+    with loaded("random", n_ctx=256, n_parallel=2) as engine:
+        for number in (1, 2):
+            engine.submit(request(number, max_tokens=-1))
+        got = drain(engine)
+    for number in (1, 2):
+        done = got[number].done
+        assert done is not None and done.finish_reason == "length"
+        assert done.usage.prompt_tokens + done.usage.completion_tokens == 256
+
+
+def test_a_prompt_that_does_not_fit_beside_the_others_waits_its_turn() -> None:
+    with loaded("random", n_ctx=256, n_parallel=4) as engine:
+        engine.submit(request(1, "a" * 150, max_tokens=20))
+        engine.submit(request(2, "b" * 150, max_tokens=5))
+        engine.submit(request(3, "cc", max_tokens=5))
+        order: list[int] = []
+        while engine.busy:
+            for message in engine.step():
+                if isinstance(message, Tokens):
+                    order += [delta.request for delta in message.deltas if delta.request not in order]
+    assert order == [1, 2, 3]
+
+
+def test_threads_may_change_between_steps() -> None:
+    with loaded("scripted") as engine:
+        engine.submit(Generate(request=1, prompt="x\n", sampling=GREEDY))
+        got: dict[int, Collected] = {}
+        for n, batch in ((2, 0), (1, 2), (0, 0)):
+            engine.set_threads(n, batch)
+            collect(engine.step(), got)
+        drain(engine, got)
+    assert got[1].text == SCRIPT_TEXT
+
+
+def test_an_interrupted_step_returns_and_loses_nothing_of_the_sequence() -> None:
+    with loaded("random") as engine:
+        engine.submit(request(1))
+        got: dict[int, Collected] = {}
+        collect(engine.step(), got)
+        before = len(got[1].tokens)
+        engine.interrupt()
+        collect(engine.step(), got)
+        assert len(got[1].tokens) == before
+        assert engine.busy
+
+
+def test_unloading_a_busy_engine_is_safe_when_leaving() -> None:
+    with loaded("random") as engine:
+        engine.submit(request(1, seed=1))
+        engine.submit(request(2, seed=2))
+        engine.step()
+        engine.interrupt()
+        engine.step()
+        engine.unload()
+        assert not engine.busy

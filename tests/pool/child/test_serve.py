@@ -1,0 +1,260 @@
+"""The service connects a channel with an engine: commands in, news out, and an orderly end. In process, in memory."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from queue import SimpleQueue
+
+import pytest
+
+from llamaherd.pool.child.engine import Engine, EngineError
+from llamaherd.pool.child.fake_engine import FakeEngine
+from llamaherd.pool.child.serve import ExitCode, Service
+from llamaherd.transport import ChannelClosed, ChildChannel, EndOfChannel
+from llamaherd.transport.messages import (
+    Cancel,
+    ChildMessage,
+    Done,
+    EngineOptions,
+    Exit,
+    Failed,
+    Generate,
+    Load,
+    PoolMessage,
+    Result,
+    Sleep,
+    State,
+    Threads,
+    Tokenize,
+    Tokens,
+    Unknown,
+    Wake,
+)
+
+DEADLINE = 10.0
+
+
+class Desk(ChildChannel):
+    """The worker's end of a channel whose other end is the test itself."""
+
+    def __init__(self) -> None:
+        self._commands: SimpleQueue[PoolMessage | None] = SimpleQueue()
+        self._news: SimpleQueue[ChildMessage] = SimpleQueue()
+        self.closed = threading.Event()
+
+    def tell(self, *commands: PoolMessage) -> None:
+        for command in commands:
+            self._commands.put(command)
+
+    def hear(self) -> ChildMessage:
+        return self._news.get(timeout=DEADLINE)
+
+    def hear_until(self, last: Callable[[ChildMessage], bool]) -> list[ChildMessage]:
+        heard = [self.hear()]
+        while not last(heard[-1]):
+            heard.append(self.hear())
+        return heard
+
+    def send(self, message: ChildMessage) -> None:
+        if self.closed.is_set():
+            raise ChannelClosed
+        self._news.put(message)
+
+    def receive(self) -> Sequence[PoolMessage]:
+        command = self._commands.get()
+        if command is None:
+            raise EndOfChannel
+        return [command]
+
+    def close(self) -> None:
+        self.closed.set()
+
+
+class Shop:
+    """A service with its desk, already started."""
+
+    def __init__(self, engine: Engine | None = None) -> None:
+        self.desk = Desk()
+        self.engine = engine or FakeEngine()
+        self.service = Service(self.desk, self._make)
+        self.service.start()
+
+    def _make(self, name: str) -> Engine:
+        if name != "fake":
+            raise EngineError(f"unknown engine {name!r}")
+        return self.engine
+
+    def load(self, **script: object) -> None:
+        self.desk.tell(Load(model="m", engine="fake", script=script))
+        self.desk.hear_until(lambda news: isinstance(news, State) and news.state == "ready")
+
+
+@pytest.fixture
+def shop() -> Iterator[Shop]:
+    shop = Shop()
+    yield shop
+    shop.service.leave()
+    shop.service.wait()
+
+
+def is_done(news: ChildMessage) -> bool:
+    return isinstance(news, Done)
+
+
+def test_a_load_reports_progress_in_the_references_form_and_then_the_models_facts(shop: Shop) -> None:
+    shop.desk.tell(Load(model="m", engine="fake", aliases=("a",), script={"load_steps": 2}))
+    heard = shop.desk.hear_until(lambda news: isinstance(news, State) and news.state == "ready")
+    states = [news for news in heard if isinstance(news, State)]
+    values = [state.payload["value"] for state in states[:-1] if state.payload is not None]
+    assert values == [0.0, 0.5, 1.0]
+    assert states[0].payload == {"stages": ["text_model"], "current": "text_model", "value": 0.0}
+    assert states[-1].payload is not None
+    assert set(states[-1].payload) == {"id", "aliases", "tags", "object", "owned_by", "meta"}
+
+
+def test_a_fine_grained_load_does_not_flood(shop: Shop) -> None:
+    shop.desk.tell(Load(model="m", engine="fake", script={"load_steps": 5000}))
+    heard = shop.desk.hear_until(lambda news: isinstance(news, State) and news.state == "ready")
+    assert len(heard) <= 103
+
+
+def test_every_sequence_that_moves_in_a_step_is_in_its_one_tokens_message(shop: Shop, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    shop.load(step_gate=str(gate))
+    shop.desk.tell(*(Generate(request=number, prompt="a b") for number in (1, 2, 3)))
+    gate.touch()
+    heard = shop.desk.hear_until(lambda news: is_done(news) and news.request == 3)  # type: ignore[union-attr]
+    moved = [[delta.request for delta in news.deltas] for news in heard if isinstance(news, Tokens)]
+    assert [1, 2, 3] in moved
+    assert len([news for news in heard if isinstance(news, Done)]) == 3
+
+
+def test_a_cancelled_request_is_confirmed_and_an_unknown_one_is_ignored(shop: Shop) -> None:
+    shop.load(pieces=["x"], repeat=10**6, step_seconds=0.001)
+    shop.desk.tell(Generate(request=1, prompt="go"), Cancel(request=77), Cancel(request=1))
+    (*_, last) = shop.desk.hear_until(is_done)
+    assert isinstance(last, Done)
+    assert (last.request, last.finish_reason) == (1, "cancelled")
+
+
+def test_an_answer_without_a_stream_does_not_wait_for_generations(shop: Shop) -> None:
+    shop.load(pieces=["x"], repeat=10**6, step_seconds=0.001)
+    shop.desk.tell(Generate(request=1, prompt="go"), Tokenize(request=2, text="hi"))
+    heard = shop.desk.hear_until(lambda news: isinstance(news, Result))
+    assert heard[-1] == Result(request=2, tokens=(104, 105))
+    shop.desk.tell(Cancel(request=1))
+    shop.desk.hear_until(is_done)
+
+
+def test_an_impossible_request_is_its_callers_fault_and_work_goes_on(shop: Shop) -> None:
+    shop.load()
+    shop.desk.tell(Generate(request=1, prompt=(999,)), Generate(request=2, prompt="fine"))
+    failed = shop.desk.hear()
+    assert isinstance(failed, Failed)
+    assert (failed.request, failed.fault, failed.retry) == (1, "caller", False)
+    assert is_done(shop.desk.hear_until(is_done)[-1])
+
+
+def test_work_before_a_model_is_loaded_is_refused(shop: Shop) -> None:
+    shop.desk.tell(Generate(request=1, prompt="hello"))
+    failed = shop.desk.hear()
+    assert isinstance(failed, Failed)
+    assert failed.code == "not_loaded"
+
+
+def test_sleep_and_wake_are_reported_and_a_busy_engine_does_not_sleep(shop: Shop) -> None:
+    shop.load(pieces=["x"], repeat=10**6, step_seconds=0.001)
+    shop.desk.tell(Sleep())
+    assert shop.desk.hear() == State(state="sleeping")
+    shop.desk.tell(Wake())
+    assert shop.desk.hear_until(lambda news: news == State(state="ready"))
+    shop.desk.tell(Generate(request=1, prompt="go"), Sleep(), Cancel(request=1))
+    heard = shop.desk.hear_until(is_done)
+    assert State(state="sleeping") not in heard
+
+
+def test_threads_are_handed_to_the_engine(shop: Shop) -> None:
+    shop.load()
+    shop.desk.tell(Threads(n=3), Tokenize(request=1, text=""))
+    shop.desk.hear()
+    assert isinstance(shop.engine, FakeEngine)
+    assert shop.engine.threads == (3, 3)
+
+
+def test_what_nobody_understands_is_ignored(shop: Shop) -> None:
+    shop.load()
+    again = Load(model="second", engine="fake")
+    shop.desk.tell(Unknown("riddle", "unknown kind"), again, Wake(), Tokenize(request=1, text=""))
+    assert isinstance(shop.desk.hear(), Result)
+
+
+@pytest.mark.parametrize(
+    "command", [Load(model="m", engine="fake", script={"load": "fail"}), Load(model="m", engine="x")]
+)
+def test_a_load_that_fails_is_reported_and_ends_the_worker_with_its_own_code(command: Load) -> None:
+    shop = Shop()
+    shop.desk.tell(command)
+    heard = shop.desk.hear_until(lambda news: isinstance(news, Failed))
+    assert isinstance(heard[-1], Failed)
+    assert (heard[-1].request, heard[-1].fault) == (None, "model")
+    assert shop.service.wait() is ExitCode.LOAD_FAILED
+    assert shop.desk.closed.is_set()
+
+
+def test_an_exit_command_during_a_load_ends_the_worker_without_a_complaint() -> None:
+    shop = Shop()
+    shop.desk.tell(Load(model="m", engine="fake", script={"load_gate": "/nonexistent/gate"}))
+    shop.desk.hear()
+    shop.desk.tell(Exit())
+    assert shop.service.wait() is ExitCode.DONE
+
+
+def test_an_exit_command_ends_an_idle_and_a_busy_worker() -> None:
+    for request in ((), (Generate(request=1, prompt="go"),)):
+        shop = Shop()
+        shop.load(pieces=["x"], repeat=10**6, step_seconds=0.001)
+        shop.desk.tell(*request, Exit())
+        assert shop.service.wait() is ExitCode.DONE
+
+
+class Breaking(FakeEngine):
+    """An engine whose step cannot go on."""
+
+    def step(self) -> list[ChildMessage]:
+        raise EngineError("the GPU is lost", code="device_lost")
+
+
+class Buggy(FakeEngine):
+    """An engine with a mistake in it."""
+
+    def set_threads(self, n: int, batch: int) -> None:
+        raise ZeroDivisionError("a mistake")
+
+
+def test_an_engine_that_breaks_says_why_and_ends_the_worker() -> None:
+    shop = Shop(Breaking())
+    shop.load()
+    shop.desk.tell(Generate(request=1, prompt="go"))
+    failed = shop.desk.hear()
+    assert isinstance(failed, Failed)
+    assert (failed.message, failed.code, failed.request) == ("the GPU is lost", "device_lost", None)
+    assert shop.service.wait() is ExitCode.ENGINE_BROKE
+
+
+def test_a_mistake_in_an_engine_is_reported_with_its_traceback(capfd: pytest.CaptureFixture[str]) -> None:
+    shop = Shop(Buggy())
+    shop.load()
+    shop.desk.tell(Threads(n=1))
+    failed = shop.desk.hear()
+    assert isinstance(failed, Failed)
+    assert "ZeroDivisionError" in failed.message
+    assert shop.service.wait() is ExitCode.ENGINE_BROKE
+    assert "a mistake" in capfd.readouterr().err
+
+
+def test_options_travel_with_defaults_left_out() -> None:
+    import msgspec
+
+    assert msgspec.json.encode(Load(model="m", options=EngineOptions(n_ctx=512))) == (
+        b'{"model":"m","options":{"n_ctx":512}}'
+    )
