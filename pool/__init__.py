@@ -1,0 +1,115 @@
+"""Keeps worker processes alive and gives them work.
+
+The public surface is what this module names; everything else may change. Names are imported on first use, because a
+worker process passes through this package on its way to ``llamaherd.pool.child`` and must not pay for asyncio and the
+manager.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from llamaherd.pool.catalog import DEMO, Catalog, build_catalog, find_model, model_parts
+    from llamaherd.pool.config import DEFAULT_STOP_TIMEOUT, EngineOptions, ModelSpec
+    from llamaherd.pool.errors import (
+        BadRequest,
+        LoadFailed,
+        ModelBusy,
+        ModelNotFound,
+        ModelNotLoaded,
+        PoolClosed,
+        PoolError,
+        QueueFull,
+        WorkerDied,
+        WorkerFailed,
+    )
+    from llamaherd.pool.events import Event, Subscription
+    from llamaherd.pool.generation import Completion, Generation, Piece
+    from llamaherd.pool.lifecycle import State
+    from llamaherd.pool.params import ChatMessage, ChatParams, GenerateParams
+    from llamaherd.pool.pool import Pool
+    from llamaherd.pool.status import ModelStatus
+    from llamaherd.transport.messages import FinishReason, Timings, Usage
+
+__all__ = [
+    "DEFAULT_STOP_TIMEOUT",
+    "DEMO",
+    "BadRequest",
+    "Catalog",
+    "ChatMessage",
+    "ChatParams",
+    "Completion",
+    "EngineOptions",
+    "Event",
+    "FinishReason",
+    "GenerateParams",
+    "Generation",
+    "LoadFailed",
+    "ModelBusy",
+    "ModelNotFound",
+    "ModelNotLoaded",
+    "ModelSpec",
+    "ModelStatus",
+    "Piece",
+    "Pool",
+    "PoolClosed",
+    "PoolError",
+    "QueueFull",
+    "State",
+    "Subscription",
+    "Timings",
+    "Usage",
+    "WorkerDied",
+    "WorkerFailed",
+    "build_catalog",
+    "find_model",
+    "model_parts",
+]
+
+_HOME: Final = {
+    "BadRequest": "llamaherd.pool.errors",
+    "Catalog": "llamaherd.pool.catalog",
+    "ChatMessage": "llamaherd.pool.params",
+    "ChatParams": "llamaherd.pool.params",
+    "Completion": "llamaherd.pool.generation",
+    "DEFAULT_STOP_TIMEOUT": "llamaherd.pool.config",
+    "DEMO": "llamaherd.pool.catalog",
+    "EngineOptions": "llamaherd.pool.config",
+    "Event": "llamaherd.pool.events",
+    "FinishReason": "llamaherd.transport.messages",
+    "GenerateParams": "llamaherd.pool.params",
+    "Generation": "llamaherd.pool.generation",
+    "LoadFailed": "llamaherd.pool.errors",
+    "ModelBusy": "llamaherd.pool.errors",
+    "ModelNotFound": "llamaherd.pool.errors",
+    "ModelNotLoaded": "llamaherd.pool.errors",
+    "ModelSpec": "llamaherd.pool.config",
+    "ModelStatus": "llamaherd.pool.status",
+    "Piece": "llamaherd.pool.generation",
+    "Pool": "llamaherd.pool.pool",
+    "PoolClosed": "llamaherd.pool.errors",
+    "PoolError": "llamaherd.pool.errors",
+    "QueueFull": "llamaherd.pool.errors",
+    "State": "llamaherd.pool.lifecycle",
+    "Subscription": "llamaherd.pool.events",
+    "Timings": "llamaherd.transport.messages",
+    "Usage": "llamaherd.transport.messages",
+    "WorkerDied": "llamaherd.pool.errors",
+    "WorkerFailed": "llamaherd.pool.errors",
+    "build_catalog": "llamaherd.pool.catalog",
+    "find_model": "llamaherd.pool.catalog",
+    "model_parts": "llamaherd.pool.catalog",
+}
+
+
+def __getattr__(name: str) -> object:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,182 @@
+"""The records that the pool keeps: one per model, one per request. Data and wording; the pool alone changes them."""
+
+import asyncio
+import weakref
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+from llamaherd.pool.config import ModelSpec
+from llamaherd.pool.errors import BadRequest, LoadFailed, PoolError, WorkerDied, WorkerFailed
+from llamaherd.pool.generation import Generation
+from llamaherd.pool.launch import Exit
+from llamaherd.pool.lifecycle import State
+from llamaherd.pool.logs import LogRing
+from llamaherd.pool.status import ModelStatus
+from llamaherd.pool.worker import Worker
+from llamaherd.transport.messages import Delta, Done, Failed, PoolMessage, Result
+
+__all__ = ["Answer", "Entry", "Request", "Sink", "Stream", "explain_exit", "explain_failure"]
+
+#: Log lines shown in an error for which the worker gave no reason, and kept in its ``log``.
+SHOWN_LOG_LINES: Final = 3
+KEPT_LOG_LINES: Final = 20
+
+
+@dataclass(slots=True)
+class Entry:
+    """One model.
+
+    Attributes:
+        worker: Its current worker, None in the states without a process.
+        failure: What the current worker said of its own failure, before its exit.
+        drowsy: A sleep command is under way, or was carried out: work needs a wake command first.
+    """
+
+    spec: ModelSpec
+    state: State = State.UNLOADED
+    worker: Worker | None = None
+    log: LogRing = field(default_factory=LogRing)
+    progress: dict[str, Any] | None = None
+    info: dict[str, Any] | None = None
+    failure: Failed | None = None
+    error: PoolError | None = None
+    exit_code: int | None = None
+    drowsy: bool = False
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self.spec.name
+
+    def status(self, in_flight: int, queued: int) -> ModelStatus:
+        """Return the model's public status."""
+        worker = self.worker
+        return ModelStatus(
+            name=self.name,
+            state=self.state,
+            aliases=self.spec.aliases,
+            tags=self.spec.tags,
+            path=None if self.spec.path is None else str(self.spec.path),
+            args=() if worker is None else tuple(worker.args),
+            progress=self.progress,
+            info=self.info,
+            failed=self.error is not None,
+            exit_code=self.exit_code,
+            error=None if self.error is None else str(self.error),
+            pid=None if worker is None else worker.pid,
+            in_flight=in_flight,
+            queued=queued,
+        )
+
+
+class Sink(Protocol):
+    """Where the news of one request goes."""
+
+    def feed(self, delta: Delta) -> None:
+        """The request made progress."""
+        ...
+
+    def finish(self, end: Done | Result | None) -> None:
+        """The request ended in order. None for a request that only wanted its model ready."""
+        ...
+
+    def fail(self, error: PoolError) -> None:
+        """The request came to nothing."""
+        ...
+
+
+class Stream:
+    """Feeds a generation, and lets go of it when its caller does."""
+
+    def __init__(self, generation: Generation) -> None:
+        self._generation = weakref.ref(generation)
+
+    def feed(self, delta: Delta) -> None:
+        generation = self._generation()
+        if generation is not None:
+            generation.feed(delta)
+
+    def finish(self, end: Done | Result | None) -> None:
+        generation = self._generation()
+        if generation is None:
+            return
+        if isinstance(end, Done):
+            generation.finish(end)
+        else:
+            generation.fail(WorkerFailed("the worker answered a generation without a stream", code="protocol"))
+
+    def fail(self, error: PoolError) -> None:
+        generation = self._generation()
+        if generation is not None:
+            generation.fail(error)
+
+
+class Answer:
+    """Resolves a future with the request's one answer."""
+
+    def __init__(self, future: asyncio.Future[Result | None]) -> None:
+        self._future = future
+
+    def feed(self, delta: Delta) -> None:
+        pass  # no answer of this kind has parts
+
+    def finish(self, end: Done | Result | None) -> None:
+        if self._future.done():
+            return
+        if isinstance(end, Done):
+            self._future.set_exception(WorkerFailed("the worker answered with a stream", code="protocol"))
+        else:
+            self._future.set_result(end)
+
+    def fail(self, error: PoolError) -> None:
+        if not self._future.done():
+            self._future.set_exception(error)
+
+
+@dataclass(slots=True)
+class Request:
+    """One request, from its acceptance until its worker says that it has ended.
+
+    Attributes:
+        command: What its worker is told; None if the request only wants its model ready.
+        sink: Who listens; None once the caller has left.
+        granted: Whether it was sent to a worker.
+    """
+
+    number: int
+    entry: Entry
+    command: PoolMessage | None
+    sink: Sink | None
+    granted: bool = False
+
+
+def explain_failure(failure: Failed) -> PoolError:
+    """Return the error that a worker's ``failed`` for one request means."""
+    if failure.fault == "caller":
+        return BadRequest(failure.message, code=failure.code)
+    return WorkerFailed(failure.message, code=failure.code, retry=failure.retry)
+
+
+def explain_exit(entry: Entry, worker: Worker, end: Exit) -> LoadFailed | WorkerDied:
+    """Return the error for those who counted on a worker that ended without being told to."""
+    log = entry.log.tail(KEPT_LOG_LINES)
+    failure = entry.failure
+    if failure is not None:
+        reason = f"{failure.message} ({end.detail})"
+    elif worker.kill_reason:
+        reason = f"its worker was killed because {worker.kill_reason}"
+    else:
+        lines = [line.strip() for line in log if line.strip()][-SHOWN_LOG_LINES:]
+        reason = f"its worker ended: {end.detail}" + ("; last log lines: " + " | ".join(lines) if lines else "")
+    code = failure.code if failure is not None else ""
+    if entry.state is State.LOADING:
+        return LoadFailed(
+            f"model {entry.name!r} could not be loaded: {reason}",
+            code=code or "load_failed",
+            retry=failure.retry if failure is not None else True,
+            exit_code=end.code,
+            log=log,
+        )
+    return WorkerDied(
+        f"model {entry.name!r} failed: {reason}", code=code or "worker_died", retry=True, exit_code=end.code, log=log
+    )

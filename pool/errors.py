@@ -1,0 +1,126 @@
+"""The pool's error tree: whose fault it was, and whether a retry helps.
+
+::
+
+    PoolError
+    ├── BadRequest         caller   no retry    a parameter is wrong; nothing was started
+    ├── ModelNotFound      caller   no retry    no model of that name
+    ├── ModelNotLoaded     caller   no retry    the model is not loaded and loading was not asked for
+    ├── ModelBusy          caller   no retry    the model is not in a state in which this can be done
+    ├── QueueFull          pool     retry       a queue limit is reached
+    ├── LoadFailed         model    maybe       the worker could not load the model: reason, exit code, last log lines
+    ├── WorkerDied         worker   retry       the worker ended while it held the request: exit code, last log lines
+    ├── WorkerFailed       worker   maybe       the worker reported that it could not serve this request
+    └── PoolClosed         pool     no retry    the pool is closing or closed
+"""
+
+from typing import ClassVar, Literal
+
+__all__ = [
+    "BadRequest",
+    "LoadFailed",
+    "ModelBusy",
+    "ModelNotFound",
+    "ModelNotLoaded",
+    "PoolClosed",
+    "PoolError",
+    "QueueFull",
+    "WorkerDied",
+    "WorkerFailed",
+]
+
+Fault = Literal["caller", "model", "worker", "pool"]
+
+
+class PoolError(Exception):
+    """Base of everything that the pool raises on purpose.
+
+    Attributes:
+        fault: Whose fault it was.
+        retry: Whether the same call may succeed later.
+        retry_after: Seconds to wait before that, if known.
+        code: A short stable word for programs.
+    """
+
+    fault: ClassVar[Fault] = "pool"
+
+    def __init__(self, message: str, *, code: str = "", retry: bool = False, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.retry = retry
+        self.retry_after = retry_after
+
+
+class BadRequest(PoolError, ValueError):
+    """A parameter is wrong; the text names it. ``code`` is ``context_length_exceeded`` for a prompt that does not
+    fit.
+    """
+
+    fault = "caller"
+
+
+class ModelNotFound(PoolError, LookupError):
+    """No model of that name is in the pool."""
+
+    fault = "caller"
+
+
+class ModelNotLoaded(PoolError):
+    """The model is not loaded, and the caller said not to load it."""
+
+    fault = "caller"
+
+
+class ModelBusy(PoolError):
+    """What was asked does not fit the model's state, such as loading what is already running."""
+
+    fault = "caller"
+
+
+class QueueFull(PoolError):
+    """Too many requests wait already."""
+
+
+class _WorkerEvidence(PoolError):
+    """What is known of a worker's end."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str = "",
+        retry: bool = False,
+        retry_after: float | None = None,
+        exit_code: int | None = None,
+        log: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(message, code=code, retry=retry, retry_after=retry_after)
+        self.exit_code = exit_code
+        self.log = log
+
+
+class LoadFailed(_WorkerEvidence):
+    """The model could not be loaded.
+
+    Attributes:
+        exit_code: The worker's exit code (negative: the signal that ended it), None if it lives.
+        log: The worker's last log lines. They may name paths: show them to operators, not to strangers.
+    """
+
+    fault = "model"
+
+
+class WorkerDied(_WorkerEvidence):
+    """The worker ended while it held the request. Attributes as :class:`LoadFailed`."""
+
+    fault = "worker"
+
+
+class WorkerFailed(PoolError):
+    """The worker lives, but could not serve this request."""
+
+    fault = "worker"
+
+
+class PoolClosed(PoolError):
+    """The pool is closing or closed."""

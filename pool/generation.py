@@ -1,0 +1,186 @@
+"""One request in flight, as its caller sees it: a stream of pieces with a known end."""
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from llamaherd.transport.messages import Delta, Done, FinishReason, Timings, Usage
+
+__all__ = ["Completion", "Generation", "Piece"]
+
+#: Pieces that may wait unread before further ones are merged into the last; a slow reader costs text, not objects.
+MAX_WAITING_PIECES = 64
+
+
+class Piece(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of an answer.
+
+    Attributes:
+        text: New text, complete UTF-8 characters only; empty on the last piece.
+        tokens: Ids of the tokens behind it.
+        finish_reason: Set on the last piece only: ``stop``, ``length`` or ``cancelled``.
+        usage: Token counts, on the last piece only.
+        timings: Milliseconds inside the worker, on the last piece only.
+        stopping_word: The stop text that ended the generation, if one did.
+    """
+
+    text: str = ""
+    tokens: tuple[int, ...] = ()
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+    timings: Timings | None = None
+    stopping_word: str = ""
+
+
+class Completion(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole answer: what :meth:`Generation.collect` returns. Fields as in :class:`Piece`."""
+
+    text: str
+    tokens: tuple[int, ...]
+    finish_reason: FinishReason
+    usage: Usage
+    timings: Timings
+    stopping_word: str = ""
+
+
+class Generation(AsyncIterator[Piece]):
+    """An answer being made: iterate over it, or ``await`` :meth:`collect`.
+
+    It starts on creation, waits in the pool's queue if it must, and ends with a piece whose ``finish_reason`` is set.
+    Leaving it early cancels the work: by :meth:`aclose`, by leaving its ``async with`` block, or by dropping the last
+        reference to it.
+
+    One task may iterate. Iteration raises the :class:`~llamaherd.pool.errors.PoolError` that ended the request, once.
+    """
+
+    def __init__(self, model: str, on_cancel: Callable[[], None]) -> None:
+        self.model = model
+        self._on_cancel: Callable[[], None] | None = on_cancel
+        self._loop = asyncio.get_running_loop()
+        self._pieces: deque[Piece] = deque()
+        self._error: Exception | None = None
+        self._ended = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    def __repr__(self) -> str:
+        state = "ended" if self._ended else "running"
+        return f"<Generation of {self.model} {state}, {len(self._pieces)} pieces waiting>"
+
+    # --- the pool's side ---
+
+    def feed(self, delta: Delta) -> None:
+        """Add what one decode step brought. Called by the pool."""
+        if self._ended:
+            return
+        if len(self._pieces) >= MAX_WAITING_PIECES:
+            last = self._pieces.pop()
+            self._pieces.append(Piece(text=last.text + delta.text, tokens=last.tokens + delta.tokens))
+        else:
+            self._pieces.append(Piece(text=delta.text, tokens=delta.tokens))
+        self._wake()
+
+    def finish(self, done: Done) -> None:
+        """End in order. Called by the pool."""
+        if self._ended:
+            return
+        self._pieces.append(
+            Piece(
+                finish_reason=done.finish_reason,
+                usage=done.usage,
+                timings=done.timings,
+                stopping_word=done.stopping_word,
+            )
+        )
+        self._end()
+
+    def fail(self, error: Exception) -> None:
+        """End with an error, raised after the pieces that came before it. Called by the pool."""
+        if self._ended:
+            return
+        self._error = error
+        self._end()
+
+    def _end(self) -> None:
+        self._ended = True
+        self._on_cancel = None
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    # --- the caller's side ---
+
+    @property
+    def ended(self) -> bool:
+        """Whether the worker has nothing more to say; pieces may still wait to be read."""
+        return self._ended
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Piece:
+        while not self._pieces:
+            if self._error is not None:
+                error, self._error = self._error, None
+                raise error
+            if self._ended:
+                raise StopAsyncIteration
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        return self._pieces.popleft()
+
+    async def collect(self) -> Completion:
+        """Wait for the end and return the whole answer; a cancelled wait cancels the work."""
+        texts: list[str] = []
+        tokens: list[int] = []
+        async with self:
+            async for piece in self:
+                texts.append(piece.text)
+                tokens.extend(piece.tokens)
+                if piece.finish_reason is not None:
+                    return Completion(
+                        text="".join(texts),
+                        tokens=tuple(tokens),
+                        finish_reason=piece.finish_reason,
+                        usage=piece.usage or Usage(),
+                        timings=piece.timings or Timings(),
+                        stopping_word=piece.stopping_word,
+                    )
+        raise asyncio.CancelledError("the generation was closed before it ended")
+
+    def cancel(self) -> None:
+        """Stop the work and drop what waits unread. Idempotent, immediate, safe in every state."""
+        on_cancel, self._on_cancel = self._on_cancel, None
+        if on_cancel is not None:
+            self._ended = True
+            self._pieces.clear()
+            self._wake()
+            on_cancel()
+
+    async def aclose(self) -> None:
+        """As :meth:`cancel`, under the name that async streams use."""
+        self.cancel()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.cancel()
+
+    def __del__(self) -> None:
+        # A caller that breaks out of its loop and forgets the stream must not leave a slot busy. The collector may run
+        # this in any thread and in the middle of anything, so the work is only handed to the loop.
+        if self._on_cancel is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and the pool with it
+                self._loop.call_soon_threadsafe(self._on_cancel)

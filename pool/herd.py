@@ -1,0 +1,317 @@
+"""The Herd: the one owner of every model, worker and request of a pool.
+
+All of its state changes in plain methods on one event loop: a call, a message or an exit comes in, the lifecycle table
+says what it means, the scheduler says what follows, and the effects are sent. Nothing waits in between, so nothing can
+change in between.
+"""
+
+import asyncio
+import itertools
+import logging
+import time
+from collections.abc import Coroutine
+from typing import Any, Final
+
+from llamaherd.pool.config import ModelSpec
+from llamaherd.pool.entry import Entry, Request, Sink, explain_exit, explain_failure
+from llamaherd.pool.errors import BadRequest, ModelBusy, PoolClosed, PoolError, WorkerFailed
+from llamaherd.pool.events import EventLog
+from llamaherd.pool.launch import Exit, Launcher
+from llamaherd.pool.lifecycle import RUNNING, IllegalTransition, State, Trigger, transition
+from llamaherd.pool.schedule import Scheduler
+from llamaherd.pool.status import ModelStatus
+from llamaherd.pool.worker import Worker
+from llamaherd.transport import Transport
+from llamaherd.transport.errors import ChannelError
+from llamaherd.transport.messages import (
+    Cancel,
+    ChildMessage,
+    Done,
+    Failed,
+    Generate,
+    PoolMessage,
+    Result,
+    Sleep,
+    Threads,
+    Tokens,
+    Unknown,
+    Wake,
+)
+from llamaherd.transport.messages import State as StateMessage
+
+__all__ = ["Herd"]
+
+_log = logging.getLogger("llamaherd.pool")
+
+#: What the words of a worker's ``state`` message mean to the lifecycle.
+_TRIGGERS: Final = {"loading": Trigger.PROGRESS, "ready": Trigger.READY, "sleeping": Trigger.SLEEP}
+
+
+class Herd:
+    """See the module's text. :class:`~llamaherd.pool.pool.Pool` is its public face and documents what callers may
+    count on.
+
+    Implements :class:`~llamaherd.pool.schedule.Effects` and :class:`~llamaherd.pool.worker.Owner`.
+    """
+
+    def __init__(
+        self, transport: Transport, launcher: Launcher, *, models_max: int, stop_timeout: float, cores: int
+    ) -> None:
+        self.events = EventLog(lambda: {"models": [status.to_dict() for status in self.statuses()]})
+        self._transport = transport
+        self._launcher = launcher
+        self._stop_timeout = stop_timeout
+        self._scheduler = Scheduler(self, models_max=models_max, cores=cores)
+        self._entries: dict[str, Entry] = {}
+        self._names: dict[str, Entry] = {}
+        self._requests: dict[int, Request] = {}
+        self._numbers = itertools.count(1)
+        self._generations = itertools.count(1)
+        self._workers: set[Worker] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = False
+
+    def __repr__(self) -> str:
+        return f"<Herd over {self._transport.name}, {len(self._workers)} workers, {self._scheduler!r}>"
+
+    def add(self, spec: ModelSpec) -> None:
+        """A model exists from now on. Raises BadRequest if its spec is wrong or its name taken; nothing is added
+        then.
+        """
+        spec.check()
+        names = (spec.name, *spec.aliases)
+        for name in names:
+            if name in self._names:
+                raise BadRequest(f"two models are called {name!r}: {self._names[name].name!r} and {spec.name!r}")
+        if len(set(names)) < len(names):
+            raise BadRequest(f"model {spec.name!r} has the same name twice")
+        entry = Entry(spec)
+        self._names.update((name, entry) for name in names)
+        self._entries[spec.name] = entry
+        self._scheduler.add(spec.name)
+
+    async def close(self) -> None:
+        """Fail what waits or runs with ``PoolClosed``, stop all workers at once, and return when all are reaped."""
+        self._closing = True
+        for request in list(self._requests.values()):
+            self.leave(request.number, PoolClosed("the pool is closing"))
+        for worker in list(self._workers):
+            self._stop_worker(self._entries[worker.model])
+        while self._workers or self._tasks:
+            for worker in list(self._workers):
+                await worker.wait()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._transport.aclose()
+        self.events.close()
+
+    def kill_all(self) -> None:
+        """Kill every worker now; :meth:`close` then ends soon."""
+        for worker in self._workers:
+            worker.kill()
+
+    # --- what may be read ---
+
+    def find(self, name: str) -> Entry | None:
+        """Return the model of that name or alias."""
+        return self._names.get(name)
+
+    def queued(self, entry: Entry) -> int:
+        """Return how many requests wait for a model."""
+        return self._scheduler.queued(entry.name)
+
+    def status(self, entry: Entry) -> ModelStatus:
+        """Return a model's public status."""
+        return entry.status(self._scheduler.in_flight(entry.name), self._scheduler.queued(entry.name))
+
+    def statuses(self) -> list[ModelStatus]:
+        """Return every model's public status, in the order in which they were added."""
+        return [self.status(entry) for entry in self._entries.values()]
+
+    # --- requests ---
+
+    def next_number(self) -> int:
+        """Return a number for a new request."""
+        return next(self._numbers)
+
+    def accept(self, entry: Entry, number: int, command: PoolMessage | None, sink: Sink) -> None:
+        """Take a request; ``sink`` hears of it from now on, perhaps before this returns. None only wants the model
+        ready.
+        """
+        self._requests[number] = Request(number, entry, command, sink)
+        self._scheduler.request(number, entry.name, holds=command is not None)
+
+    def leave(self, number: int, error: PoolError | None = None) -> None:
+        """The caller of a request has left, or is told to with an error; what it held is freed. Unknown numbers are
+        ignored.
+        """
+        request = self._requests.get(number)
+        if request is None or request.sink is None:
+            return
+        sink, request.sink = request.sink, None
+        if error is not None:
+            sink.fail(error)
+        if not request.granted:
+            del self._requests[number]
+            self._scheduler.cancel(number)
+        elif request.entry.worker is not None and isinstance(request.command, Generate):
+            # The model stays busy until the worker confirms: what still computes must not be taken for idle.
+            request.entry.worker.post(Cancel(request=number))
+
+    # --- commands ---
+
+    def unload(self, entry: Entry) -> None:
+        """Begin to stop a model's worker. Raises ModelBusy if it has none; no effect on one that is stopping."""
+        if entry.state not in RUNNING:
+            raise ModelBusy("model is not running", code="model_not_running")
+        error = WorkerFailed(f"model {entry.name!r} was unloaded", code="unloaded")
+        for request in self._granted_to(entry):
+            self.leave(request.number, error)
+        self._scheduler.unload(entry.name, error)
+
+    def sleep(self, entry: Entry) -> None:
+        """Have an idle worker free its model. Raises ModelBusy."""
+        if entry.state is not State.LOADED or entry.worker is None or self._scheduler.in_flight(entry.name):
+            raise ModelBusy(f"model {entry.name!r} is {entry.state} and cannot sleep now", code="model_busy")
+        entry.drowsy = True
+        entry.worker.post(Sleep())
+
+    def _granted_to(self, entry: Entry) -> list[Request]:
+        return [request for request in self._requests.values() if request.entry is entry and request.granted]
+
+    # --- effects: what the scheduler decided ---
+
+    def start(self, model: str) -> None:
+        if self._closing:
+            return
+        entry = self._entries[model]
+        entry.state = transition(entry.state, Trigger.SPAWN)
+        entry.progress = entry.failure = entry.error = entry.exit_code = None
+        entry.drowsy = False
+        worker = entry.worker = Worker(model, next(self._generations), self)
+        worker.post(entry.spec.to_load())
+        self._workers.add(worker)
+        self.events.emit(model, "model_status", {"status": State.LOADING})
+        self.keep(self._launch(worker, entry))
+
+    def stop(self, model: str) -> None:
+        self._stop_worker(self._entries[model])
+
+    def grant(self, ticket: int) -> None:
+        request = self._requests[ticket]
+        request.granted = True
+        entry = request.entry
+        if entry.drowsy and entry.worker is not None:
+            entry.drowsy = False
+            entry.worker.post(Wake())
+        if request.command is None:
+            del self._requests[ticket]
+            if request.sink is not None:
+                request.sink.finish(None)
+        elif entry.worker is not None:
+            entry.worker.post(request.command)
+
+    def reject(self, ticket: int, error: PoolError) -> None:
+        request = self._requests.pop(ticket)
+        sink, request.sink = request.sink, None
+        if sink is not None:
+            sink.fail(error)
+
+    def threads(self, model: str, n: int) -> None:
+        entry = self._entries[model]
+        # A number that the user chose stays.
+        if entry.worker is not None and entry.spec.options.n_threads <= 0:
+            entry.worker.post(Threads(n=n))
+
+    def _stop_worker(self, entry: Entry) -> None:
+        if entry.worker is None or entry.state is State.STOPPING:
+            return
+        timeout = self._stop_timeout if entry.spec.stop_timeout is None else entry.spec.stop_timeout
+        # A load cannot be asked to hurry, and has nothing to lose.
+        entry.worker.stop(0.0 if entry.state is State.LOADING else timeout)
+        entry.state = transition(entry.state, Trigger.STOP)
+
+    async def _launch(self, worker: Worker, entry: Entry) -> None:
+        try:
+            await worker.launch(self._launcher, self._transport, entry.log.feed)
+        except (OSError, ChannelError) as error:
+            _log.warning("%r could not be started: %s", worker, error)
+            end = Exit(reason="exited", code=None, signal=None, node="", detail=f"it could not be started: {error}")
+            self.on_exit(worker, end)
+
+    def keep(self, work: Coroutine[object, object, None]) -> None:
+        """Run a coroutine that the close of the herd waits for."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # --- news of workers ---
+
+    def on_message(self, worker: Worker, message: ChildMessage) -> None:
+        entry = self._entries[worker.model]
+        if entry.worker is not worker:
+            return
+        match message:
+            case Tokens():
+                for delta in message.deltas:
+                    request = self._requests.get(delta.request)
+                    if request is not None and request.sink is not None:
+                        request.sink.feed(delta)
+            case Done() | Result():
+                self._end(message.request, message)
+            case Failed(request=None):
+                entry.failure = message
+            case Failed():
+                self._end(message.request, explain_failure(message))
+            case StateMessage():
+                self._on_state(entry, message)
+            case Unknown():
+                _log.warning("%r sent a %r that means nothing here: %s", worker, message.kind, message.reason)
+            case _:
+                pass
+
+    def _end(self, number: int | None, end: Done | Result | PoolError) -> None:
+        request = self._requests.pop(number, None) if number is not None else None
+        if request is None:
+            return
+        if request.sink is not None:
+            if isinstance(end, PoolError):
+                request.sink.fail(end)
+            else:
+                request.sink.finish(end)
+        self._scheduler.finish(request.number)
+
+    def _on_state(self, entry: Entry, message: StateMessage) -> None:
+        trigger = _TRIGGERS.get(message.state)
+        try:
+            if trigger is None:
+                raise IllegalTransition(f"unknown state {message.state!r}")
+            entry.state = transition(entry.state, trigger)
+        except IllegalTransition as reason:
+            _log.debug("ignored a state message of %r: %s", entry.worker, reason)
+            return
+        data: dict[str, Any] = {"status": entry.state}
+        if trigger is Trigger.PROGRESS:
+            entry.progress = data["progress"] = message.payload
+        elif trigger is Trigger.READY:
+            entry.progress = None
+            if message.payload:
+                entry.info = data["info"] = {"created": int(time.time()), **message.payload}
+        self.events.emit(entry.name, "status_change", data)
+        if trigger is Trigger.READY:
+            self._scheduler.ready(entry.name)
+
+    def on_exit(self, worker: Worker, end: Exit) -> None:
+        self._workers.discard(worker)
+        entry = self._entries[worker.model]
+        error = None if worker.stopping else explain_exit(entry, worker, end)
+        entry.log.end_line()
+        loading = entry.state is State.LOADING
+        entry.state = transition(entry.state, Trigger.EXIT)
+        entry.worker, entry.progress, entry.exit_code, entry.error = None, None, end.code, error
+        gone = error or WorkerFailed(f"model {entry.name!r} was stopped", code="unloaded")
+        for request in self._granted_to(entry):
+            del self._requests[request.number]
+            if request.sink is not None:
+                request.sink.fail(gone)
+        self.events.emit(entry.name, "status_change", {"status": entry.state, "exit_code": end.code})
+        self._scheduler.exited(entry.name, error if loading else None)

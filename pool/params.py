@@ -1,0 +1,220 @@
+"""The parameters of one request: their names for callers, and the check that makes a message of them.
+
+Everything is checked here, before the worker sees it, so that a wrong value costs its caller an error and nobody else
+anything. The last check is the codec itself: a message that would not arrive as it was meant is not sent.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, TypeAlias, TypedDict, TypeVar, cast
+
+from llamaherd.pool.errors import BadRequest
+from llamaherd.transport.messages import (
+    MAX_MESSAGE_BYTES,
+    Detokenize,
+    Generate,
+    Sampling,
+    Template,
+    Tokenize,
+    Unknown,
+    decode,
+    encode,
+)
+
+__all__ = [
+    "ChatMessage",
+    "ChatParams",
+    "GenerateParams",
+    "chat_request",
+    "check_command",
+    "check_messages",
+    "check_tokens",
+    "completion_request",
+]
+
+#: An OpenAI chat message: ``role`` and ``content``, and whatever else the model's template reads.
+ChatMessage: TypeAlias = Mapping[str, Any]
+
+Command = TypeVar("Command", bound=Generate | Tokenize | Detokenize | Template)
+
+RANDOM_SEED: Final = 0xFFFFFFFF
+MAX_STOPS: Final = 64
+MAX_STOP_LENGTH: Final = 1024
+_INT32_MAX: Final = 2**31 - 1
+
+
+class GenerateParams(TypedDict, total=False):
+    """Keyword arguments of ``Pool.complete``; all optional, defaults are llama-server's.
+
+    Attributes:
+        max_tokens: Most tokens to generate, 0 or more; -1, the default, means until the context is full.
+        temperature: 0.8 by default; 0 or less is greedy.
+        top_k: 40 by default; 0 or less considers the whole vocabulary.
+        top_p: 0.95 by default, 0 to 1.
+        min_p: 0.05 by default, 0 to 1.
+        seed: 0 to 2**32 - 1; -1, the default, draws one at random.
+        stop: A text, or up to 64 texts, that end the generation.
+        cache_prompt: Whether computed prefixes may be reused, by default True.
+        ignore_eos: Go on past the model's end-of-generation tokens, by default False.
+    """
+
+    max_tokens: int | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    seed: int | None
+    stop: str | Sequence[str] | None
+    cache_prompt: bool | None
+    ignore_eos: bool | None
+
+
+class ChatParams(GenerateParams, total=False):
+    """Keyword arguments of ``Pool.chat``: those of :class:`GenerateParams`, and
+
+    Attributes:
+        template_kwargs: Extra variables for the model's chat template.
+    """
+
+    template_kwargs: Mapping[str, Any] | None
+
+
+def check_command(command: Command) -> Command:
+    """Return a command that a worker will understand as it stands, or raise BadRequest: not JSON, too deep, too
+    large.
+    """
+    try:
+        kind, body = encode(command)
+    except (TypeError, ValueError, RecursionError, OverflowError) as error:
+        raise BadRequest(f"the request cannot be written as JSON: {error}") from None
+    if len(body) > MAX_MESSAGE_BYTES:
+        raise BadRequest(f"the request has {len(body)} bytes, and at most {MAX_MESSAGE_BYTES} are allowed")
+    if isinstance(understood := decode(kind, body), Unknown):
+        raise BadRequest(f"the request cannot be read back: {understood.reason}")
+    return command
+
+
+def completion_request(request: int, prompt: str | Sequence[int], params: GenerateParams) -> Generate:
+    """Return the message for a completion, or raise :class:`~llamaherd.pool.errors.BadRequest`."""
+    checked = _text(prompt, "prompt") if isinstance(prompt, str) else check_tokens(prompt)
+    return _generate(request, {"prompt": checked}, params)
+
+
+def chat_request(request: int, messages: Sequence[ChatMessage], params: ChatParams) -> Generate:
+    """Return the message for a chat, or raise :class:`~llamaherd.pool.errors.BadRequest`."""
+    kwargs = params.get("template_kwargs") or {}
+    if not isinstance(kwargs, Mapping):
+        raise BadRequest("template_kwargs must be an object")
+    return _generate(
+        request, {"messages": check_messages(messages), "template_kwargs": dict(kwargs)}, cast(GenerateParams, params)
+    )
+
+
+def check_tokens(tokens: object) -> tuple[int, ...]:
+    """Return token ids as a tuple, or raise :class:`~llamaherd.pool.errors.BadRequest`. Their range is the model's to
+    check.
+    """
+    if isinstance(tokens, bytes) or not isinstance(tokens, Sequence):
+        raise BadRequest("a prompt must be a text or a list of token ids")
+    checked: list[int] = []
+    for token in cast(Sequence[object], tokens):
+        if type(token) is not int or not 0 <= token <= _INT32_MAX:
+            raise BadRequest("token ids must be integers, 0 or more")
+        checked.append(token)
+    return tuple(checked)
+
+
+def check_messages(messages: Sequence[ChatMessage]) -> tuple[dict[str, Any], ...]:
+    """Return chat messages as plain dicts, or raise :class:`~llamaherd.pool.errors.BadRequest`."""
+    if isinstance(messages, str | bytes) or not isinstance(messages, Sequence) or not messages:
+        raise BadRequest("messages must be a non-empty list")
+    for index, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            raise BadRequest(f"messages[{index}] must be an object")
+        if not isinstance(message.get("role"), str):
+            raise BadRequest(f"messages[{index}].role must be a text")
+        content = message.get("content")
+        if not (content is None or isinstance(content, str | Sequence)):
+            raise BadRequest(f"messages[{index}].content must be a text or a list of parts")
+    return tuple(dict(message) for message in messages)
+
+
+def _generate(request: int, subject: dict[str, Any], params: GenerateParams) -> Generate:
+    unknown = set(params) - set(ChatParams.__annotations__)
+    if unknown:
+        raise BadRequest(f"unknown parameter {sorted(unknown)[0]!r}")
+    defaults = Sampling()
+    seed = _integer(params, "seed", -1, low=-1, high=RANDOM_SEED)
+    command = Generate(
+        request=request,
+        sampling=Sampling(
+            temperature=_number(params, "temperature", defaults.temperature),
+            top_k=_integer(params, "top_k", defaults.top_k, low=-1, high=_INT32_MAX),
+            top_p=_number(params, "top_p", defaults.top_p, low=0.0, high=1.0),
+            min_p=_number(params, "min_p", defaults.min_p, low=0.0, high=1.0),
+            seed=RANDOM_SEED if seed == -1 else seed,
+        ),
+        max_tokens=_integer(params, "max_tokens", -1, low=-1, high=_INT32_MAX),
+        stop=_stops(params.get("stop")),
+        cache_prompt=_flag(params, "cache_prompt", True),
+        ignore_eos=_flag(params, "ignore_eos", False),
+        **subject,
+    )
+    return check_command(command)
+
+
+def _integer(params: GenerateParams, name: str, default: int, *, low: int, high: int) -> int:
+    value = cast(dict[str, object], params).get(name)
+    if value is None:
+        return default
+    if type(value) is not int or not low <= value <= high:
+        raise BadRequest(f"{name} must be an integer from {low} to {high}")
+    return value
+
+
+def _number(
+    params: GenerateParams, name: str, default: float, *, low: float = -math.inf, high: float = math.inf
+) -> float:
+    value = cast(dict[str, object], params).get(name)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise BadRequest(f"{name} must be a number" + ("" if math.isinf(low) else f" from {low:g} to {high:g}"))
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise BadRequest(f"{name} must be a finite number")
+    return number
+
+
+def _flag(params: GenerateParams, name: str, default: bool) -> bool:
+    value = cast(dict[str, object], params).get(name)
+    if value is None:
+        return default
+    if not isinstance(value, bool):
+        raise BadRequest(f"{name} must be true or false")
+    return value
+
+
+def _stops(stop: object) -> tuple[str, ...]:
+    if stop is None:
+        return ()
+    stops: object = [stop] if isinstance(stop, str) else stop
+    if not isinstance(stops, list | tuple) or len(cast(Sequence[object], stops)) > MAX_STOPS:
+        raise BadRequest(f"stop must be a text or a list of at most {MAX_STOPS} texts")
+    texts = tuple(_text(text, "stop") for text in cast(Sequence[object], stops))
+    if any(len(text) > MAX_STOP_LENGTH for text in texts):
+        raise BadRequest(f"a stop text may have at most {MAX_STOP_LENGTH} characters")
+    return tuple(text for text in texts if text)
+
+
+def _text(value: object, name: str) -> str:
+    if not isinstance(value, str):
+        raise BadRequest(f"{name} must be a text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise BadRequest(f"{name} holds a lone surrogate, which no UTF-8 text can") from None
+    return value

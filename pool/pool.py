@@ -1,0 +1,289 @@
+"""The Pool: what a program uses. It checks what callers say, and asks the herd."""
+
+import asyncio
+import logging
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import Any, Self, Unpack
+
+from llamaherd.pool.config import DEFAULT_STOP_TIMEOUT, ModelSpec
+from llamaherd.pool.entry import Answer, Entry, Stream
+from llamaherd.pool.errors import BadRequest, ModelBusy, ModelNotFound, ModelNotLoaded, PoolClosed
+from llamaherd.pool.events import Subscription
+from llamaherd.pool.generation import Generation
+from llamaherd.pool.herd import Herd
+from llamaherd.pool.launch import Launcher, LocalLauncher
+from llamaherd.pool.lifecycle import RUNNING, State
+from llamaherd.pool.machine import usable_cores
+from llamaherd.pool.params import (
+    ChatMessage,
+    ChatParams,
+    GenerateParams,
+    chat_request,
+    check_command,
+    check_messages,
+    check_tokens,
+    completion_request,
+)
+from llamaherd.pool.status import ModelStatus
+from llamaherd.transport import make_transport
+from llamaherd.transport.messages import Detokenize, Generate, PoolMessage, Result, Template, Tokenize
+
+__all__ = ["Pool"]
+
+_log = logging.getLogger("llamaherd.pool")
+
+
+class Pool:
+    """A pool of models, each served by a worker process that starts when it is needed.
+
+    Use it as an async context manager; every method belongs to the loop that entered it. Leaving it stops all workers
+    and returns when the last one is reaped.
+
+    Args:
+        models: What the pool may run. Nothing is loaded before it is asked for.
+        transport: How workers are spoken to: ``pipe`` (default), ``zmq`` or ``stdio``.
+        models_max: Most models with a process at one time; 0 means no limit.
+        stop_timeout: Seconds from a worker's exit command to its kill, where the model sets none of its own.
+        cores: Cores to divide among the models that are busy at the moment; None takes those that this process may
+            use, 0 leaves each model its own choice. Models whose ``n_threads`` is set keep it.
+        launcher: How workers come to run; local processes by default.
+
+    Raises:
+        BadRequest: a number is out of range, a spec is wrong, or two models share a name.
+        UnknownTransport: ``transport`` names none.
+    """
+
+    def __init__(
+        self,
+        models: Iterable[ModelSpec] = (),
+        *,
+        transport: str = "pipe",
+        models_max: int = 4,
+        stop_timeout: float = DEFAULT_STOP_TIMEOUT,
+        cores: int | None = None,
+        launcher: Launcher | None = None,
+    ) -> None:
+        if cores is not None and cores < 0:
+            raise BadRequest("cores must be 0 or more")
+        if models_max < 0:
+            raise BadRequest("models_max must be 0 or more")
+        if not 0 <= stop_timeout < float("inf"):
+            raise BadRequest("stop_timeout must be a finite number of seconds, 0 or more")
+        self._transport = make_transport(transport)
+        self._herd = Herd(
+            self._transport,
+            launcher or LocalLauncher(),
+            models_max=models_max,
+            stop_timeout=stop_timeout,
+            cores=usable_cores() if cores is None else cores,
+        )
+        self._open = False
+        self._closing: asyncio.Task[None] | None = None
+        for spec in models:
+            self._herd.add(spec)
+
+    def __repr__(self) -> str:
+        return f"<Pool {'open' if self._open else 'closed'}, {self._herd!r}>"
+
+    # --- opening and closing ---
+
+    async def __aenter__(self) -> Self:
+        if self._open or self._closing is not None:
+            raise PoolClosed("a pool can be entered once")
+        await self._transport.open()
+        self._open = True
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Refuse what is new, fail what waits or runs with ``PoolClosed``, stop all workers, and return when all are
+        reaped.
+
+        Idempotent. A cancelled call kills what is left, waits until it is gone, and is cancelled then.
+        """
+        if self._closing is None:
+            self._open = False
+            self._closing = asyncio.get_running_loop().create_task(self._herd.close())
+        try:
+            await asyncio.shield(self._closing)
+        except asyncio.CancelledError:
+            self._herd.kill_all()
+            await asyncio.shield(self._closing)
+            raise
+
+    # --- requests ---
+
+    def chat(
+        self, model: str, messages: Sequence[ChatMessage], *, autoload: bool = True, **params: Unpack[ChatParams]
+    ) -> Generation:
+        """Answer a conversation, as a stream of pieces. Returns at once; the model is loaded if it must be.
+
+        Args:
+            model: A model's name or alias.
+            messages: OpenAI chat messages: objects with ``role`` and ``content``; the model's own template renders
+                them.
+            autoload: If False, a model that is not running is an error instead of a load.
+            **params: See :class:`~llamaherd.pool.params.ChatParams`.
+
+        Raises:
+            BadRequest, ModelNotFound, ModelNotLoaded, PoolClosed: at once.
+            LoadFailed, WorkerDied, WorkerFailed, BadRequest (a prompt longer than the context): from the iteration.
+        """
+        entry = self._entry_for(model, autoload)
+        number = self._herd.next_number()
+        return self._generate(entry, chat_request(number, messages, params))
+
+    def complete(
+        self, model: str, prompt: str | Sequence[int], *, autoload: bool = True, **params: Unpack[GenerateParams]
+    ) -> Generation:
+        """Continue a text, or a list of token ids. Otherwise as :meth:`chat`, without a template."""
+        entry = self._entry_for(model, autoload)
+        number = self._herd.next_number()
+        return self._generate(entry, completion_request(number, prompt, params))
+
+    async def tokenize(
+        self, model: str, text: str, *, add_special: bool = False, parse_special: bool = True
+    ) -> list[int]:
+        """Return the token ids of a text. Raises as :meth:`chat`."""
+        number = self._herd.next_number()
+        command = check_command(
+            Tokenize(request=number, text=text, add_special=add_special, parse_special=parse_special)
+        )
+        result = await self._ask(self._entry_for(model), number, command)
+        return list(result.tokens or ()) if result is not None else []
+
+    async def detokenize(self, model: str, tokens: Sequence[int]) -> str:
+        """Return the text of token ids. Raises as :meth:`chat`."""
+        number = self._herd.next_number()
+        command = check_command(Detokenize(request=number, tokens=check_tokens(tokens)))
+        result = await self._ask(self._entry_for(model), number, command)
+        return (result.text or "") if result is not None else ""
+
+    async def apply_template(self, model: str, messages: Sequence[ChatMessage], **template_kwargs: Any) -> str:
+        """Return the prompt that :meth:`chat` would make of a conversation. Raises as :meth:`chat`."""
+        number = self._herd.next_number()
+        command = check_command(
+            Template(request=number, messages=check_messages(messages), template_kwargs=template_kwargs)
+        )
+        result = await self._ask(self._entry_for(model), number, command)
+        return (result.text or "") if result is not None else ""
+
+    def _entry_for(self, model: str, autoload: bool = True) -> Entry:
+        if not self._open:
+            raise PoolClosed("the pool is not open")
+        entry = self._entry(model)
+        if not autoload and entry.state not in RUNNING:
+            raise ModelNotLoaded(f"model {entry.name!r} is not loaded", code="model_not_loaded")
+        return entry
+
+    def _entry(self, model: str) -> Entry:
+        entry = self._herd.find(model)
+        if entry is None:
+            raise ModelNotFound(f"model {_quoted(model)} not found", code="model_not_found")
+        return entry
+
+    def _generate(self, entry: Entry, command: Generate) -> Generation:
+        number = command.request
+        generation = Generation(entry.name, lambda: self._herd.leave(number))
+        self._herd.accept(entry, number, command, Stream(generation))
+        return generation
+
+    async def _ask(self, entry: Entry, number: int, command: PoolMessage | None) -> Result | None:
+        future: asyncio.Future[Result | None] = asyncio.get_running_loop().create_future()
+        self._herd.accept(entry, number, command, Answer(future))
+        try:
+            return await future
+        finally:
+            self._herd.leave(number)
+
+    # --- models ---
+
+    def models(self) -> list[ModelStatus]:
+        """Return the status of every model, in the order in which they were given. Reading wakes and changes
+        nothing.
+        """
+        return self._herd.statuses()
+
+    def status(self, model: str) -> ModelStatus:
+        """Return one model's status, by name or alias. Raises ModelNotFound."""
+        return self._herd.status(self._entry(model))
+
+    def logs(self, model: str) -> tuple[str, ...]:
+        """Return the last lines that the model's workers printed, at most 1,000, oldest first. Raises ModelNotFound."""
+        return self._entry(model).log.tail()
+
+    def events(self) -> Subscription:
+        """Return a stream of events: a snapshot first, then every change in order; see
+        :class:`~llamaherd.pool.events.Event`.
+        """
+        return self._herd.events.subscribe()
+
+    async def load(self, model: str) -> ModelStatus:
+        """Load a model, if it is not loaded, and return its status once it is ready.
+
+        Waits for room if ``models_max`` models are running and busy; a cancelled wait gives the place up.
+
+        Raises:
+            LoadFailed: with the reason. ModelNotFound, PoolClosed.
+        """
+        entry = self._entry_for(model)
+        await self._ask(entry, self._herd.next_number(), None)
+        return self._herd.status(entry)
+
+    def start_load(self, model: str) -> None:
+        """Begin to load a model and return at once; events tell what comes of it.
+
+        Raises:
+            ModelBusy: it is running, or being loaded, already. ModelNotFound, PoolClosed.
+        """
+        entry = self._entry_for(model)
+        if entry.state is not State.UNLOADED or self._herd.queued(entry):
+            raise ModelBusy("model is already running", code="model_running")
+        future: asyncio.Future[Result | None] = asyncio.get_running_loop().create_future()
+        future.add_done_callback(_note_failure)
+        self._herd.accept(entry, self._herd.next_number(), None, Answer(future))
+
+    async def unload(self, model: str) -> ModelStatus:
+        """Stop a model's worker and return its status once the process is gone.
+
+        What the worker runs, and what waits for the model, fails with ``WorkerFailed`` (code ``unloaded``).
+
+        Raises:
+            ModelBusy: it is not running. ModelNotFound.
+        """
+        entry = self._entry(model)
+        worker = entry.worker
+        if entry.state is not State.STOPPING:
+            self.start_unload(model)
+        if worker is not None:
+            await worker.wait()
+        return self._herd.status(entry)
+
+    def start_unload(self, model: str) -> None:
+        """Begin to stop a model's worker and return at once. Otherwise as :meth:`unload`; no effect on one that is
+        stopping.
+        """
+        self._herd.unload(self._entry(model))
+
+    def start_sleep(self, model: str) -> None:
+        """Have a worker free its model but keep its process; the next request wakes it.
+
+        Raises:
+            ModelBusy: the model is not loaded, or has requests. ModelNotFound.
+        """
+        self._herd.sleep(self._entry(model))
+
+
+def _note_failure(future: asyncio.Future[Result | None]) -> None:
+    if not future.cancelled() and (error := future.exception()) is not None:
+        _log.info("%s", error)
+
+
+def _quoted(name: str) -> str:
+    """Return a name in quotes, escaped if a terminal or a log could misread it."""
+    return repr(name) if name.isprintable() else ascii(name[:200])

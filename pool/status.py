@@ -1,0 +1,45 @@
+"""What the pool reports of a model to anyone who asks; reading it changes nothing."""
+
+from typing import Any
+
+import msgspec
+
+from llamaherd.pool.lifecycle import State
+
+__all__ = ["ModelStatus"]
+
+
+class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One model at one moment.
+
+    Attributes:
+        path: The GGUF file, None for the fake engine.
+        args: The worker's command line, without secrets; empty while it has no process.
+        progress: While loading: ``stages``, ``current`` and ``value`` (0 to 1), as the worker reported them.
+        info: The model's facts from its last ``ready``: ``id``, ``meta`` and so on; None before the first.
+        failed: Whether the last worker ended with an error.
+        exit_code: How the last worker ended, negative for a signal; None if none has.
+        error: Why the last load or worker failed, for people.
+        pid: The worker's process.
+        in_flight: Requests granted and not ended.
+        queued: Requests waiting for the model.
+    """
+
+    name: str
+    state: State
+    aliases: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    path: str | None = None
+    args: tuple[str, ...] = ()
+    progress: dict[str, Any] | None = None
+    info: dict[str, Any] | None = None
+    failed: bool = False
+    exit_code: int | None = None
+    error: str | None = None
+    pid: int | None = None
+    in_flight: int = 0
+    queued: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the status as plain JSON data."""
+        return {field: getattr(self, field) for field in self.__struct_fields__}

@@ -1,0 +1,196 @@
+"""The handle on one worker: one spawn of one process, with its channel, from launch to reaping.
+
+A worker reports to its :class:`Owner` on the loop: every message in order, then its exit, once and last. It decides
+nothing about models; the pool does.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Final, Protocol
+
+from llamaherd.pool.launch import Exit, Launcher, LaunchSpec, Process
+from llamaherd.transport.channel import Channel, Endpoint, Transport
+from llamaherd.transport.errors import BrokenChannel, ChannelError, ChannelFull
+from llamaherd.transport.messages import ChildMessage, PoolMessage
+from llamaherd.transport.messages import Exit as ExitCommand
+
+__all__ = ["Owner", "Worker"]
+
+_log = logging.getLogger("llamaherd.pool")
+
+#: Seconds that a dead worker's last messages have to arrive.
+LAST_MESSAGES_SECONDS: Final = 1.0
+
+
+class Owner(Protocol):
+    """Who a worker reports to. Both methods are called on the loop and must not raise."""
+
+    def on_message(self, worker: "Worker", message: ChildMessage) -> None:
+        """The worker said something."""
+        ...
+
+    def on_exit(self, worker: "Worker", end: Exit) -> None:
+        """The process is gone and reaped, and everything that it said was delivered."""
+        ...
+
+
+class Worker:
+    """One worker process.
+
+    Args:
+        model: Whose worker it is.
+        generation: The spawn's number, unique in the pool; messages of older generations cannot reach this object.
+        owner: Who is told.
+    """
+
+    def __init__(self, model: str, generation: int, owner: Owner) -> None:
+        self.model = model
+        self.generation = generation
+        self.stopping = False
+        self.kill_reason = ""
+        self._owner = owner
+        self._process: Process | None = None
+        self._channel: Channel | None = None
+        self._backlog: deque[PoolMessage] = deque()
+        self._kill_timer: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._gone = asyncio.Event()
+        self._kill_wanted = False
+        self._reaped = False
+
+    def __repr__(self) -> str:
+        state = "gone" if self._gone.is_set() else "stopping" if self.stopping else "running"
+        return f"<Worker {self.model}#{self.generation} {state}, pid {self.pid}>"
+
+    @property
+    def pid(self) -> int | None:
+        """The process id; None before the launch, and once the process is reaped and the number may be another's."""
+        return self._process.pid if self._process is not None and not self._reaped else None
+
+    @property
+    def args(self) -> Sequence[str]:
+        """The command line, empty before the launch."""
+        return self._process.args if self._process is not None else ()
+
+    # --- start ---
+
+    async def launch(self, launcher: Launcher, transport: Transport, on_log: Callable[[bytes], None]) -> None:
+        """Start the process and begin to listen. Raises OSError if it cannot be started; the worker is void then."""
+        endpoint: Endpoint = await transport.endpoint(f"{self.generation}", on_log)
+        try:
+            label = self.model if self.model.isascii() else ascii(self.model)
+            self._process = await launcher.launch(LaunchSpec(label=label, endpoint=endpoint, on_log=on_log))
+        except BaseException:
+            endpoint.discard()
+            self._gone.set()
+            raise
+        self._channel = endpoint.channel
+        listening = self._spawn(self._listen(self._channel))
+        self._spawn(self._watch(self._process, self._channel, listening))
+        if self._backlog:
+            self._spawn(self._pump(self._channel))
+        if self._kill_wanted:
+            self._process.kill()
+
+    def _spawn(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    # --- messages ---
+
+    def post(self, message: PoolMessage) -> None:
+        """Send a message in its turn, without waiting. To a worker that is gone or broken this has no effect: its exit
+        is news enough.
+        """
+        if self._channel is None or self._backlog:
+            self._backlog.append(message)
+            return
+        try:
+            self._channel.send_nowait(message)
+        except ChannelFull:
+            self._backlog.append(message)
+            self._spawn(self._pump(self._channel))
+        except ChannelError as error:
+            _log.debug("%r did not take a message: %s", self, error)
+
+    async def _pump(self, channel: Channel) -> None:
+        try:
+            while self._backlog:
+                await channel.send(self._backlog[0])
+                self._backlog.popleft()
+        except ChannelError as error:
+            _log.debug("%r did not take a message: %s", self, error)
+            self._backlog.clear()
+
+    async def _listen(self, channel: Channel) -> None:
+        try:
+            while True:
+                for message in await channel.receive():
+                    self._owner.on_message(self, message)
+        except BrokenChannel as error:
+            self._fail(f"its channel broke: {error}")
+        except ChannelError as error:
+            _log.debug("%r: %s: %s", self, type(error).__name__, error)
+            if not self.stopping:
+                self._kill_later(LAST_MESSAGES_SECONDS, "it closed its channel and stayed")
+
+    def _fail(self, reason: str) -> None:
+        if not self._gone.is_set() and not self.kill_reason:
+            self.kill_reason = reason
+        self.kill()
+
+    # --- stop ---
+
+    def stop(self, timeout: float) -> None:
+        """Tell the worker to leave, and kill it and its group ``timeout`` seconds later if it has not. 0 or less kills
+        at once.
+
+        Idempotent; a later call can only shorten the time.
+        """
+        if not self.stopping:
+            self.stopping = True
+            if timeout > 0:
+                # Ahead of anything that waits: what a leaving worker has not read, it need not read.
+                self._backlog.clear()
+                self.post(ExitCommand())
+        if timeout <= 0:
+            self.kill()
+        else:
+            self._kill_later(timeout, f"it did not leave within {timeout:g} s")
+
+    def _kill_later(self, seconds: float, reason: str) -> None:
+        loop = asyncio.get_running_loop()
+        due = loop.time() + seconds
+        if self._gone.is_set() or (self._kill_timer is not None and self._kill_timer.when() <= due):
+            return
+        if self._kill_timer is not None:
+            self._kill_timer.cancel()
+        self._kill_timer = loop.call_at(due, self._fail, reason)
+
+    def kill(self) -> None:
+        """End the process and its group now."""
+        self._kill_wanted = True
+        if self._process is not None:
+            self._process.kill()
+
+    async def wait(self) -> None:
+        """Wait until the worker is gone and its owner was told. Cancelling the wait changes nothing."""
+        await self._gone.wait()
+
+    async def _watch(self, process: Process, channel: Channel, listening: asyncio.Task[None]) -> None:
+        end = await process.wait()
+        self._reaped = True
+        channel.peer_exited()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(listening), LAST_MESSAGES_SECONDS)
+        listening.cancel()
+        if self._kill_timer is not None:
+            self._kill_timer.cancel()
+        channel.abort()
+        self._gone.set()
+        self._owner.on_exit(self, end)

@@ -1,0 +1,141 @@
+"""A generation hands out what it is fed, ends once, and cancels when its caller leaves."""
+
+import asyncio
+import gc
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from herding import run
+from llamaherd.pool import Generation, WorkerFailed
+from llamaherd.pool.generation import MAX_WAITING_PIECES
+from llamaherd.transport.messages import Delta, Done, Usage
+
+DONE = Done(request=1, finish_reason="stop", usage=Usage(completion_tokens=3))
+
+
+class Caller:
+    """Counts how often the work was cancelled."""
+
+    def __init__(self) -> None:
+        self.cancelled = 0
+        self.generation = Generation("m", self.on_cancel)
+
+    def on_cancel(self) -> None:
+        self.cancelled += 1
+
+
+def test_pieces_come_in_order_and_the_last_has_the_reason() -> None:
+    async def scene() -> None:
+        caller = Caller()
+        for word in ("a", "b"):
+            caller.generation.feed(Delta(1, word, (7,)))
+        caller.generation.finish(DONE)
+        pieces = [piece async for piece in caller.generation]
+        assert [piece.text for piece in pieces] == ["a", "b", ""]
+        assert [piece.finish_reason for piece in pieces] == [None, None, "stop"]
+        assert repr(caller.generation) == "<Generation of m ended, 0 pieces waiting>"
+
+    run(scene())
+
+
+def test_a_waiting_reader_is_woken() -> None:
+    async def scene() -> None:
+        caller = Caller()
+        reading = asyncio.ensure_future(anext(caller.generation))
+        await asyncio.sleep(0)
+        caller.generation.feed(Delta(1, "late"))
+        assert (await reading).text == "late"
+
+    run(scene())
+
+
+def test_what_came_before_an_error_is_delivered_before_it_and_the_error_once() -> None:
+    async def scene() -> None:
+        generation = Caller().generation
+        generation.feed(Delta(1, "a"))
+        generation.fail(WorkerFailed("broken"))
+        assert (await anext(generation)).text == "a"
+        with pytest.raises(WorkerFailed):
+            await anext(generation)
+        with pytest.raises(StopAsyncIteration):
+            await anext(generation)
+
+    run(scene())
+
+
+@given(st.lists(st.text(max_size=5), max_size=3 * MAX_WAITING_PIECES))
+@settings(deadline=None, derandomize=True, max_examples=50)
+def test_a_reader_that_lags_gets_all_the_text_in_few_pieces(words: list[str]) -> None:
+    async def scene() -> None:
+        generation = Caller().generation
+        for number, word in enumerate(words):
+            generation.feed(Delta(1, word, (number,)))
+        generation.finish(DONE)
+        pieces = [piece async for piece in generation]
+        assert len(pieces) <= MAX_WAITING_PIECES + 1
+        assert "".join(piece.text for piece in pieces) == "".join(words)
+        assert [token for piece in pieces for token in piece.tokens] == list(range(len(words)))
+
+    run(scene())
+
+
+def test_cancelling_drops_what_waits_and_tells_the_pool_once() -> None:
+    async def scene() -> None:
+        caller = Caller()
+        caller.generation.feed(Delta(1, "a"))
+        caller.generation.cancel()
+        await caller.generation.aclose()
+        assert caller.cancelled == 1
+        assert [piece async for piece in caller.generation] == []
+
+    run(scene())
+
+
+def test_an_ended_generation_has_nothing_to_cancel() -> None:
+    async def scene() -> None:
+        caller = Caller()
+        caller.generation.finish(DONE)
+        caller.generation.cancel()
+        assert caller.cancelled == 0
+        assert (await anext(caller.generation)).finish_reason == "stop"
+
+    run(scene())
+
+
+def test_a_forgotten_generation_is_cancelled_on_the_loop_and_not_by_the_collector() -> None:
+    async def scene() -> None:
+        cancelled: list[int] = []
+        generation: Generation | None = Generation("m", lambda: cancelled.append(1))
+        assert generation is not None
+        generation = None
+        gc.collect()
+        assert cancelled == []
+        await asyncio.sleep(0)
+        assert cancelled == [1]
+
+    run(scene())
+
+
+def test_collect_returns_the_whole_answer() -> None:
+    async def scene() -> None:
+        generation = Caller().generation
+        generation.feed(Delta(1, "a", (1,)))
+        generation.feed(Delta(1, "b", (2,)))
+        generation.finish(DONE)
+        answer = await generation.collect()
+        assert (answer.text, answer.tokens, answer.finish_reason) == ("ab", (1, 2), "stop")
+        assert answer.usage.completion_tokens == 3
+
+    run(scene())
+
+
+def test_leaving_the_block_early_cancels() -> None:
+    async def scene() -> None:
+        caller = Caller()
+        async with caller.generation:
+            pass
+        assert caller.cancelled == 1
+
+    run(scene())

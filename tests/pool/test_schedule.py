@@ -1,0 +1,438 @@
+"""The scheduler decides well: no process, no clock, only events in and effects out."""
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from llamaherd.pool.errors import LoadFailed, PoolError, WorkerFailed
+from llamaherd.pool.schedule import Phase, Scheduler
+
+
+class Recorder:
+    """Takes note of effects, in order, as words."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def start(self, model: str) -> None:
+        self.said.append(f"start {model}")
+
+    def stop(self, model: str) -> None:
+        self.said.append(f"stop {model}")
+
+    def grant(self, ticket: int) -> None:
+        self.said.append(f"grant {ticket}")
+
+    def reject(self, ticket: int, error: PoolError) -> None:
+        self.said.append(f"reject {ticket}: {error}")
+
+    def threads(self, model: str, n: int) -> None:
+        self.said.append(f"threads {model} {n}")
+
+    def take(self) -> list[str]:
+        said, self.said = self.said, []
+        return said
+
+
+def herd_of(*models: str, models_max: int = 1, max_overtakes: int = 16) -> tuple[Scheduler, Recorder]:
+    effects = Recorder()
+    scheduler = Scheduler(effects, models_max=models_max, max_overtakes=max_overtakes)
+    for model in models:
+        scheduler.add(model)
+    return scheduler, effects
+
+
+def loaded(*models: str, models_max: int = 1, max_overtakes: int = 16) -> tuple[Scheduler, Recorder]:
+    """A herd whose first ``models_max`` models are ready and idle."""
+    scheduler, effects = herd_of(*models, models_max=models_max, max_overtakes=max_overtakes)
+    for ticket, model in enumerate(models[:models_max], start=1000):
+        scheduler.request(ticket, model)
+        scheduler.ready(model)
+        scheduler.finish(ticket)
+    effects.take()
+    return scheduler, effects
+
+
+def test_a_request_starts_its_model_and_is_granted_when_the_model_is_ready() -> None:
+    scheduler, effects = herd_of("a")
+    scheduler.request(1, "a")
+    assert effects.take() == ["start a"]
+    scheduler.ready("a")
+    assert effects.take() == ["grant 1"]
+    assert repr(scheduler) == "<Scheduler [Models: 1 of 1 running, 1 busy | Requests: 1 granted, 0 waiting]>"
+
+
+def test_requests_for_one_model_share_its_one_start() -> None:
+    scheduler, effects = herd_of("a")
+    for ticket in (1, 2, 3):
+        scheduler.request(ticket, "a")
+    scheduler.ready("a")
+    assert effects.take() == ["start a", "grant 1", "grant 2", "grant 3"]
+
+
+def test_a_request_for_a_ready_model_is_granted_at_once() -> None:
+    scheduler, effects = loaded("a")
+    scheduler.request(1, "a")
+    assert effects.take() == ["grant 1"]
+
+
+def test_a_busy_model_is_never_stopped_for_another() -> None:
+    scheduler, effects = loaded("a", "b")
+    scheduler.request(1, "a")
+    scheduler.request(2, "b")
+    assert effects.take() == ["grant 1"]
+    scheduler.finish(1)
+    assert effects.take() == ["stop a"]
+    scheduler.exited("a")
+    assert effects.take() == ["start b"]
+
+
+def test_a_loading_model_is_never_stopped_for_another() -> None:
+    scheduler, effects = herd_of("a", "b")
+    scheduler.request(1, "a")
+    scheduler.cancel(1)
+    scheduler.request(2, "b")
+    assert effects.take() == ["start a"]
+    scheduler.ready("a")
+    assert effects.take() == ["stop a"]
+
+
+def test_the_model_used_longest_ago_makes_room() -> None:
+    scheduler, effects = loaded("a", "b", "c", models_max=2)
+    scheduler.request(1, "a")
+    scheduler.finish(1)
+    scheduler.request(2, "c")
+    assert effects.take() == ["grant 1", "stop b"]
+
+
+def test_a_model_starts_only_when_the_process_that_made_room_is_gone() -> None:
+    scheduler, effects = loaded("a", "b")
+    scheduler.request(1, "b")
+    assert effects.take() == ["stop a"]
+    scheduler.request(2, "b")
+    assert effects.take() == []
+    scheduler.exited("a")
+    assert effects.take() == ["start b"]
+
+
+def test_one_stop_is_begun_per_model_that_needs_room() -> None:
+    scheduler, effects = loaded("a", "b", "c", "d", models_max=2)
+    scheduler.request(1, "c")
+    assert effects.take() == ["stop a"]
+    scheduler.request(2, "c")
+    assert effects.take() == []
+    scheduler.request(3, "d")
+    assert effects.take() == ["stop b"]
+
+
+def test_two_waiters_for_one_freed_place_are_both_served() -> None:
+    scheduler, effects = loaded("a", "b", "c")
+    scheduler.request(1, "b")
+    scheduler.request(2, "c")
+    scheduler.exited("a")
+    scheduler.ready("b")
+    scheduler.finish(1)
+    scheduler.exited("b")
+    scheduler.ready("c")
+    assert effects.take() == ["stop a", "start b", "grant 1", "stop b", "start c", "grant 2"]
+
+
+def test_without_a_limit_everything_starts() -> None:
+    scheduler, effects = herd_of("a", "b", "c", models_max=0)
+    for ticket, model in enumerate("abc"):
+        scheduler.request(ticket, model)
+    assert effects.take() == ["start a", "start b", "start c"]
+
+
+def test_a_failed_load_ends_everyone_who_waited_for_it_and_the_next_request_tries_again() -> None:
+    scheduler, effects = herd_of("a")
+    scheduler.request(1, "a")
+    scheduler.request(2, "a")
+    scheduler.exited("a", LoadFailed("no such file"))
+    assert effects.take() == ["start a", "reject 1: no such file", "reject 2: no such file"]
+    scheduler.request(3, "a")
+    assert effects.take() == ["start a"]
+
+
+def test_a_failed_load_gives_its_place_to_the_next_model() -> None:
+    scheduler, effects = herd_of("a", "b")
+    scheduler.request(1, "a")
+    scheduler.request(2, "b")
+    scheduler.exited("a", LoadFailed("bad"))
+    assert effects.take() == ["start a", "reject 1: bad", "start b"]
+
+
+def test_a_crash_forgets_what_was_granted_and_restarts_on_the_next_request() -> None:
+    scheduler, effects = loaded("a")
+    scheduler.request(1, "a")
+    scheduler.exited("a")
+    scheduler.finish(1)
+    assert scheduler.in_flight("a") == 0
+    scheduler.request(2, "a")
+    assert effects.take() == ["grant 1", "start a"]
+
+
+def test_a_request_that_only_wants_the_model_ready_does_not_hold_it() -> None:
+    scheduler, effects = herd_of("a")
+    scheduler.request(1, "a", holds=False)
+    scheduler.ready("a")
+    assert effects.take() == ["start a", "grant 1"]
+    assert scheduler.in_flight("a") == 0
+
+
+def test_a_cancelled_waiter_is_forgotten_and_a_granted_one_is_not_cancelled_here() -> None:
+    scheduler, effects = loaded("a", "b")
+    scheduler.request(1, "a")
+    scheduler.request(2, "b")
+    assert scheduler.cancel(2)
+    assert not scheduler.cancel(1)
+    scheduler.finish(1)
+    assert effects.take() == ["grant 1"]
+
+
+def test_a_request_during_a_stop_is_served_after_a_restart() -> None:
+    scheduler, effects = loaded("a", "b")
+    scheduler.request(1, "b")
+    scheduler.cancel(1)
+    scheduler.request(2, "a")
+    scheduler.exited("a")
+    assert effects.take() == ["stop a", "start a"]
+
+
+def test_unloading_stops_even_a_busy_model_and_ends_who_waits_for_it() -> None:
+    scheduler, effects = herd_of("a")
+    scheduler.request(1, "a")
+    assert scheduler.unload("a", WorkerFailed("unloaded"))
+    assert effects.take() == ["start a", "reject 1: unloaded", "stop a"]
+    assert not scheduler.unload("a", WorkerFailed("unloaded"))
+    assert scheduler.phase("a") is Phase.STOPPING
+
+
+def test_a_waiting_model_is_overtaken_a_bounded_number_of_times() -> None:
+    scheduler, effects = loaded("a", "b", max_overtakes=3)
+    scheduler.request(1, "a")
+    scheduler.request(100, "b")
+    for ticket in range(2, 10):
+        scheduler.request(ticket, "a")
+    assert effects.take() == ["grant 1", "grant 2", "grant 3", "grant 4"]
+    for ticket in range(1, 5):
+        scheduler.finish(ticket)
+    assert effects.take() == ["stop a"]
+    scheduler.exited("a")
+    scheduler.ready("b")
+    assert effects.take() == ["start b", "grant 100"]
+    scheduler.finish(100)
+    scheduler.exited("b")
+    scheduler.ready("a")
+    assert effects.take() == ["stop b", "start a", *(f"grant {ticket}" for ticket in range(5, 10))]
+
+
+def test_a_drained_model_takes_requests_again_when_the_one_that_waited_leaves() -> None:
+    scheduler, effects = loaded("a", "b", max_overtakes=1)
+    scheduler.request(1, "a")
+    scheduler.request(100, "b")
+    scheduler.request(2, "a")
+    scheduler.request(3, "a")
+    assert effects.take() == ["grant 1", "grant 2"]
+    scheduler.cancel(100)
+    assert effects.take() == ["grant 3"]
+
+
+def test_the_cores_are_divided_among_the_models_that_are_busy_now() -> None:
+    effects = Recorder()
+    scheduler = Scheduler(effects, models_max=0, cores=4)
+    for ticket, model in enumerate("ab"):
+        scheduler.add(model)
+        scheduler.request(100 + ticket, model, holds=False)
+        scheduler.ready(model)
+    effects.take()
+    scheduler.request(1, "a")
+    scheduler.request(2, "a")
+    scheduler.request(3, "b")
+    assert effects.take() == ["grant 1", "threads a 4", "grant 2", "grant 3", "threads a 2", "threads b 2"]
+    scheduler.finish(1)
+    assert effects.take() == []
+    scheduler.finish(3)
+    assert effects.take() == ["threads a 4"]
+    scheduler.exited("a")
+    scheduler.request(4, "a")
+    scheduler.ready("a")
+    assert effects.take() == ["start a", "grant 4", "threads a 4"]
+
+
+def test_a_model_can_be_added_once() -> None:
+    scheduler, _ = herd_of("a")
+    with pytest.raises(ValueError, match="exists"):
+        scheduler.add("a")
+
+
+MODELS = ["a", "b", "c", "d"]
+
+
+class Herd(RuleBasedStateMachine):
+    """Plays the pool: random requests, departures, loads, exits and crashes, with every rule checked at every step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.limit = 2
+        self.overtakes = 3
+        self.scheduler = Scheduler(self, models_max=self.limit, max_overtakes=self.overtakes, cores=4)
+        for model in MODELS:
+            self.scheduler.add(model)
+        self.next_ticket = 0
+        self.waiting: dict[int, str] = {}
+        self.granted: dict[int, str] = {}
+        self.phase = dict.fromkeys(MODELS, Phase.ABSENT)
+        self.passed: dict[int, int] = {}
+        self.forced: set[str] = set()
+        self.told: dict[str, int] = {}
+
+    # effects
+
+    def start(self, model: str) -> None:
+        assert self.phase[model] is Phase.ABSENT, "a model has at most one process"
+        self.phase[model] = Phase.STARTING
+
+    def stop(self, model: str) -> None:
+        if model not in self.forced:
+            assert self.phase[model] is Phase.READY, "only a ready model is stopped for room"
+            assert model not in self.granted.values(), "a busy model is never stopped for room"
+        self.phase[model] = Phase.STOPPING
+
+    def grant(self, ticket: int) -> None:
+        model = self.waiting.pop(ticket)
+        assert self.phase[model] is Phase.READY, "a request goes to a ready model only"
+        self.granted[ticket] = model
+        for other, wanted in self.waiting.items():
+            if other < ticket and self.phase[wanted] is Phase.ABSENT and wanted != model:
+                self.passed[other] = self.passed.get(other, 0) + 1
+
+    def reject(self, ticket: int, error: PoolError) -> None:
+        del self.waiting[ticket]
+
+    def threads(self, model: str, n: int) -> None:
+        assert model in self.granted.values(), "only busy models are told of threads"
+        self.told[model] = n
+
+    # events
+
+    @rule(model=st.sampled_from(MODELS))
+    def request(self, model: str) -> None:
+        self.next_ticket += 1
+        self.waiting[self.next_ticket] = model
+        self.scheduler.request(self.next_ticket, model)
+
+    @precondition(lambda self: self.waiting)
+    @rule(data=st.data())
+    def depart(self, data: st.DataObject) -> None:
+        ticket = data.draw(st.sampled_from(sorted(self.waiting)))
+        del self.waiting[ticket]
+        assert self.scheduler.cancel(ticket)
+
+    @precondition(lambda self: self.granted)
+    @rule(data=st.data())
+    def finish(self, data: st.DataObject) -> None:
+        ticket = data.draw(st.sampled_from(sorted(self.granted)))
+        del self.granted[ticket]
+        self.scheduler.finish(ticket)
+
+    def _models_in(self, *phases: Phase) -> list[str]:
+        return [model for model in MODELS if self.phase[model] in phases]
+
+    @precondition(lambda self: Phase.STARTING in self.phase.values())
+    @rule(data=st.data())
+    def become_ready(self, data: st.DataObject) -> None:
+        model = data.draw(st.sampled_from(self._models_in(Phase.STARTING)))
+        self.phase[model] = Phase.READY
+        self.scheduler.ready(model)
+
+    @precondition(lambda self: any(phase is not Phase.ABSENT for phase in self.phase.values()))
+    @rule(data=st.data())
+    def exit(self, data: st.DataObject) -> None:
+        model = data.draw(st.sampled_from(self._models_in(Phase.STARTING, Phase.READY, Phase.STOPPING)))
+        error = LoadFailed("no") if self.phase[model] is Phase.STARTING else None
+        self._gone(model)
+        self.scheduler.exited(model, error)
+
+    def _gone(self, model: str) -> None:
+        self.phase[model] = Phase.ABSENT
+        self.forced.discard(model)
+        self.granted = {ticket: holder for ticket, holder in self.granted.items() if holder != model}
+
+    @rule(model=st.sampled_from(MODELS))
+    def unload(self, model: str) -> None:
+        running = self.phase[model] in (Phase.STARTING, Phase.READY)
+        if running:
+            self.forced.add(model)
+        assert self.scheduler.unload(model, WorkerFailed("unloaded")) is running
+
+    # rules that always hold
+
+    @invariant()
+    def the_limit_holds(self) -> None:
+        assert sum(phase is not Phase.ABSENT for phase in self.phase.values()) <= self.limit
+
+    @invariant()
+    def both_sides_agree(self) -> None:
+        for model in MODELS:
+            assert self.scheduler.phase(model) is self.phase[model]
+            assert self.scheduler.in_flight(model) == sum(holder == model for holder in self.granted.values())
+            assert self.scheduler.queued(model) == sum(wanted == model for wanted in self.waiting.values())
+
+    @invariant()
+    def nobody_waits_while_a_place_is_free(self) -> None:
+        free = self.limit - sum(phase is not Phase.ABSENT for phase in self.phase.values())
+        if free > 0:
+            assert not any(self.phase[model] is Phase.ABSENT for model in self.waiting.values())
+
+    @invariant()
+    def busy_models_share_the_cores(self) -> None:
+        busy = set(self.granted.values())
+        assert not busy or sum(self.told[model] for model in busy) == 4
+
+    @invariant()
+    def overtaking_is_bounded(self) -> None:
+        # Each of the other places may still grant what it had accepted before it was chosen to be drained.
+        assert all(self.passed.get(ticket, 0) <= self.overtakes + len(MODELS) for ticket in self.waiting)
+
+    def teardown(self) -> None:
+        """Left alone, the herd serves everyone who waits."""
+        for _ in range(100 * len(MODELS) + 4 * self.next_ticket):
+            if not self.waiting and not self.granted:
+                return
+            self._let_one_thing_happen()
+        raise AssertionError(f"these requests wait for ever: {self.waiting}")
+
+    def _let_one_thing_happen(self) -> None:
+        moves: list[tuple[Phase, Callable[[str], None]]] = [
+            (Phase.STOPPING, self._shut_down),
+            (Phase.STARTING, self._start_up),
+        ]
+        for phase, move in moves:
+            for model in self._models_in(phase):
+                move(model)
+                return
+        ticket = min(self.granted)
+        del self.granted[ticket]
+        self.scheduler.finish(ticket)
+
+    def _shut_down(self, model: str) -> None:
+        self._gone(model)
+        self.scheduler.exited(model)
+
+    def _start_up(self, model: str) -> None:
+        self.phase[model] = Phase.READY
+        self.scheduler.ready(model)
+
+
+TestHerd = Herd.TestCase
+TestHerd.settings = settings(
+    max_examples=150,
+    stateful_step_count=60,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)

@@ -1,0 +1,75 @@
+"""How tests run a pool: on a loop with a deadline, waiting for what they expect instead of for a time."""
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeVar
+
+import psutil
+import uvloop
+
+from llamaherd.pool import ModelSpec, Pool, State
+
+__all__ = ["TRANSPORTS", "fake", "reach", "run", "run_uvloop", "until", "wait_gone"]
+
+T = TypeVar("T")
+
+TRANSPORTS = ("pipe", "zmq", "stdio")
+DEADLINE = 20.0
+POLL = 0.005
+
+
+def run(work: Coroutine[object, object, T], seconds: float = DEADLINE) -> T:
+    """Run a coroutine on a fresh asyncio loop, and fail if it takes longer than ``seconds``."""
+    return asyncio.run(asyncio.wait_for(work, seconds))
+
+
+def run_uvloop(work: Coroutine[object, object, T], seconds: float = DEADLINE) -> T:
+    """As :func:`run`, on a uvloop loop."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(asyncio.wait_for(work, seconds))
+
+
+def fake(name: str = "m", /, *, n_parallel: int = 4, stop_timeout: float | None = None, **script: Any) -> ModelSpec:
+    """Return the spec of a model that the scripted engine plays."""
+    from llamaherd.pool import EngineOptions
+
+    return ModelSpec(
+        name=name,
+        engine="fake",
+        script=script,
+        options=EngineOptions(n_parallel=n_parallel),
+        stop_timeout=stop_timeout,
+    )
+
+
+async def until(holds: Callable[[], bool], what: str = "", seconds: float = DEADLINE) -> None:
+    """Wait until something holds, or fail at the deadline."""
+    try:
+        async with asyncio.timeout(seconds):
+            while not holds():  # noqa: ASYNC110 - what is waited for is another process's doing
+                await asyncio.sleep(POLL)
+    except TimeoutError:
+        raise AssertionError(f"still not so after {seconds} s: {what or holds}") from None
+
+
+async def reach(pool: Pool, model: str, state: State, seconds: float = DEADLINE) -> None:
+    """Wait until a model is in a state, or fail at the deadline."""
+    await until(lambda: pool.status(model).state is state, f"{model} is {state}", seconds)
+
+
+def wait_gone(pids: Sequence[int], seconds: float) -> list[int]:
+    """Wait until processes are gone, and return those that are not after ``seconds``. A zombie counts as gone."""
+    deadline = time.monotonic() + seconds
+    alive = [pid for pid in pids if _is_alive(pid)]
+    while alive and time.monotonic() < deadline:
+        time.sleep(POLL)
+        alive = [pid for pid in alive if _is_alive(pid)]
+    return alive
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
