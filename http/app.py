@@ -1,0 +1,124 @@
+"""The application: which path leads to which handler, and how whatever is raised becomes an answer."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from llamaherd.http.chat import chat_completions
+from llamaherd.http.completions import completions
+from llamaherd.http.front import DEFAULT_MAX_BODY_BYTES, Front
+from llamaherd.http.health import health
+from llamaherd.http.models import list_models, load_model, model_events, unload_model
+from llamaherd.http.problems import UNAVAILABLE, Problem, problem_of
+from llamaherd.pool import Pool, PoolError
+
+__all__ = ["create_app"]
+
+
+def create_app(
+    pool: Pool,
+    *,
+    default_model: str | None = None,
+    autoload: bool = True,
+    max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
+    stream_ping: float = 10.0,
+    event_ping: float = 15.0,
+) -> Starlette:
+    """Return the application that serves a pool. The pool is opened and closed by the caller.
+
+    Args:
+        default_model: Serves requests that name no model; None refuses them.
+        autoload: Whether a request loads its model; ``?autoload=`` overrides it.
+        max_body_bytes: Largest request body; a larger one is refused with 413.
+        stream_ping: Seconds of silence before a generation's stream sends a comment; also how long the first piece is
+            waited for before the headers go out.
+        event_ping: Seconds of silence before ``/models/sse`` sends a comment.
+
+    The app's ``state.front`` is the :class:`~llamaherd.http.front.Front` behind it.
+    """
+    front = Front(
+        pool=pool,
+        default_model=default_model,
+        autoload=autoload,
+        max_body_bytes=max_body_bytes,
+        stream_ping=stream_ping,
+        event_ping=event_ping,
+    )
+    app = Starlette(
+        routes=_routes(front),
+        middleware=[Middleware(_LastResort)],
+        exception_handlers={
+            PoolError: _answer_problem,
+            Problem: _answer_problem,
+            HTTPException: _answer_problem,
+            ClientDisconnect: _answer_nobody,
+        },
+    )
+    app.router.redirect_slashes = False
+    app.state.front = front
+    return app
+
+
+def _routes(front: Front) -> list[Route]:
+    def route(path: str, handler: Callable[[Front, Request], Awaitable[Response]], method: str) -> Route:
+        return Route(path, partial(handler, front), methods=[method])
+
+    return [
+        route("/health", health, "GET"),
+        route("/v1/health", health, "GET"),
+        route("/models", list_models, "GET"),
+        route("/v1/models", list_models, "GET"),
+        route("/models/load", load_model, "POST"),
+        route("/models/unload", unload_model, "POST"),
+        route("/models/sse", model_events, "GET"),
+        route("/chat/completions", chat_completions, "POST"),
+        route("/v1/chat/completions", chat_completions, "POST"),
+        route("/v1/completions", completions, "POST"),
+    ]
+
+
+async def _answer_problem(request: Request, error: Exception) -> Response:
+    return problem_of(error).to_response()
+
+
+async def _answer_nobody(request: Request, error: Exception) -> Response:
+    # The client has gone; the status is nginx's word for that and reaches nobody.
+    return Response(status_code=499)
+
+
+class _LastResort:
+    """Answers what no handler expected, so that even then a client gets JSON and the log a traceback.
+
+    It stands inside Starlette's own error middleware, which would answer in plain text and raise again.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def note_start(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, note_start)
+        except asyncio.CancelledError:
+            if started:
+                raise
+            # Only the server's shutdown cancels a request; the task ends here either way.
+            await Problem(UNAVAILABLE, "the server is shutting down").to_response()(scope, receive, send)
+        except Exception as error:
+            if started:
+                raise
+            await problem_of(error).to_response()(scope, receive, send)

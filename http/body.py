@@ -1,0 +1,78 @@
+"""A request's body: read within a limit, and parsed to JSON that everything behind it can carry."""
+
+from typing import Any, Final, cast
+
+import msgspec
+from starlette.requests import Request
+
+from llamaherd.http.problems import INVALID_REQUEST, Kind, Problem
+
+__all__ = ["MAX_DEPTH", "read_json"]
+
+#: Deepest nesting of objects and lists in a body. Far more than any chat, far less than a decoder's recursion limit.
+MAX_DEPTH: Final = 100
+
+_TOO_LARGE: Final = Kind(413, INVALID_REQUEST.type)
+_decoder: Final = msgspec.json.Decoder()
+
+
+async def read_json(request: Request, limit: int) -> dict[str, Any]:
+    """Return the body as an object.
+
+    Args:
+        limit: Most bytes to take.
+
+    Raises:
+        Problem: 413 if the body is larger than that; 400 if it is no JSON object, or nested deeper than
+            :data:`MAX_DEPTH`.
+        ClientDisconnect: the client left before the end of the body.
+    """
+    raw = await _read(request, limit)
+    if not raw:
+        raise Problem(INVALID_REQUEST, "the request body is empty, a JSON object is expected")
+    try:
+        value = _decoder.decode(raw)
+    except RecursionError:
+        raise _too_deep() from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Problem(INVALID_REQUEST, f"the request body is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise Problem(INVALID_REQUEST, "the request body must be a JSON object")
+    body = cast("dict[str, Any]", value)
+    _check_depth(body)
+    return body
+
+
+async def _read(request: Request, limit: int) -> bytes:
+    announced = request.headers.get("content-length", "")
+    if announced.isascii() and announced.isdigit() and int(announced[:20]) > limit:
+        raise _too_large(limit)
+    received = bytearray()
+    async for chunk in request.stream():
+        received += chunk
+        if len(received) > limit:
+            raise _too_large(limit)
+    return bytes(received)
+
+
+def _too_large(limit: int) -> Problem:
+    # Closing spares both sides the rest of the upload.
+    return Problem(_TOO_LARGE, f"the request body is over the limit of {limit} bytes", headers={"Connection": "close"})
+
+
+def _too_deep() -> Problem:
+    return Problem(INVALID_REQUEST, f"the request body is nested deeper than {MAX_DEPTH} levels")
+
+
+def _check_depth(body: dict[str, Any]) -> None:
+    level: list[Any] = [body]
+    for _ in range(MAX_DEPTH):
+        level = [
+            child
+            for value in level
+            for child in (cast("dict[str, Any]", value).values() if type(value) is dict else value)
+            if type(child) is dict or type(child) is list
+        ]
+        if not level:
+            return
+    raise _too_deep()

@@ -1,0 +1,98 @@
+"""The models: their list, loading and unloading, and the stream of what happens to them. None of it wakes a model."""
+
+import time
+from typing import Any, Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from llamaherd.http.body import read_json
+from llamaherd.http.front import Front, json_response
+from llamaherd.http.problems import INVALID_REQUEST, NOT_FOUND, Problem, problem_of
+from llamaherd.http.schema import ModelBody, parse
+from llamaherd.http.sse import EventStream, frame
+from llamaherd.pool import ModelNotFound, ModelStatus, State, Subscription
+
+__all__ = ["list_models", "load_model", "model_events", "model_json", "unload_model"]
+
+_WITH_INFO: Final = frozenset({State.LOADING, State.LOADED, State.SLEEPING})
+_STARTED: Final = int(time.time())
+
+
+async def list_models(front: Front, request: Request) -> Response:
+    """List every model, loaded or not, with its state."""
+    return json_response({"data": [model_json(status) for status in front.pool.models()], "object": "list"})
+
+
+async def load_model(front: Front, request: Request) -> Response:
+    """Begin to load a model. What becomes of it is told by ``/models/sse`` and the list."""
+    model = front.model_of(parse(await read_json(request, front.max_body_bytes), ModelBody))
+    try:
+        front.pool.start_load(model)
+    except ModelNotFound:
+        raise Problem(NOT_FOUND, "model is not found", param="model") from None
+    return json_response({"success": True})
+
+
+async def unload_model(front: Front, request: Request) -> Response:
+    """Begin to unload a model."""
+    model = front.model_of(parse(await read_json(request, front.max_body_bytes), ModelBody))
+    try:
+        front.pool.start_unload(model)
+    except ModelNotFound:
+        raise Problem(INVALID_REQUEST, "model is not found", param="model") from None
+    return json_response({"success": True})
+
+
+async def model_events(front: Front, request: Request) -> Response:
+    """Stream the pool's events: a snapshot first, then every change; an event's ``id`` is its sequence number."""
+    return EventStream(_Events(front, front.listen()), ping=front.event_ping, on_error=_error_frame)
+
+
+def model_json(status: ModelStatus) -> dict[str, Any]:
+    """Return a model as llama-server's router lists it."""
+    state: dict[str, Any] = {"value": status.state, "args": status.args}
+    if status.failed:
+        state["exit_code"] = status.exit_code
+        state["failed"] = True
+    if status.progress is not None:
+        state["progress"] = status.progress
+    model: dict[str, Any] = {
+        "id": status.name,
+        "aliases": status.aliases,
+        "tags": status.tags,
+        "object": "model",
+        "owned_by": "llamacpp",
+        "created": _STARTED,
+        "status": state,
+        "architecture": {"input_modalities": ["text"], "output_modalities": ["text"]},
+        "source": "preset",
+        "can_remove": False,
+    }
+    if status.path is not None:
+        model["path"] = status.path
+    info = (status.info or {}) if status.state in _WITH_INFO else {}
+    return model | {key: value for key, value in info.items() if key not in model}
+
+
+class _Events:
+    """A subscription as frames."""
+
+    def __init__(self, front: Front, subscription: Subscription) -> None:
+        self._front = front
+        self._subscription = subscription
+
+    async def __anext__(self) -> bytes:
+        event = await anext(self._subscription)
+        data: dict[str, Any] = {"model": event.model, "event": event.event}
+        if event.data:
+            data["data"] = event.data
+        return frame(data, number=event.seq)
+
+    async def aclose(self) -> None:
+        self._front.listeners.discard(self._subscription)
+        await self._subscription.aclose()
+
+
+def _error_frame(error: Exception) -> bytes:
+    return frame(problem_of(error).to_dict())

@@ -1,0 +1,167 @@
+"""The bodies that clients send, and the check that makes typed values of them.
+
+Fields that nobody here knows are ignored, as the reference does. Fields that are known and would change what the answer
+means, but that the pool cannot serve yet, are refused by name unless their value means "off": an answer must never be
+quietly another one than was asked for. Values out of range are for the pool to refuse.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from llamaherd.http.problems import INVALID_REQUEST, NOT_SUPPORTED, Problem
+from llamaherd.pool import ChatParams, GenerateParams
+
+__all__ = ["UNSUPPORTED", "ChatBody", "CompletionBody", "GenerateBody", "ModelBody", "StreamOptions", "parse"]
+
+#: Known fields that cannot be served yet, each with the values that mean "off" and pass.
+UNSUPPORTED: Final[Mapping[str, tuple[Any, ...]]] = MappingProxyType(
+    {
+        # what is answered
+        "n": (None, 1),
+        "n_cmpl": (None, 1),
+        "best_of": (None, 1),
+        "echo": (None, False),
+        "suffix": (None, ""),
+        "logprobs": (None, False, 0),
+        "top_logprobs": (None, 0),
+        "n_probs": (None, 0),
+        "continue_final_message": (None, False),
+        # what may be answered
+        "tools": (None, []),
+        "tool_choice": (None, "none", "auto"),
+        "functions": (None, []),
+        "function_call": (None, "none", "auto"),
+        "response_format": (None, {"type": "text"}),
+        "grammar": (None, ""),
+        "json_schema": (None,),
+        "logit_bias": (None, {}, []),
+        "lora": (None, []),
+        # how it is drawn
+        "presence_penalty": (None, 0),
+        "frequency_penalty": (None, 0),
+        "repeat_penalty": (None, 1),
+        "dry_multiplier": (None, 0),
+        "dynatemp_range": (None, 0),
+        "mirostat": (None, 0),
+        "top_n_sigma": (None, -1),
+        "typical_p": (None, 1),
+        "xtc_probability": (None, 0),
+    }
+)
+
+
+class StreamOptions(msgspec.Struct, frozen=True):
+    """``include_usage``: end the stream with a chunk of token counts."""
+
+    include_usage: bool | None = None
+
+
+class ModelBody(msgspec.Struct, frozen=True, kw_only=True):
+    """A body that names a model."""
+
+    model: str | None = None
+
+
+class GenerateBody(ModelBody, frozen=True, kw_only=True):
+    """What ``/chat/completions`` and ``/completions`` share. Null is the same as leaving a field out.
+
+    Attributes:
+        n_predict, max_completion_tokens, max_tokens: One setting by three names, in order of precedence.
+        sse_ping_interval: Seconds between the comments of a silent stream; 0 or less sends none.
+    """
+
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n_predict: int | None = None
+    max_completion_tokens: int | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    cache_prompt: bool | None = None
+    ignore_eos: bool | None = None
+    sse_ping_interval: int | None = None
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream shall end with a chunk of token counts."""
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    def to_params(self) -> GenerateParams:
+        """Return the pool's parameters."""
+        limits = (self.n_predict, self.max_completion_tokens, self.max_tokens)
+        return GenerateParams(
+            max_tokens=next((limit for limit in limits if limit is not None), None),
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            seed=self.seed,
+            stop=self.stop,
+            cache_prompt=self.cache_prompt,
+            ignore_eos=self.ignore_eos,
+        )
+
+
+class ChatBody(GenerateBody, frozen=True, kw_only=True):
+    """``POST /v1/chat/completions``. What a message may hold is for the pool and the model's template to say."""
+
+    messages: list[dict[str, Any]] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+    def to_chat_params(self) -> ChatParams:
+        """Return the pool's parameters."""
+        return ChatParams(**self.to_params(), template_kwargs=self.chat_template_kwargs)
+
+
+class CompletionBody(GenerateBody, frozen=True, kw_only=True):
+    """``POST /v1/completions``: one prompt, as a text or token ids, alone or as the only element of a list."""
+
+    prompt: str | list[int | str | list[int]] | None = None
+
+    def to_prompt(self) -> str | list[int]:
+        """Return the one prompt. Raises Problem if there is none, or more than one."""
+        prompt = self.prompt
+        if prompt is None or prompt == []:
+            raise Problem(INVALID_REQUEST, '"prompt" is required', param="prompt")
+        if isinstance(prompt, str):
+            return prompt
+        tokens = [item for item in prompt if isinstance(item, int)]
+        if len(tokens) == len(prompt):
+            return tokens
+        first = prompt[0]
+        if len(prompt) > 1 or isinstance(first, int):
+            raise Problem(NOT_SUPPORTED, "prompt: only one prompt per request is supported", param="prompt")
+        return first
+
+
+B = TypeVar("B", bound=ModelBody)
+
+
+def parse(raw: Mapping[str, Any], kind: type[B]) -> B:
+    """Return the body as the given kind.
+
+    Raises:
+        Problem: 400, with the path of the first field of a wrong type or the name of one that is not supported.
+    """
+    try:
+        body = msgspec.convert(raw, kind)
+    except msgspec.ValidationError as error:
+        reason, _, path = str(error).partition(" - at `$")
+        field = path.strip(".`")
+        raise Problem(INVALID_REQUEST, f"{field}: {reason[:1].lower()}{reason[1:]}", param=field) from None
+    if issubclass(kind, GenerateBody):
+        _refuse_unsupported(raw)
+    return body
+
+
+def _refuse_unsupported(raw: Mapping[str, Any]) -> None:
+    for name, off in UNSUPPORTED.items():
+        if name in raw and raw[name] not in off:
+            raise Problem(NOT_SUPPORTED, f"{name}: this value is not supported yet; leave the field out", param=name)

@@ -1,0 +1,101 @@
+"""Server-sent events: the framing, and the response that streams them.
+
+A stream that has nothing to say for a while sends a comment, so that proxies and clients keep the connection open. The
+same interval decides how long the first frame is waited for before the headers go out: until then, an error is still a
+proper HTTP status; afterwards it can only be a frame.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+import msgspec
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from llamaherd.http.connection import while_connected
+
+__all__ = ["COMMENT", "DONE", "EventStream", "FrameSource", "frame"]
+
+#: The comment that keeps a silent stream open.
+COMMENT: Final = b":\n\n"
+#: What ends a stream of the OpenAI family.
+DONE: Final = b"data: [DONE]\n\n"
+
+
+def frame(data: Any, *, number: int | None = None) -> bytes:
+    """Return one event. The JSON holds no line break, so it is always a single ``data:`` line.
+
+    Args:
+        number: The event's ``id:``.
+    """
+    line = b"data: " + msgspec.json.encode(data) + b"\n\n"
+    return line if number is None else b"id: %d\n%b" % (number, line)
+
+
+class FrameSource(Protocol):
+    """Where a stream's frames come from."""
+
+    async def __anext__(self) -> bytes:
+        """Return the next frame or frames; raise StopAsyncIteration at the end. A cancelled call must lose nothing."""
+        ...
+
+    async def aclose(self) -> None:
+        """Stop the work behind the frames. Idempotent."""
+        ...
+
+
+class EventStream(Response):
+    """Streams the frames of a source to one client, and closes the source when the client leaves.
+
+    Args:
+        ping: Seconds of silence before a comment is sent; None sends none, and waits for the first frame without end.
+        on_error: Returns the frame that tells of an error after the headers have gone; the stream then ends.
+
+    Raises, when called as an application, what the source raises before its first frame.
+    """
+
+    def __init__(self, source: FrameSource, *, ping: float | None, on_error: Callable[[Exception], bytes]) -> None:
+        self.status_code = 200
+        self.background = None
+        # Without X-Accel-Buffering nginx would hold the pieces back.
+        self.init_headers({"Content-Type": "text/event-stream", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        self._source = source
+        self._ping = ping
+        self._on_error = on_error
+        self._started = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            if scope["method"] == "HEAD":
+                await self._send(send, b"", last=True)
+            else:
+                await while_connected(receive, self._stream(send))
+        except ClientDisconnect:
+            pass
+        finally:
+            await self._source.aclose()
+
+    async def _stream(self, send: Send) -> None:
+        try:
+            while True:
+                try:
+                    async with asyncio.timeout(self._ping):
+                        chunk = await anext(self._source)
+                except TimeoutError:
+                    chunk = COMMENT
+                await self._send(send, chunk)
+        except StopAsyncIteration:
+            chunk = b""
+        except Exception as error:
+            if not self._started:
+                raise
+            chunk = self._on_error(error)
+        await self._send(send, chunk, last=True)
+
+    async def _send(self, send: Send, chunk: bytes, *, last: bool = False) -> None:
+        if not self._started:
+            self._started = True
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": chunk, "more_body": not last})

@@ -1,0 +1,128 @@
+"""Bodies are checked for their types, and what cannot be served is refused by name."""
+
+from typing import Any
+
+import pytest
+
+from llamaherd.http.problems import Problem
+from llamaherd.http.schema import UNSUPPORTED, ChatBody, CompletionBody, parse
+
+PROMPT = {"model": "m", "prompt": "hello"}
+
+ON: dict[str, Any] = {
+    "n": 2,
+    "n_cmpl": 2,
+    "best_of": 2,
+    "echo": True,
+    "suffix": "end",
+    "logprobs": True,
+    "top_logprobs": 3,
+    "n_probs": 1,
+    "continue_final_message": True,
+    "tools": [{"type": "function"}],
+    "tool_choice": "required",
+    "functions": [{}],
+    "function_call": {"name": "f"},
+    "response_format": {"type": "json_object"},
+    "grammar": 'root ::= "a"',
+    "json_schema": {},
+    "logit_bias": {"1": 2},
+    "lora": [{"id": 0, "scale": 1}],
+    "presence_penalty": 0.5,
+    "frequency_penalty": -1,
+    "repeat_penalty": 1.1,
+    "dry_multiplier": 0.8,
+    "dynatemp_range": 0.1,
+    "mirostat": 2,
+    "top_n_sigma": 1,
+    "typical_p": 0.5,
+    "xtc_probability": 0.1,
+}
+
+
+def refusal(raw: dict[str, Any], kind: type[ChatBody] | type[CompletionBody] = CompletionBody) -> Problem:
+    with pytest.raises(Problem) as caught:
+        parse(raw, kind)
+    return caught.value
+
+
+def test_fields_that_nobody_knows_are_ignored() -> None:
+    assert parse({**PROMPT, "user": "me", "made_up": [1]}, CompletionBody).to_prompt() == "hello"
+
+
+def test_null_is_the_same_as_leaving_a_field_out() -> None:
+    nulls = dict.fromkeys((*CompletionBody.__struct_fields__, *UNSUPPORTED))
+    assert parse(nulls, CompletionBody) == CompletionBody()
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_a_field_that_cannot_be_served_is_refused_by_name(name: str) -> None:
+    problem = refusal({**PROMPT, name: ON[name]})
+    assert problem.kind == (400, "not_supported_error")
+    assert problem.param == name
+    assert name in problem.message
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, off in UNSUPPORTED.items() for value in off])
+def test_a_field_that_cannot_be_served_passes_when_it_means_off(name: str, value: object) -> None:
+    assert parse({**PROMPT, name: value}, CompletionBody).prompt == "hello"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("model", 1),
+        ("stream", "yes"),
+        ("max_tokens", "many"),
+        ("max_tokens", 1.5),
+        ("max_tokens", True),
+        ("temperature", "hot"),
+        ("seed", 0.5),
+        ("stop", 7),
+        ("stop", [1]),
+        ("stream_options", []),
+        ("prompt", {"a": 1}),
+    ],
+)
+def test_a_wrong_type_is_an_error_with_the_path_of_the_field(field: str, value: object) -> None:
+    problem = refusal({**PROMPT, field: value})
+    assert problem.kind == (400, "invalid_request_error")
+    assert problem.param is not None
+    assert problem.param.startswith(field)
+    assert problem.message.startswith(f"{problem.param}: expected")
+
+
+def test_the_path_leads_into_nested_fields() -> None:
+    assert refusal({"stream_options": {"include_usage": "x"}}).param == "stream_options.include_usage"
+    assert refusal({"messages": [{}, "hello"]}, ChatBody).param == "messages[1]"
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, None),
+        ({"max_tokens": 1}, 1),
+        ({"max_tokens": 1, "max_completion_tokens": 2}, 2),
+        ({"max_tokens": 1, "max_completion_tokens": 2, "n_predict": 3}, 3),
+        ({"max_tokens": 1, "n_predict": None}, 1),
+        ({"max_tokens": 1, "n_predict": 0}, 0),
+    ],
+)
+def test_the_most_tokens_have_three_names(fields: dict[str, Any], expected: int | None) -> None:
+    assert parse(fields, CompletionBody).to_params().get("max_tokens") == expected
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [("a", "a"), ("", ""), ([1, 2], [1, 2]), (["a"], "a"), ([[1, 2]], [1, 2])],
+)
+def test_one_prompt_comes_in_many_forms(prompt: Any, expected: object) -> None:
+    assert parse({"prompt": prompt}, CompletionBody).to_prompt() == expected
+
+
+@pytest.mark.parametrize("prompt", [None, [], ["a", "b"], [[1], [2]], [1, "a"]])
+def test_no_prompt_and_several_prompts_are_refused(prompt: Any) -> None:
+    with pytest.raises(Problem) as caught:
+        parse({"prompt": prompt}, CompletionBody).to_prompt()
+    assert caught.value.kind.status == 400
+    assert caught.value.param == "prompt"
