@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from llamaherd.pool.params import ChatMessage, ChatParams, GenerateParams
     from llamaherd.pool.pool import Pool
     from llamaherd.pool.status import ModelStatus
+    from llamaherd.pool.sync import SyncPool
+    from llamaherd.pool.sync_stream import SyncGeneration, SyncSubscription
     from llamaherd.transport.messages import FinishReason, Timings, Usage
 
 __all__ = [
@@ -57,6 +59,9 @@ __all__ = [
     "QueueFull",
     "State",
     "Subscription",
+    "SyncGeneration",
+    "SyncPool",
+    "SyncSubscription",
     "Timings",
     "Usage",
     "WorkerDied",
@@ -92,6 +97,9 @@ _HOME: Final = {
     "QueueFull": "llamaherd.pool.errors",
     "State": "llamaherd.pool.lifecycle",
     "Subscription": "llamaherd.pool.events",
+    "SyncGeneration": "llamaherd.pool.sync_stream",
+    "SyncPool": "llamaherd.pool.sync",
+    "SyncSubscription": "llamaherd.pool.sync_stream",
     "Timings": "llamaherd.transport.messages",
     "Usage": "llamaherd.transport.messages",
     "WorkerDied": "llamaherd.pool.errors",

@@ -12,6 +12,8 @@ __all__ = ["DEFAULT_STOP_TIMEOUT", "MAX_NAME_LENGTH", "EngineOptions", "ModelSpe
 
 #: Seconds between the exit command and the kill; the reference's default.
 DEFAULT_STOP_TIMEOUT: Final = 10.0
+#: Seconds without a sign of life after which a load is given up.
+DEFAULT_LOAD_STALL: Final = 300.0
 MAX_NAME_LENGTH: Final = 256
 
 
@@ -25,6 +27,14 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
         aliases: Further names for it.
         tags: Words for listings; the pool makes nothing of them.
         stop_timeout: Seconds from the exit command to the kill; None takes the pool's.
+        pinned: Never stopped to make room for another, and not unloaded for idleness.
+        priority: Of its requests, where they name none; higher goes first.
+        load_on_startup: Load it when the pool is entered.
+        sleep_idle_seconds: Idle seconds after which it frees its memory and keeps its process; None means never.
+        unload_idle_seconds: Idle seconds, counted from falling asleep if it sleeps, after which its process ends; None
+            means never.
+        load_stall_seconds: Seconds without any sign of progress (a step of the load, a log line) after which a load is
+            given up. There is no limit to a load that goes on; 0 never gives up.
         engine: ``llama``, or ``fake`` for the scripted engine.
         script: The fake engine's script, see :mod:`llamaherd.pool.child.fake_engine`.
     """
@@ -35,6 +45,12 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     aliases: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
     stop_timeout: float | None = None
+    pinned: bool = False
+    priority: int = 0
+    load_on_startup: bool = False
+    sleep_idle_seconds: float | None = None
+    unload_idle_seconds: float | None = None
+    load_stall_seconds: float = DEFAULT_LOAD_STALL
     engine: str = "llama"
     script: dict[str, Any] = {}
 
@@ -48,8 +64,10 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
             raise BadRequest(f"model {self.name!r}: unknown engine {self.engine!r}, known are llama and fake")
         if self.engine == "llama" and self.path is None:
             raise BadRequest(f"model {self.name!r} has no path")
-        if self.stop_timeout is not None and not 0 <= self.stop_timeout < float("inf"):
-            raise BadRequest(f"model {self.name!r}: stop_timeout must be a finite number of seconds, 0 or more")
+        for field in ("stop_timeout", "sleep_idle_seconds", "unload_idle_seconds", "load_stall_seconds"):
+            seconds = getattr(self, field)
+            if seconds is not None and not 0 <= seconds < float("inf"):
+                raise BadRequest(f"model {self.name!r}: {field} must be a finite number of seconds, 0 or more")
 
     def to_load(self) -> Load:
         """Return the message that makes a worker load this model."""

@@ -1,6 +1,7 @@
 """The records that the pool keeps: one per model, one per request. Data and wording; the pool alone changes them."""
 
 import asyncio
+import signal
 import weakref
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
@@ -11,11 +12,13 @@ from llamaherd.pool.generation import Generation
 from llamaherd.pool.launch import Exit
 from llamaherd.pool.lifecycle import State
 from llamaherd.pool.logs import LogRing
+from llamaherd.pool.machine import oom_kills
+from llamaherd.pool.restart import Backoff
 from llamaherd.pool.status import ModelStatus
 from llamaherd.pool.worker import Worker
 from llamaherd.transport.messages import Delta, Done, Failed, PoolMessage, Result
 
-__all__ = ["Answer", "Entry", "Request", "Sink", "Stream", "explain_exit", "explain_failure"]
+__all__ = ["Answer", "Entry", "Request", "Sink", "Stream", "explain_backoff", "explain_exit", "explain_failure"]
 
 #: Log lines shown in an error for which the worker gave no reason, and kept in its ``log``.
 SHOWN_LOG_LINES: Final = 3
@@ -30,6 +33,12 @@ class Entry:
         worker: Its current worker, None in the states without a process.
         failure: What the current worker said of its own failure, before its exit.
         drowsy: A sleep command is under way, or was carried out: work needs a wake command first.
+        backoff: When it may be tried again after failed loads.
+        keep_alive: What the last request said of the time after it; see :func:`~llamaherd.pool.idle.rest_of`.
+        rest: The timer of its idleness.
+        stall: The timer of its load.
+        heard: When its worker last gave a sign of life, in the loop's time.
+        oom_kills: The kernel's count when its worker was started.
     """
 
     spec: ModelSpec
@@ -42,6 +51,12 @@ class Entry:
     error: PoolError | None = None
     exit_code: int | None = None
     drowsy: bool = False
+    backoff: Backoff = field(default_factory=Backoff)
+    keep_alive: float | None = None
+    rest: asyncio.TimerHandle | None = None
+    stall: asyncio.TimerHandle | None = None
+    heard: float = 0.0
+    oom_kills: int = 0
 
     @property
     def name(self) -> str:
@@ -140,14 +155,22 @@ class Request:
     Attributes:
         command: What its worker is told; None if the request only wants its model ready.
         sink: Who listens; None once the caller has left.
+        priority: Higher goes first.
+        keep_alive: See :class:`Entry`.
         granted: Whether it was sent to a worker.
+        answered: Whether its caller has got a part of the answer.
+        retried: Whether it was given to a second worker because its first one died.
     """
 
     number: int
     entry: Entry
     command: PoolMessage | None
     sink: Sink | None
+    priority: int = 0
+    keep_alive: float | None = None
     granted: bool = False
+    answered: bool = False
+    retried: bool = False
 
 
 def explain_failure(failure: Failed) -> PoolError:
@@ -155,6 +178,17 @@ def explain_failure(failure: Failed) -> PoolError:
     if failure.fault == "caller":
         return BadRequest(failure.message, code=failure.code)
     return WorkerFailed(failure.message, code=failure.code, retry=failure.retry)
+
+
+def explain_backoff(entry: Entry, seconds: float) -> LoadFailed:
+    """Return the error for a request that comes too soon after failed loads."""
+    return LoadFailed(
+        f"model {entry.name!r} is not tried again for {seconds:.1f} s, after: {entry.error}",
+        code="load_backoff",
+        retry=True,
+        retry_after=seconds,
+        exit_code=entry.exit_code,
+    )
 
 
 def explain_exit(entry: Entry, worker: Worker, end: Exit) -> LoadFailed | WorkerDied:
@@ -165,6 +199,8 @@ def explain_exit(entry: Entry, worker: Worker, end: Exit) -> LoadFailed | Worker
         reason = f"{failure.message} ({end.detail})"
     elif worker.kill_reason:
         reason = f"its worker was killed because {worker.kill_reason}"
+    elif end.signal == signal.SIGKILL and oom_kills() > entry.oom_kills:
+        reason = "the kernel killed its worker for want of memory; set a smaller context or fewer models at a time"
     else:
         lines = [line.strip() for line in log if line.strip()][-SHOWN_LOG_LINES:]
         reason = f"its worker ended: {end.detail}" + ("; last log lines: " + " | ".join(lines) if lines else "")

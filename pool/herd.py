@@ -13,12 +13,14 @@ from collections.abc import Coroutine
 from typing import Any, Final
 
 from llamaherd.pool.config import ModelSpec
-from llamaherd.pool.entry import Entry, Request, Sink, explain_exit, explain_failure
+from llamaherd.pool.entry import Entry, Request, explain_backoff, explain_exit, explain_failure
 from llamaherd.pool.errors import BadRequest, ModelBusy, PoolClosed, PoolError, WorkerFailed
 from llamaherd.pool.events import EventLog
+from llamaherd.pool.idle import Rest, rest_of
 from llamaherd.pool.launch import Exit, Launcher
 from llamaherd.pool.lifecycle import RUNNING, IllegalTransition, State, Trigger, transition
-from llamaherd.pool.schedule import Scheduler
+from llamaherd.pool.machine import oom_kills
+from llamaherd.pool.schedule import Limits, Scheduler
 from llamaherd.pool.status import ModelStatus
 from llamaherd.pool.worker import Worker
 from llamaherd.transport import Transport
@@ -29,7 +31,6 @@ from llamaherd.transport.messages import (
     Done,
     Failed,
     Generate,
-    PoolMessage,
     Result,
     Sleep,
     Threads,
@@ -54,14 +55,12 @@ class Herd:
     Implements :class:`~llamaherd.pool.schedule.Effects` and :class:`~llamaherd.pool.worker.Owner`.
     """
 
-    def __init__(
-        self, transport: Transport, launcher: Launcher, *, models_max: int, stop_timeout: float, cores: int
-    ) -> None:
+    def __init__(self, transport: Transport, launcher: Launcher, *, limits: Limits, stop_timeout: float) -> None:
         self.events = EventLog(lambda: {"models": [status.to_dict() for status in self.statuses()]})
         self._transport = transport
         self._launcher = launcher
         self._stop_timeout = stop_timeout
-        self._scheduler = Scheduler(self, models_max=models_max, cores=cores)
+        self._scheduler = Scheduler(self, limits)
         self._entries: dict[str, Entry] = {}
         self._names: dict[str, Entry] = {}
         self._requests: dict[int, Request] = {}
@@ -88,11 +87,13 @@ class Herd:
         entry = Entry(spec)
         self._names.update((name, entry) for name in names)
         self._entries[spec.name] = entry
-        self._scheduler.add(spec.name)
+        self._scheduler.add(spec.name, slots=spec.options.n_parallel, pinned=spec.pinned)
 
     async def close(self) -> None:
         """Fail what waits or runs with ``PoolClosed``, stop all workers at once, and return when all are reaped."""
         self._closing = True
+        for entry in self._entries.values():
+            self._mind_rest(entry)
         for request in list(self._requests.values()):
             self.leave(request.number, PoolClosed("the pool is closing"))
         for worker in list(self._workers):
@@ -127,18 +128,31 @@ class Herd:
         """Return every model's public status, in the order in which they were added."""
         return [self.status(entry) for entry in self._entries.values()]
 
+    def wanted_at_start(self) -> list[str]:
+        """Return the names of the models that are to be loaded when the pool opens."""
+        return [entry.name for entry in self._entries.values() if entry.spec.load_on_startup]
+
     # --- requests ---
 
     def next_number(self) -> int:
         """Return a number for a new request."""
         return next(self._numbers)
 
-    def accept(self, entry: Entry, number: int, command: PoolMessage | None, sink: Sink) -> None:
-        """Take a request; ``sink`` hears of it from now on, perhaps before this returns. None only wants the model
-        ready.
-        """
-        self._requests[number] = Request(number, entry, command, sink)
-        self._scheduler.request(number, entry.name, holds=command is not None)
+    def accept(self, request: Request) -> None:
+        """Take a request; its sink hears of it from now on, perhaps before this returns."""
+        entry = request.entry
+        if request.command is not None and entry.worker is None:
+            seconds = entry.backoff.wait(self._now())
+            if seconds > 0 and request.sink is not None:
+                request.sink.fail(explain_backoff(entry, seconds))
+                return
+        self._requests[request.number] = request
+        self._put(request)
+        self._mind_rest(entry)
+
+    def _put(self, request: Request) -> None:
+        holds = request.command is not None
+        self._scheduler.request(request.number, request.entry.name, priority=request.priority, holds=holds)
 
     def leave(self, number: int, error: PoolError | None = None) -> None:
         """The caller of a request has left, or is told to with an error; what it held is freed. Unknown numbers are
@@ -153,6 +167,7 @@ class Herd:
         if not request.granted:
             del self._requests[number]
             self._scheduler.cancel(number)
+            self._mind_rest(request.entry)
         elif request.entry.worker is not None and isinstance(request.command, Generate):
             # The model stays busy until the worker confirms: what still computes must not be taken for idle.
             request.entry.worker.post(Cancel(request=number))
@@ -187,10 +202,13 @@ class Herd:
         entry.state = transition(entry.state, Trigger.SPAWN)
         entry.progress = entry.failure = entry.error = entry.exit_code = None
         entry.drowsy = False
+        entry.keep_alive = None
+        entry.oom_kills = oom_kills()
         worker = entry.worker = Worker(model, next(self._generations), self)
         worker.post(entry.spec.to_load())
         self._workers.add(worker)
         self.events.emit(model, "model_status", {"status": State.LOADING})
+        self._watch_load(entry, worker)
         self.keep(self._launch(worker, entry))
 
     def stop(self, model: str) -> None:
@@ -203,6 +221,7 @@ class Herd:
         if entry.drowsy and entry.worker is not None:
             entry.drowsy = False
             entry.worker.post(Wake())
+            self._watch_load(entry, entry.worker)
         if request.command is None:
             del self._requests[ticket]
             if request.sink is not None:
@@ -232,7 +251,7 @@ class Herd:
 
     async def _launch(self, worker: Worker, entry: Entry) -> None:
         try:
-            await worker.launch(self._launcher, self._transport, entry.log.feed)
+            await worker.launch(self._launcher, self._transport, lambda data: self._on_log(entry, data))
         except (OSError, ChannelError) as error:
             _log.warning("%r could not be started: %s", worker, error)
             end = Exit(reason="exited", code=None, signal=None, node="", detail=f"it could not be started: {error}")
@@ -255,6 +274,7 @@ class Herd:
                 for delta in message.deltas:
                     request = self._requests.get(delta.request)
                     if request is not None and request.sink is not None:
+                        request.answered = True
                         request.sink.feed(delta)
             case Done() | Result():
                 self._end(message.request, message)
@@ -278,7 +298,13 @@ class Herd:
                 request.sink.fail(end)
             else:
                 request.sink.finish(end)
+        request.entry.keep_alive = request.keep_alive
         self._scheduler.finish(request.number)
+        self._mind_rest(request.entry)
+
+    def _on_log(self, entry: Entry, data: bytes) -> None:
+        entry.heard = self._now()
+        entry.log.feed(data)
 
     def _on_state(self, entry: Entry, message: StateMessage) -> None:
         trigger = _TRIGGERS.get(message.state)
@@ -289,16 +315,19 @@ class Herd:
         except IllegalTransition as reason:
             _log.debug("ignored a state message of %r: %s", entry.worker, reason)
             return
+        entry.heard = self._now()
         data: dict[str, Any] = {"status": entry.state}
         if trigger is Trigger.PROGRESS:
             entry.progress = data["progress"] = message.payload
         elif trigger is Trigger.READY:
             entry.progress = None
+            entry.backoff.succeeded()
             if message.payload:
                 entry.info = data["info"] = {"created": int(time.time()), **message.payload}
         self.events.emit(entry.name, "status_change", data)
         if trigger is Trigger.READY:
             self._scheduler.ready(entry.name)
+        self._mind_rest(entry)
 
     def on_exit(self, worker: Worker, end: Exit) -> None:
         self._workers.discard(worker)
@@ -308,10 +337,71 @@ class Herd:
         loading = entry.state is State.LOADING
         entry.state = transition(entry.state, Trigger.EXIT)
         entry.worker, entry.progress, entry.exit_code, entry.error = None, None, end.code, error
-        gone = error or WorkerFailed(f"model {entry.name!r} was stopped", code="unloaded")
-        for request in self._granted_to(entry):
-            del self._requests[request.number]
-            if request.sink is not None:
-                request.sink.fail(gone)
+        if loading and error is not None:
+            entry.backoff.failed(self._now())
+        self._mind_rest(entry)
+        again = self._lose_granted(entry, error, retry=not loading and error is not None)
         self.events.emit(entry.name, "status_change", {"status": entry.state, "exit_code": end.code})
         self._scheduler.exited(entry.name, error if loading else None)
+        for request in again:
+            self._put(request)
+
+    def _lose_granted(self, entry: Entry, error: PoolError | None, *, retry: bool) -> list[Request]:
+        """Fail the requests that a worker took with it. Return those that deserve a second worker: nothing of their
+        answer is out, and this was their first.
+        """
+        again: list[Request] = []
+        for request in self._granted_to(entry):
+            if request.sink is not None and retry and not request.answered and not request.retried:
+                request.granted, request.retried = False, True
+                again.append(request)
+                continue
+            del self._requests[request.number]
+            if request.sink is not None:
+                gone = error or WorkerFailed(f"model {entry.name!r} was stopped", code="unloaded")
+                request.sink.fail(gone)
+        return again
+
+    # --- clocks ---
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    def _mind_rest(self, entry: Entry) -> None:
+        """Start the clock of a model that came to rest, or stop that of one that did not."""
+        if entry.rest is not None:
+            entry.rest.cancel()
+            entry.rest = None
+        name = entry.name
+        if self._closing or self._scheduler.in_flight(name) or self._scheduler.queued(name):
+            return
+        rest = rest_of(entry.spec, entry.state, entry.keep_alive)
+        falling_asleep = entry.drowsy and entry.state is State.LOADED
+        if rest is not None and not falling_asleep:
+            entry.rest = asyncio.get_running_loop().call_later(rest.seconds, self._on_rest, entry, rest)
+
+    def _on_rest(self, entry: Entry, rest: Rest) -> None:
+        entry.rest = None
+        if rest.action == "sleep":
+            self.sleep(entry)
+        else:
+            self.unload(entry)
+
+    def _watch_load(self, entry: Entry, worker: Worker) -> None:
+        entry.heard = self._now()
+        if entry.stall is not None:
+            entry.stall.cancel()
+        self._check_stall(entry, worker)
+
+    def _check_stall(self, entry: Entry, worker: Worker) -> None:
+        entry.stall = None
+        limit = entry.spec.load_stall_seconds
+        waking = entry.state is State.SLEEPING and not entry.drowsy
+        if entry.worker is not worker or not limit or not (waking or entry.state is State.LOADING):
+            return
+        silent = self._now() - entry.heard
+        if silent >= limit:
+            worker.fail(f"its load made no progress for {limit:g} s (load_stall_seconds)")
+        else:
+            loop = asyncio.get_running_loop()
+            entry.stall = loop.call_later(limit - silent, self._check_stall, entry, worker)

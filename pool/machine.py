@@ -6,11 +6,12 @@ from math import ceil
 from pathlib import Path
 from typing import Final
 
-__all__ = ["available_memory", "usable_cores"]
+__all__ = ["available_memory", "oom_kills", "usable_cores"]
 
 _MOUNT: Final = Path("/sys/fs/cgroup")
 _MEMBERSHIP: Final = Path("/proc/self/cgroup")
 _MEMINFO: Final = Path("/proc/meminfo")
+_VMSTAT: Final = Path("/proc/vmstat")
 
 
 def usable_cores(mount: Path = _MOUNT, membership: Path = _MEMBERSHIP) -> int:
@@ -37,6 +38,11 @@ def available_memory(mount: Path = _MOUNT, membership: Path = _MEMBERSHIP, memin
     limits.append(_mem_available(meminfo))
     known = [limit for limit in limits if limit is not None]
     return min(known) if known else None
+
+
+def oom_kills(vmstat: Path = _VMSTAT) -> int:
+    """Return how many processes the kernel has killed for want of memory since it started; 0 where unknown."""
+    return _field(_read(vmstat), "oom_kill")
 
 
 def _own_groups(mount: Path, membership: Path, controller: str) -> Iterator[Path]:

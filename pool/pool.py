@@ -2,12 +2,13 @@
 
 import asyncio
 import logging
+import math
 from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self, Unpack
 
 from llamaherd.pool.config import DEFAULT_STOP_TIMEOUT, ModelSpec
-from llamaherd.pool.entry import Answer, Entry, Stream
+from llamaherd.pool.entry import Answer, Entry, Request, Stream
 from llamaherd.pool.errors import BadRequest, ModelBusy, ModelNotFound, ModelNotLoaded, PoolClosed
 from llamaherd.pool.events import Subscription
 from llamaherd.pool.generation import Generation
@@ -25,6 +26,7 @@ from llamaherd.pool.params import (
     check_tokens,
     completion_request,
 )
+from llamaherd.pool.schedule import Limits
 from llamaherd.pool.status import ModelStatus
 from llamaherd.transport import make_transport
 from llamaherd.transport.messages import Detokenize, Generate, PoolMessage, Result, Template, Tokenize
@@ -47,6 +49,8 @@ class Pool:
         stop_timeout: Seconds from a worker's exit command to its kill, where the model sets none of its own.
         cores: Cores to divide among the models that are busy at the moment; None takes those that this process may
             use, 0 leaves each model its own choice. Models whose ``n_threads`` is set keep it.
+        queue_max: Most requests that wait, in total; further ones fail with ``QueueFull``. 0 means no limit.
+        queue_max_per_model: The same for one model.
         launcher: How workers come to run; local processes by default.
 
     Raises:
@@ -62,21 +66,27 @@ class Pool:
         models_max: int = 4,
         stop_timeout: float = DEFAULT_STOP_TIMEOUT,
         cores: int | None = None,
+        queue_max: int = 1024,
+        queue_max_per_model: int = 0,
         launcher: Launcher | None = None,
     ) -> None:
-        if cores is not None and cores < 0:
-            raise BadRequest("cores must be 0 or more")
-        if models_max < 0:
-            raise BadRequest("models_max must be 0 or more")
+        limits = Limits(
+            models_max=models_max,
+            cores=usable_cores() if cores is None else cores,
+            queue_max=queue_max,
+            queue_max_per_model=queue_max_per_model,
+        )
+        for name in ("models_max", "cores", "queue_max", "queue_max_per_model"):
+            if getattr(limits, name) < 0:
+                raise BadRequest(f"{name} must be 0 or more")
         if not 0 <= stop_timeout < float("inf"):
             raise BadRequest("stop_timeout must be a finite number of seconds, 0 or more")
         self._transport = make_transport(transport)
         self._herd = Herd(
             self._transport,
             launcher or LocalLauncher(),
-            models_max=models_max,
+            limits=limits,
             stop_timeout=stop_timeout,
-            cores=usable_cores() if cores is None else cores,
         )
         self._open = False
         self._closing: asyncio.Task[None] | None = None
@@ -93,6 +103,8 @@ class Pool:
             raise PoolClosed("a pool can be entered once")
         await self._transport.open()
         self._open = True
+        for name in self._herd.wanted_at_start():
+            self.start_load(name)
         return self
 
     async def __aexit__(
@@ -119,7 +131,14 @@ class Pool:
     # --- requests ---
 
     def chat(
-        self, model: str, messages: Sequence[ChatMessage], *, autoload: bool = True, **params: Unpack[ChatParams]
+        self,
+        model: str,
+        messages: Sequence[ChatMessage],
+        *,
+        autoload: bool = True,
+        priority: int | None = None,
+        keep_alive: float | None = None,
+        **params: Unpack[ChatParams],
     ) -> Generation:
         """Answer a conversation, as a stream of pieces. Returns at once; the model is loaded if it must be.
 
@@ -128,6 +147,9 @@ class Pool:
             messages: OpenAI chat messages: objects with ``role`` and ``content``; the model's own template renders
                 them.
             autoload: If False, a model that is not running is an error instead of a load.
+            priority: Higher goes first among those that wait; the model's own by default.
+            keep_alive: Seconds that the model stays loaded after this request, if no other follows; negative means for
+                good. The model's idle times by default.
             **params: See :class:`~llamaherd.pool.params.ChatParams`.
 
         Raises:
@@ -135,16 +157,23 @@ class Pool:
             LoadFailed, WorkerDied, WorkerFailed, BadRequest (a prompt longer than the context): from the iteration.
         """
         entry = self._entry_for(model, autoload)
-        number = self._herd.next_number()
-        return self._generate(entry, chat_request(number, messages, params))
+        command = chat_request(self._herd.next_number(), messages, params)
+        return self._generate(entry, command, priority, keep_alive)
 
     def complete(
-        self, model: str, prompt: str | Sequence[int], *, autoload: bool = True, **params: Unpack[GenerateParams]
+        self,
+        model: str,
+        prompt: str | Sequence[int],
+        *,
+        autoload: bool = True,
+        priority: int | None = None,
+        keep_alive: float | None = None,
+        **params: Unpack[GenerateParams],
     ) -> Generation:
         """Continue a text, or a list of token ids. Otherwise as :meth:`chat`, without a template."""
         entry = self._entry_for(model, autoload)
-        number = self._herd.next_number()
-        return self._generate(entry, completion_request(number, prompt, params))
+        command = completion_request(self._herd.next_number(), prompt, params)
+        return self._generate(entry, command, priority, keep_alive)
 
     async def tokenize(
         self, model: str, text: str, *, add_special: bool = False, parse_special: bool = True
@@ -187,15 +216,19 @@ class Pool:
             raise ModelNotFound(f"model {_quoted(model)} not found", code="model_not_found")
         return entry
 
-    def _generate(self, entry: Entry, command: Generate) -> Generation:
+    def _generate(self, entry: Entry, command: Generate, priority: int | None, keep_alive: float | None) -> Generation:
+        if keep_alive is not None and not math.isfinite(keep_alive):
+            raise BadRequest("keep_alive must be a finite number of seconds")
         number = command.request
         generation = Generation(entry.name, lambda: self._herd.leave(number))
-        self._herd.accept(entry, number, command, Stream(generation))
+        request = Request(number, entry, command, Stream(generation), keep_alive=keep_alive)
+        request.priority = entry.spec.priority if priority is None else priority
+        self._herd.accept(request)
         return generation
 
     async def _ask(self, entry: Entry, number: int, command: PoolMessage | None) -> Result | None:
         future: asyncio.Future[Result | None] = asyncio.get_running_loop().create_future()
-        self._herd.accept(entry, number, command, Answer(future))
+        self._herd.accept(Request(number, entry, command, Answer(future), priority=entry.spec.priority))
         try:
             return await future
         finally:
@@ -246,7 +279,7 @@ class Pool:
             raise ModelBusy("model is already running", code="model_running")
         future: asyncio.Future[Result | None] = asyncio.get_running_loop().create_future()
         future.add_done_callback(_note_failure)
-        self._herd.accept(entry, self._herd.next_number(), None, Answer(future))
+        self._herd.accept(Request(self._herd.next_number(), entry, None, Answer(future), priority=entry.spec.priority))
 
     async def unload(self, model: str) -> ModelStatus:
         """Stop a model's worker and return its status once the process is gone.

@@ -6,13 +6,18 @@ return. There is no clock, no process and no I/O here, so every rule can be test
 The rules:
 
 1. A request holds its model from the moment that it is accepted: a waiting request makes the model *wanted*, a granted
-   one makes it *busy*. Wanted, busy, starting and stopping models are never stopped to make room.
-2. A request for a model that is ready is granted at once. All requests that wait for one model share its one start.
+   one makes it *busy*. Wanted, busy, starting, stopping and pinned models are never stopped to make room.
+2. A request for a ready model with a free slot is granted at once. All requests that wait for one model share its one
+   start.
 3. At most ``models_max`` models have a process. A process that is told to stop counts until it is gone.
 4. Room is made by stopping the ready, idle model that was used longest ago. One stop is begun per start that needs it.
-5. A waiting request is overtaken at most ``max_overtakes`` times by requests for models that keep it from starting.
-   Then one of those models is *drained*: new requests for it wait behind, it finishes what it has, and its room goes
-   to the one that waited.
+5. Waiting requests go by priority, then by age. When a model that waits for room has been overtaken ``max_overtakes``
+   times by requests for models in its way, it comes first, and one of those models is *drained*: it finishes what it
+   has, and new requests for it wait. After as many again, another one is. So nobody is overtaken more often than
+   ``max_overtakes`` times the places.
+6. The cores are divided evenly among the models that are busy, and each is told when its share changes.
+7. Queues are bounded, per model and in total: a request over the limit is refused.
+8. What can never be served is refused at once: a model that needs room which only pinned models hold.
 """
 
 from collections.abc import Iterator
@@ -20,12 +25,13 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Final, Protocol
 
-from llamaherd.pool.errors import PoolError
+from llamaherd.pool.errors import PoolError, QueueFull
 from llamaherd.pool.threads import ThreadBudget
 
-__all__ = ["Effects", "Phase", "Scheduler"]
+__all__ = ["Effects", "Limits", "Phase", "Scheduler"]
 
-DEFAULT_MAX_OVERTAKES: Final = 16
+#: What a refused caller is told to wait, in seconds: no promise, since nobody knows how long the requests ahead take.
+RETRY_AFTER: Final = 1.0
 
 
 class Effects(Protocol):
@@ -52,6 +58,25 @@ class Effects(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """The numbers in the rules.
+
+    Attributes:
+        models_max: Most models with a process; 0 means no limit.
+        max_overtakes: See rule 5; at least 1.
+        cores: Cores to divide among the models that are busy; 0 leaves the threads alone.
+        queue_max: Most requests that wait, in total; 0 means no limit.
+        queue_max_per_model: Most requests that wait for one model; 0 means no limit.
+    """
+
+    models_max: int = 4
+    max_overtakes: int = 16
+    cores: int = 0
+    queue_max: int = 0
+    queue_max_per_model: int = 0
+
+
 class Phase(Enum):
     """What the scheduler knows of a model's process."""
 
@@ -62,54 +87,68 @@ class Phase(Enum):
 
 
 @dataclass(slots=True)
-class _Model:
-    name: str
-    phase: Phase = Phase.ABSENT
-    in_flight: int = 0
-    waiting: int = 0
-    last_used: int = 0
-    drained_for: int | None = None
-
-
-@dataclass(slots=True)
 class _Waiting:
     ticket: int
-    model: _Model
+    model: "_Model"
+    priority: int
     holds: bool
-    overtaken: int = 0
 
 
 @dataclass(slots=True)
+class _Model:
+    name: str
+    slots: int
+    pinned: bool
+    phase: Phase = Phase.ABSENT
+    in_flight: int = 0
+    last_used: int = 0
+    overtaken: int = 0
+    drained_for: "_Model | None" = None
+    #: priority -> tickets in the order of their arrival; no empty ones are kept.
+    queues: dict[int, dict[int, _Waiting]] = field(default_factory=dict[int, dict[int, _Waiting]])
+    waiting: int = 0
+
+    @property
+    def has_slot(self) -> bool:
+        return not self.slots or self.in_flight < self.slots
+
+    @property
+    def head(self) -> _Waiting:
+        return next(iter(self.queues[max(self.queues)].values()))
+
+    def put(self, waiting: _Waiting) -> None:
+        self.queues.setdefault(waiting.priority, {})[waiting.ticket] = waiting
+        self.waiting += 1
+
+    def remove(self, waiting: _Waiting) -> None:
+        queue = self.queues[waiting.priority]
+        del queue[waiting.ticket]
+        if not queue:
+            del self.queues[waiting.priority]
+        self.waiting -= 1
+
+
 class Scheduler:
-    """See the module's text.
+    """See the module's text."""
 
-    Args:
-        effects: Where decisions go.
-        models_max: Most models with a process; 0 means no limit.
-        max_overtakes: See rule 5.
-        cores: Cores to divide among the models that are busy (rule 6); 0 leaves the threads alone.
-    """
-
-    effects: Effects
-    models_max: int = 4
-    max_overtakes: int = DEFAULT_MAX_OVERTAKES
-    cores: int = 0
-    _models: dict[str, _Model] = field(default_factory=dict[str, _Model])
-    _waiting: dict[int, _Waiting] = field(default_factory=dict[int, _Waiting])
-    _granted: dict[int, _Model] = field(default_factory=dict[int, _Model])
-    _busy: dict[str, None] = field(default_factory=dict[str, None])
-    _budget: ThreadBudget = field(init=False)
-    _clock: int = 0
-
-    def __post_init__(self) -> None:
-        self._budget = ThreadBudget(self.cores)
+    def __init__(self, effects: Effects, limits: Limits | None = None) -> None:
+        self._effects: Final = effects
+        self._limits: Final = limits or Limits()
+        self._models: dict[str, _Model] = {}
+        self._waiting: dict[int, _Waiting] = {}
+        self._granted: dict[int, _Model] = {}
+        #: Models that someone waits for, and models that are busy: each event looks at these and not at all models.
+        self._wanted: dict[str, _Model] = {}
+        self._busy: dict[str, None] = {}
+        self._running = 0
+        self._stopping = 0
+        self._clock = 0
+        self._budget = ThreadBudget(self._limits.cores)
 
     def __repr__(self) -> str:
-        running = [model for model in self._models.values() if model.phase is not Phase.ABSENT]
-        busy = sum(1 for model in running if model.in_flight)
         return (
-            f"<Scheduler [Models: {len(running)} of {self.models_max or 'any'} running, {busy} busy | "
-            f"Requests: {len(self._granted)} granted, {len(self._waiting)} waiting]>"
+            f"<Scheduler [Models: {self._running} of {self._limits.models_max or 'any'} running, {len(self._busy)} busy"
+            f" | Requests: {len(self._granted)} granted, {len(self._waiting)} waiting]>"
         )
 
     # --- what may be read ---
@@ -128,21 +167,31 @@ class Scheduler:
 
     # --- events ---
 
-    def add(self, model: str) -> None:
-        """A model exists from now on. Raises ValueError if it did before."""
+    def add(self, model: str, *, slots: int = 0, pinned: bool = False) -> None:
+        """A model exists from now on. Raises ValueError if it did before.
+
+        Args:
+            slots: Most requests granted at one time; 0 means no limit.
+            pinned: Never stopped to make room.
+        """
         if model in self._models:
             raise ValueError(f"model {model!r} exists already")
-        self._models[model] = _Model(model)
+        self._models[model] = _Model(model, slots, pinned)
 
-    def request(self, ticket: int, model: str, *, holds: bool = True) -> None:
+    def request(self, ticket: int, model: str, *, priority: int = 0, holds: bool = True) -> None:
         """Someone wants the model. Answered by ``grant`` or ``reject``, now or later. Raises KeyError for an unknown
-        model.
+        one.
 
         A request that does not ``hold`` only wants the model ready: its grant is its end.
         """
         entry = self._models[model]
-        self._waiting[ticket] = _Waiting(ticket, entry, holds)
-        entry.waiting += 1
+        refusal = self._refusal(entry)
+        if refusal is not None:
+            self._effects.reject(ticket, refusal)
+            return
+        waiting = self._waiting[ticket] = _Waiting(ticket, entry, priority, holds)
+        entry.put(waiting)
+        self._wanted[model] = entry
         self._decide()
 
     def cancel(self, ticket: int) -> bool:
@@ -173,16 +222,17 @@ class Scheduler:
             self._decide()
 
     def exited(self, model: str, error: PoolError | None = None) -> None:
-        """The model's process is gone. Granted requests end with it; with an ``error``, requests that wait for it end
+        """The model's process is gone. Granted requests end with it; with an ``error``, those that wait for it end
         too.
         """
         entry = self._models[model]
-        entry.phase = Phase.ABSENT
+        self._set_phase(entry, Phase.ABSENT)
         entry.drained_for = None
-        for ticket in [ticket for ticket, holder in self._granted.items() if holder is entry]:
-            del self._granted[ticket]
-        entry.in_flight = 0
-        self._busy.pop(model, None)
+        if entry.in_flight:
+            for ticket in [ticket for ticket, holder in self._granted.items() if holder is entry]:
+                del self._granted[ticket]
+            entry.in_flight = 0
+            del self._busy[model]
         self._budget.forget(model)
         if error is not None:
             self._reject_waiting(entry, error)
@@ -206,65 +256,67 @@ class Scheduler:
     def _decide(self) -> None:
         self._release_drains()
         self._grant_ready()
-        room = self._room()
-        starved: list[_Waiting] = []
-        for waiting in self._first_of_each_absent_model():
-            if room > 0:
-                room -= 1
-                self._start_or_wait(waiting.model)
+        if self._waiting:
+            self._make_way()
+        if self._limits.cores:
+            for name, n in self._budget.update(self._busy).items():
+                self._effects.threads(name, n)
+
+    def _make_way(self) -> None:
+        """Start what is wanted and absent, as far as there is room or room can be made."""
+        # Free places, and those that the stops under way will free.
+        places = self._limits.models_max - (self._running - self._stopping)
+        for model in self._absent_in_turn():
+            if places > 0 or not self._limits.models_max:
+                places -= 1
+                self._start_or_wait(model)
             elif self._make_room():
-                pass  # its room comes with the exit of what was stopped
-            else:
-                starved.append(waiting)
-        for waiting in starved:
-            if waiting.overtaken >= self.max_overtakes:
-                self._drain_for(waiting)
-        if self.cores:
-            for model, n in self._budget.update(self._busy).items():
-                self.effects.threads(model, n)
+                pass  # the place comes with the exit of what was stopped
+            elif self._only_pinned():
+                self._reject_waiting(model, _no_room(model.name, self._limits.models_max))
+            elif model.overtaken >= self._limits.max_overtakes:
+                self._drain_for(model)
 
     def _grant_ready(self) -> None:
-        """Grant what waits for ready models, and count whom that overtakes."""
-        passed: list[_Waiting] = []
-        for waiting in list(self._waiting.values()):
-            model = waiting.model
-            if model.phase is not Phase.READY or model.drained_for is not None:
-                if model.phase is Phase.ABSENT:
-                    passed.append(waiting)
-                continue
-            self._take_waiting(waiting.ticket)
-            self._touch(model)
-            if waiting.holds:
-                self._granted[waiting.ticket] = model
-                model.in_flight += 1
-                self._busy.setdefault(model.name)
-            for other in passed:
-                other.overtaken += 1
-            self.effects.grant(waiting.ticket)
+        """Grant what waits for ready models with free slots, and count whom that overtakes."""
+        passed = [model for model in self._wanted.values() if model.phase is Phase.ABSENT]
+        for model in list(self._wanted.values()):
+            while model.waiting and model.phase is Phase.READY and model.drained_for is None:
+                head = model.head
+                if head.holds and not model.has_slot:
+                    break
+                self._grant(head)
+                if not model.pinned:
+                    for other in passed:
+                        other.overtaken += 1
 
-    def _first_of_each_absent_model(self) -> Iterator[_Waiting]:
-        seen: set[str] = set()
-        for waiting in list(self._waiting.values()):
-            if waiting.model.phase is Phase.ABSENT and waiting.model.name not in seen:
-                seen.add(waiting.model.name)
-                yield waiting
+    def _grant(self, waiting: _Waiting) -> None:
+        model = waiting.model
+        self._take_waiting(waiting.ticket)
+        self._touch(model)
+        model.overtaken = 0
+        if waiting.holds:
+            self._granted[waiting.ticket] = model
+            model.in_flight += 1
+            self._busy.setdefault(model.name)
+        self._effects.grant(waiting.ticket)
 
-    def _room(self) -> int:
-        """Free places, counting those that stops under way will free; negative only if the limit was lowered."""
-        if self.models_max == 0:
-            return len(self._models)
-        phases = [model.phase for model in self._models.values()]
-        return self.models_max - sum(phase in (Phase.STARTING, Phase.READY) for phase in phases)
+    def _absent_in_turn(self) -> Iterator[_Model]:
+        """Yield the models that are wanted and have no process, in the order in which they get room."""
+        absent = [model for model in self._wanted.values() if model.phase is Phase.ABSENT]
+        yield from sorted(absent, key=self._turn) if len(absent) > 1 else absent
+
+    def _turn(self, model: _Model) -> tuple[bool, int, int]:
+        head = model.head
+        return model.overtaken < self._limits.max_overtakes, -head.priority, head.ticket
 
     def _start_or_wait(self, model: _Model) -> None:
-        """Start now if a place is free, or let the model wait for the stop whose place it was given."""
-        if self.models_max:
-            used = sum(other.phase is not Phase.ABSENT for other in self._models.values())
-            if used >= self.models_max:
-                return
-        model.phase = Phase.STARTING
-        self._touch(model)
-        self.effects.start(model.name)
+        """Start now if a place is free; otherwise it waits for a stop that is under way."""
+        if not self._limits.models_max or self._running < self._limits.models_max:
+            self._set_phase(model, Phase.STARTING)
+            model.overtaken = 0
+            self._touch(model)
+            self._effects.start(model.name)
 
     def _make_room(self) -> bool:
         idle = [
@@ -272,6 +324,7 @@ class Scheduler:
             for model in self._models.values()
             if model.phase is Phase.READY
             and not model.in_flight
+            and not model.pinned
             and (not model.waiting or model.drained_for is not None)
         ]
         if not idle:
@@ -280,41 +333,71 @@ class Scheduler:
         return True
 
     def _stop(self, model: _Model) -> None:
-        model.phase = Phase.STOPPING
-        self.effects.stop(model.name)
+        self._set_phase(model, Phase.STOPPING)
+        self._effects.stop(model.name)
+
+    def _only_pinned(self) -> bool:
+        running = (Phase.STARTING, Phase.READY)
+        held = sum(model.pinned and model.phase in running for model in self._models.values())
+        return held >= self._limits.models_max
 
     # --- draining ---
 
-    def _drain_for(self, waiting: _Waiting) -> None:
-        ready = [model for model in self._models.values() if model.phase is Phase.READY]
-        if any(model.drained_for == waiting.ticket for model in ready):
-            return
-        candidates = [model for model in ready if model.drained_for is None]
-        if candidates:
-            chosen = min(candidates, key=lambda model: (model.in_flight, model.last_used))
-            chosen.drained_for = waiting.ticket
+    def _drain_for(self, wanted: _Model) -> None:
+        ready = [model for model in self._models.values() if model.phase is Phase.READY and not model.pinned]
+        drained = sum(model.drained_for is wanted for model in ready)
+        candidates = sorted(
+            (model for model in ready if model.drained_for is None),
+            key=lambda model: (model.in_flight, model.last_used),
+        )
+        for model in candidates[: wanted.overtaken // self._limits.max_overtakes - drained]:
+            model.drained_for = wanted
 
     def _release_drains(self) -> None:
-        """Undo the draining of models for requests that have left or whose model has started."""
+        """Undo the draining of models for those that are not waited for any more, or have started."""
         for model in self._models.values():
-            if model.drained_for is not None and model.phase is Phase.READY:
-                waiting = self._waiting.get(model.drained_for)
-                if waiting is None or waiting.model.phase is not Phase.ABSENT:
-                    model.drained_for = None
+            wanted = model.drained_for
+            if wanted is not None and (not wanted.waiting or wanted.phase is not Phase.ABSENT):
+                model.drained_for = None
 
     # --- bookkeeping ---
+
+    def _refusal(self, model: _Model) -> QueueFull | None:
+        limits = self._limits
+        if limits.queue_max_per_model and model.waiting >= limits.queue_max_per_model:
+            text = f"{model.waiting} requests wait for model {model.name!r} already, and the limit is"
+            return QueueFull(
+                f"{text} {limits.queue_max_per_model}", code="queue_full", retry=True, retry_after=RETRY_AFTER
+            )
+        if limits.queue_max and len(self._waiting) >= limits.queue_max:
+            text = f"{len(self._waiting)} requests wait already, and the limit is {limits.queue_max}"
+            return QueueFull(text, code="queue_full", retry=True, retry_after=RETRY_AFTER)
+        return None
 
     def _take_waiting(self, ticket: int) -> _Waiting | None:
         waiting = self._waiting.pop(ticket, None)
         if waiting is not None:
-            waiting.model.waiting -= 1
+            model = waiting.model
+            model.remove(waiting)
+            if not model.waiting:
+                model.overtaken = 0
+                del self._wanted[model.name]
         return waiting
 
     def _reject_waiting(self, model: _Model, error: PoolError) -> None:
-        for ticket in [ticket for ticket, waiting in self._waiting.items() if waiting.model is model]:
+        for ticket in [ticket for queue in model.queues.values() for ticket in queue]:
             self._take_waiting(ticket)
-            self.effects.reject(ticket, error)
+            self._effects.reject(ticket, error)
+
+    def _set_phase(self, model: _Model, phase: Phase) -> None:
+        self._running += (phase is not Phase.ABSENT) - (model.phase is not Phase.ABSENT)
+        self._stopping += (phase is Phase.STOPPING) - (model.phase is Phase.STOPPING)
+        model.phase = phase
 
     def _touch(self, model: _Model) -> None:
         self._clock += 1
         model.last_used = self._clock
+
+
+def _no_room(model: str, places: int) -> QueueFull:
+    return QueueFull(f"model {model!r} cannot be loaded: pinned models hold all {places} places", code="no_room")

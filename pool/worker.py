@@ -133,13 +133,14 @@ class Worker:
                 for message in await channel.receive():
                     self._owner.on_message(self, message)
         except BrokenChannel as error:
-            self._fail(f"its channel broke: {error}")
+            self.fail(f"its channel broke: {error}")
         except ChannelError as error:
             _log.debug("%r: %s: %s", self, type(error).__name__, error)
             if not self.stopping:
                 self._kill_later(LAST_MESSAGES_SECONDS, "it closed its channel and stayed")
 
-    def _fail(self, reason: str) -> None:
+    def fail(self, reason: str) -> None:
+        """Kill the worker for a reason, which its exit is then explained with."""
         if not self._gone.is_set() and not self.kill_reason:
             self.kill_reason = reason
         self.kill()
@@ -170,7 +171,7 @@ class Worker:
             return
         if self._kill_timer is not None:
             self._kill_timer.cancel()
-        self._kill_timer = loop.call_at(due, self._fail, reason)
+        self._kill_timer = loop.call_at(due, self.fail, reason)
 
     def kill(self) -> None:
         """End the process and its group now."""

@@ -1,5 +1,6 @@
 """The one batch of a context: rows written through numpy views, read by llama.cpp in place."""
 
+from array import array
 from typing import Final
 
 import numpy as np
@@ -20,6 +21,8 @@ class Batch:
     def __init__(self, capacity: int) -> None:
         self.capacity: Final = capacity
         self.n_rows = 0
+        #: Rows computed since the context exists.
+        self.n_computed = 0
         self._tokens: npt.NDArray[np.int32] = np.zeros(capacity, np.int32)
         self._positions: npt.NDArray[np.int32] = np.zeros(capacity, np.int32)
         self._sequences: npt.NDArray[np.int32] = np.zeros(capacity, np.int32)
@@ -58,7 +61,7 @@ class Batch:
         self.n_rows = row + 1
         return row
 
-    def extend(self, sequence: int, position: int, tokens: list[int], *, output: bool) -> int:
+    def extend(self, sequence: int, position: int, tokens: "array[int]", *, output: bool) -> int:
         """Append consecutive tokens from ``position`` on; return the last row, whose logits ``output`` asks for."""
         start, end = self.n_rows, self.n_rows + len(tokens)
         self._tokens[start:end] = tokens
@@ -74,4 +77,5 @@ class Batch:
         code = bindings.decode(context, self._struct, self.n_rows)
         if code == 0:
             bindings.synchronize(context)
+            self.n_computed += self.n_rows
         return code

@@ -1,33 +1,59 @@
 """Continuous batching: which sequences run, what each step computes, and what comes of it.
 
 Every step feeds one row per generating sequence first and fills the rest with prompt chunks, oldest request first, as
-far as :class:`PrefillPace` allows. All running sequences share the cells of one cache. A waiting request is admitted,
-strictly in order, when its prompt and some room to grow fit beside what the running ones hold. If the room runs out
-nevertheless, the youngest sequence gives up its cells and waits at the head of the queue; it later computes its tokens
-anew and goes on where it was, so no request fails or is cut short because of its neighbours. The oldest always gets on,
-as one sequence never exceeds the cache.
+far as :class:`PrefillPace` allows. All sequences share the cells of one cache.
+
+A request takes over what another one, running or finished, has computed of its prompt. If a running one is still at
+their common beginning, it holds its slot and waits until that is done: requests that come together share as well as
+those that come after each other.
+
+A waiting request is admitted, strictly in order, when its prompt and some room to grow fit beside what the running ones
+hold; finished sequences make room. If the room runs out nevertheless, the youngest sequence gives up its cells and
+waits at the head of the queue; it later computes its tokens anew and goes on where it was, so no request fails or is
+cut short because of its neighbours. The oldest always gets on, as one sequence never exceeds the cache.
 """
 
 from collections import deque
 from dataclasses import dataclass
+from itertools import takewhile
 from time import perf_counter
 from typing import Final
 
 from llamaherd.pool.child import bindings
+from llamaherd.pool.child.cache import Cache
 from llamaherd.pool.child.context import Context
 from llamaherd.pool.child.engine import EngineError
 from llamaherd.pool.child.pace import PrefillPace
+from llamaherd.pool.child.prefix import Reuse, Rules, find
 from llamaherd.pool.child.sampler import choose
 from llamaherd.pool.child.sequence import Sequence
-from llamaherd.pool.child.slots import Slots
 from llamaherd.pool.child.vocab import Vocab
 from llamaherd.transport.messages import ChildMessage, Delta, Done, Failed, Tokens
 
-__all__ = ["Batcher"]
+__all__ = ["Batcher", "Figures"]
 
 #: Cells that each admitted sequence is given to grow before the next one is let in.
 _GROWTH: Final = 64
 _DONE, _NO_ROOM, _ABORTED, _BAD_BATCH = 0, 1, 2, -1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """How busy a batcher is.
+
+    Attributes:
+        running: Sequences that hold a slot.
+        waiting: Requests that hold none.
+        kept: Finished sequences in the cache.
+        cells: Cells that running and kept sequences hold, shared ones counted once.
+        computed: Tokens computed since the model was loaded.
+    """
+
+    running: int = 0
+    waiting: int = 0
+    kept: int = 0
+    cells: int = 0
+    computed: int = 0
 
 
 @dataclass(slots=True)
@@ -40,12 +66,19 @@ class _Part:
 
 
 class Batcher:
-    """The requests of one context. Takes sequences of checked token ids."""
+    """The requests of one context. Takes sequences of checked token ids.
 
-    def __init__(self, context: Context, vocab: Vocab, n_slots: int) -> None:
+    Args:
+        n_slots: Most sequences that run together.
+        rules: Which prefixes this model can reuse.
+    """
+
+    def __init__(self, context: Context, vocab: Vocab, n_slots: int, rules: Rules) -> None:
         self._context: Final = context
         self._vocab: Final = vocab
-        self._slots: Final = Slots(context, n_slots)
+        self._n_slots: Final = n_slots
+        self._rules: Final = rules
+        self._cache: Final = Cache(context, rules)
         self._pace: Final = PrefillPace(context.batch.capacity, context.n_ubatch)
         self._waiting: Final[deque[Sequence]] = deque()
         #: In the order of their arrival.
@@ -60,6 +93,17 @@ class Batcher:
     def busy(self) -> bool:
         """Whether a step has something to do or to tell."""
         return bool(self._running or self._waiting or self._ended)
+
+    @property
+    def figures(self) -> Figures:
+        """How busy it is."""
+        return Figures(
+            running=len(self._running),
+            waiting=len(self._waiting),
+            kept=sum(1 for _ in self._cache.kept),
+            cells=self._cache.cells.used,
+            computed=self._context.batch.n_computed,
+        )
 
     def knows(self, request: int) -> bool:
         """Whether a request of that number waits or runs."""
@@ -92,19 +136,49 @@ class Batcher:
     # --- who runs ---
 
     def _admit(self) -> None:
-        while self._waiting and self._fits(self._waiting[0]):
-            slot = self._slots.acquire()
-            if slot is None:
+        while self._waiting and len(self._running) < self._n_slots:
+            sequence = self._waiting[0]
+            reuse = self._reuse(sequence)
+            if not self._fits(sequence, reuse):
                 return
-            sequence = self._waiting.popleft()
-            sequence.start(slot)
+            self._waiting.popleft()
+            sequence.start(self._cache.acquire(reuse.donor if reuse is not None else None))
             self._running.append(sequence)
+            self._begin(sequence)
 
-    def _fits(self, candidate: Sequence) -> bool:
+    def _fits(self, candidate: Sequence, reuse: Reuse | None) -> bool:
         if not self._running:
             return True
-        wanted = sum(min(len(one.tokens) + _GROWTH, one.limit) for one in (*self._running, candidate))
-        return wanted <= self._context.n_ctx
+        held = self._cache.cells.held_by(one.slot for one in self._running)
+        wanted = sum(min(one.coming + _GROWTH, one.limit - one.computed) for one in self._running)
+        wanted += min(len(candidate.tokens) + _GROWTH, candidate.limit)
+        if reuse is not None and isinstance(reuse.donor, Sequence):
+            wanted -= reuse.length
+        return held + wanted <= self._context.n_ctx
+
+    def _reuse(self, sequence: Sequence) -> Reuse | None:
+        """Return what may be reused for a sequence that waits, or that was the last to be admitted."""
+        if not sequence.request.cache_prompt:
+            return None
+        older = (one for one in self._running if one.request.cache_prompt)
+        before = takewhile(lambda one: one is not sequence, older)
+        return find(sequence.tokens, before, self._cache.kept, self._rules)
+
+    def _begin(self, sequence: Sequence) -> None:
+        """Take over what can be had of the prompt, or wait for it."""
+        reuse = self._reuse(sequence)
+        if reuse is None:
+            sequence.begin(0)
+        elif reuse.ready:
+            self._cache.share(reuse.donor, sequence.slot, reuse.length)
+            sequence.begin(reuse.length)
+        elif isinstance(reuse.donor, Sequence):
+            sequence.follow(reuse.donor, reuse.length)
+
+    def _begin_followers(self) -> None:
+        for sequence in self._running:
+            if sequence.leader is not None and not sequence.waits:
+                self._begin(sequence)
 
     def _find(self, request: int) -> Sequence | None:
         for sequence in (*self._running, *self._waiting):
@@ -113,13 +187,17 @@ class Batcher:
         return None
 
     def _end(self, sequence: Sequence, message: Done | Failed) -> None:
-        self._remove(sequence)
+        self._remove(sequence, keep=isinstance(message, Done) and sequence.request.cache_prompt)
         self._ended.append(message)
 
-    def _remove(self, sequence: Sequence) -> None:
+    def _remove(self, sequence: Sequence, *, keep: bool = False) -> None:
         if sequence.slot >= 0:
             self._running.remove(sequence)
-            self._slots.release(sequence.slot)
+            if keep:
+                # The last token was sampled, but never computed.
+                self._cache.keep(sequence.slot, sequence.tokens[: sequence.computed])
+            else:
+                self._cache.release(sequence.slot)
             sequence.stop()
         else:
             self._waiting.remove(sequence)
@@ -130,7 +208,7 @@ class Batcher:
         if len(self._running) < 2:
             return False
         sequence = self._running.pop()
-        self._slots.release(sequence.slot)
+        self._cache.release(sequence.slot)
         sequence.stop()
         self._waiting.appendleft(sequence)
         return True
@@ -139,20 +217,26 @@ class Batcher:
 
     def _compute(self) -> list[_Part]:
         """Build a batch and compute it; return its parts, none when nothing was computed."""
+        batch = self._context.batch
         while self._running:
+            self._begin_followers()
             parts = self._build()
+            while self._cache.room < batch.n_rows and self._cache.evict():
+                pass
             started = perf_counter()
-            code = self._context.batch.decode(self._context.handle)
+            code = batch.decode(self._context.handle)
             if code == _DONE:
                 for part in parts:
                     part.sequence.computed += part.n_tokens
-                if self._context.batch.n_rows > len(parts):
-                    self._pace.note(self._context.batch.n_rows, perf_counter() - started)
+                    self._cache.cells.grow(part.sequence.slot, part.n_tokens)
+                if batch.n_rows > len(parts):
+                    self._pace.note(batch.n_rows, perf_counter() - started)
                 return parts
             if code == _ABORTED:
                 self._recover()
                 return []
-            if code != _NO_ROOM or not self._preempt_youngest():
+            # A finished sequence may share all its cells, so one is not always enough.
+            if code != _NO_ROOM or not (self._cache.evict() or self._preempt_youngest()):
                 self._give_up(parts, code)
         return []
 
@@ -162,6 +246,8 @@ class Batcher:
         parts: list[_Part] = []
         prompts: list[Sequence] = []
         for sequence in self._running:
+            if sequence.leader is not None:
+                continue
             if sequence.pending == 1:
                 row = batch.add(sequence.slot, sequence.computed, sequence.tokens[-1])
                 parts.append(_Part(sequence, 1, row))
@@ -173,7 +259,7 @@ class Batcher:
 
     def _add_prompts(self, prompts: list[Sequence], parts: list[_Part], budget: int) -> None:
         for sequence in prompts:
-            count = min(sequence.pending, budget)
+            count = min(sequence.pending, budget, self._next_stop(sequence))
             if count == 0:
                 return
             last = count == sequence.pending
@@ -182,12 +268,23 @@ class Batcher:
             parts.append(_Part(sequence, count, row if last else -1))
             budget -= count
 
+    def _next_stop(self, sequence: Sequence) -> int:
+        """Return how many tokens a sequence may compute before a follower of it needs it to halt."""
+        stops = [self._context.batch.capacity]
+        if self._rules.exact:
+            stops += [one.shared - sequence.computed for one in self._running if one.leader is sequence]
+        return min(stops)
+
     def _recover(self) -> None:
         """After an aborted decode, believe the cache: finished chunks are in it, but every logit was lost."""
         for sequence in self._running:
-            sequence.computed = min(self._context.length(sequence.slot), len(sequence.tokens) - 1)
-            if not self._context.truncate(sequence.slot, sequence.computed):
-                self._context.forget(sequence.slot)
+            if sequence.leader is not None:
+                continue
+            length = min(self._context.length(sequence.slot), len(sequence.tokens) - 1)
+            self._cache.cells.grow(sequence.slot, max(0, length - sequence.computed))
+            sequence.computed = length
+            if not self._cache.truncate(sequence.slot, length):
+                self._cache.forget(sequence.slot)
                 sequence.computed = 0
 
     def _give_up(self, parts: list[_Part], code: int) -> None:

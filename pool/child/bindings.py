@@ -39,7 +39,9 @@ __all__ = [
     "init_backend",
     "logits",
     "memory_clear",
+    "memory_seq_cp",
     "memory_seq_pos_max",
+    "memory_seq_pos_min",
     "memory_seq_rm",
     "model_chat_template",
     "model_free",
@@ -47,6 +49,8 @@ __all__ = [
     "model_has_decoder",
     "model_has_encoder",
     "model_is_diffusion",
+    "model_is_hybrid",
+    "model_is_recurrent",
     "model_load",
     "model_meta",
     "model_n_ctx_train",
@@ -55,6 +59,7 @@ __all__ = [
     "model_n_head_kv",
     "model_n_layer",
     "model_n_params",
+    "model_n_swa",
     "model_size",
     "model_vocab",
     "n_batch",
@@ -262,6 +267,10 @@ model_size: Callable[[int], int] = _bind(_short, "llama_model_size", _u64, _ptr)
 model_has_encoder: Callable[[int], bool] = _bind(_short, "llama_model_has_encoder", _bool, _ptr)
 model_has_decoder: Callable[[int], bool] = _bind(_short, "llama_model_has_decoder", _bool, _ptr)
 model_is_diffusion: Callable[[int], bool] = _bind(_short, "llama_model_is_diffusion", _bool, _ptr)
+model_is_recurrent: Callable[[int], bool] = _bind(_short, "llama_model_is_recurrent", _bool, _ptr)
+model_is_hybrid: Callable[[int], bool] = _bind(_short, "llama_model_is_hybrid", _bool, _ptr)
+#: Tokens that its narrowest attention sees; 0 when all layers see everything.
+model_n_swa: Callable[[int], int] = _bind(_short, "llama_model_n_swa", _i32, _ptr)
 supports_gpu: Callable[[], bool] = _bind(_long, "llama_supports_gpu_offload", _bool)
 
 _chat_template = _bind(_short, "llama_model_chat_template", _str, _ptr, _str)
@@ -346,7 +355,8 @@ def token_to_piece(vocab: int, token: int, *, special: bool) -> bytes:
 class ContextSettings:
     """What a context is created with, in tokens, sequences and threads.
 
-    Field names are those of llama.cpp's ``llama_context_params``; ``flash_attn_type`` is -1 auto, 0 off, 1 on.
+    Field names are those of llama.cpp's ``llama_context_params``; ``flash_attn_type`` is -1 auto, 0 off, 1 on;
+    ``swa_full`` keeps what has left the window of a sliding-window model.
     """
 
     n_ctx: int
@@ -357,6 +367,7 @@ class ContextSettings:
     n_threads: int
     n_threads_batch: int
     flash_attn_type: int = -1
+    swa_full: bool = True
 
 
 _context_defaults = _bind(_long, "llama_context_default_params", _low.llama_context_params)
@@ -386,6 +397,11 @@ memory_clear: Callable[[int, bool], None] = _bind(_short, "llama_memory_clear", 
 memory_seq_rm: Callable[[int, int, int, int], bool] = _bind(
     _short, "llama_memory_seq_rm", _bool, _ptr, _i32, _i32, _i32
 )
+#: Lets a sequence hold positions ``p0`` to ``p1`` - 1 of another one too. Ids of 256 and more abort the process.
+memory_seq_cp: Callable[[int, int, int, int, int], None] = _bind(
+    _short, "llama_memory_seq_cp", None, _ptr, _i32, _i32, _i32, _i32
+)
+memory_seq_pos_min: Callable[[int, int], int] = _bind(_short, "llama_memory_seq_pos_min", _i32, _ptr, _i32)
 memory_seq_pos_max: Callable[[int, int], int] = _bind(_short, "llama_memory_seq_pos_max", _i32, _ptr, _i32)
 #: Waits for a device that computes asynchronously. The getters of results wait too, but with the GIL held.
 synchronize: Callable[[int], None] = _bind(_long, "llama_synchronize", None, _ptr)

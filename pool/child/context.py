@@ -36,6 +36,7 @@ def settings_for(model: Model, options: EngineOptions, threads: tuple[int, int])
     for name, value, low, high in (
         ("n_ctx", cells, 1, _MOST_CELLS),
         ("n_parallel", options.n_parallel, 1, _MOST_SEQUENCES),
+        ("n_cached", options.n_cached, -1, _MOST_SEQUENCES - options.n_parallel),
         ("n_batch", options.n_batch, 1, _MOST_CELLS),
         ("n_ubatch", options.n_ubatch, 1, _MOST_CELLS),
         ("n_threads", threads[0], 1, MOST_THREADS),
@@ -46,17 +47,29 @@ def settings_for(model: Model, options: EngineOptions, threads: tuple[int, int])
     cells = -(-cells // _CELL_STEP) * _CELL_STEP
     # Every slot needs its row in each step.
     n_batch = min(max(options.n_batch, options.n_parallel), cells)
+    n_seq_max = options.n_parallel + _cached_sequences(model, options)
     return ContextSettings(
         n_ctx=cells,
         n_batch=n_batch,
         n_ubatch=min(options.n_ubatch, n_batch),
-        n_seq_max=options.n_parallel,
-        # The default reserves logits for a whole batch: 100 MB and more with a large vocabulary.
-        n_outputs_max=options.n_parallel,
+        n_seq_max=n_seq_max,
+        # The default reserves logits for a whole batch: 100 MB and more with a large vocabulary. llama.cpp wants one
+        # for every sequence, and aborts the process if there are fewer.
+        n_outputs_max=n_seq_max,
         n_threads=threads[0],
         n_threads_batch=threads[1],
         flash_attn_type=_FLASH_ATTENTION[options.flash_attn],
+        swa_full=options.swa_full,
     )
+
+
+def _cached_sequences(model: Model, options: EngineOptions) -> int:
+    if model.unfit:
+        return 0
+    if options.n_cached >= 0:
+        return options.n_cached
+    per_slot = 1 if model.recurrent else 3
+    return min(per_slot * options.n_parallel, _MOST_SEQUENCES - options.n_parallel)
 
 
 class Context:
@@ -65,6 +78,7 @@ class Context:
     Attributes:
         n_ctx: Cells of the cache, shared by all sequences.
         n_ctx_seq: Most tokens of one sequence.
+        n_sequences: Sequence ids, from 0 on.
         unfit: Why this model cannot continue a text; empty when it can.
 
     Raises:
@@ -91,6 +105,7 @@ class Context:
         self.n_ctx: Final = bindings.n_ctx(handle)
         self.n_ctx_seq: Final = bindings.n_ctx_seq(handle)
         self.n_ubatch: Final = settings.n_ubatch
+        self.n_sequences: Final = settings.n_seq_max
         self.batch: Final = Batch(bindings.n_batch(handle))
 
     def warm_up(self, token: int) -> None:
@@ -125,6 +140,18 @@ class Context:
     def truncate(self, sequence: int, length: int) -> bool:
         """Keep the first ``length`` tokens of a sequence; False when this kind of model cannot (nothing changed)."""
         return self._memory is not None and bindings.memory_seq_rm(self._memory, sequence, length, -1)
+
+    def share(self, source: int, target: int, length: int) -> None:
+        """Let an empty sequence begin with the first ``length`` tokens of another, whose cells then serve both.
+
+        Whether the model allows that for this length is the caller's to know; see :class:`prefix.Rules`.
+        """
+        if self._memory is not None:
+            bindings.memory_seq_cp(self._memory, source, target, 0, length)
+
+    def first(self, sequence: int) -> int:
+        """Return the lowest position that a sequence still has in every layer, -1 for an empty one."""
+        return -1 if self._memory is None else bindings.memory_seq_pos_min(self._memory, sequence)
 
     def length(self, sequence: int) -> int:
         """Return how many tokens of a sequence are in the cache."""

@@ -33,7 +33,8 @@ def check_memory(model: Model, settings: ContextSettings, available: int | None)
     if available is None:
         return
     needed = estimate(model, settings)
-    if needed * _CAUTION < available:
+    # The quick estimate knows nothing of running states.
+    if needed * _CAUTION < available and not model.recurrent:
         return
     # The dry run allocates no cache, but the table of its cells.
     if settings.n_ctx * _CELL_BYTES * _TABLE_SHARE < available:

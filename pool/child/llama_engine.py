@@ -5,10 +5,11 @@ from contextlib import ExitStack
 from typing import Final
 
 from llamaherd.pool.child import bindings, sampler
-from llamaherd.pool.child.batcher import Batcher
+from llamaherd.pool.child.batcher import Batcher, Figures
 from llamaherd.pool.child.context import MOST_THREADS, Context
 from llamaherd.pool.child.engine import EngineError, ModelInfo, Progress, RequestError
 from llamaherd.pool.child.model import Model, check_file
+from llamaherd.pool.child.prefix import Rules
 from llamaherd.pool.child.sequence import Sequence
 from llamaherd.pool.child.template import ChatTemplate
 from llamaherd.pool.machine import usable_cores
@@ -42,7 +43,8 @@ class _Loaded:
             vocab = self.model.vocab
             if not self.context.unfit:
                 self.context.warm_up(max(vocab.bos, 0))
-            self.batcher: Final = Batcher(self.context, vocab, command.options.n_parallel)
+            rules = Rules(whole=self.model.recurrent, window=self.model.window, first=self.context.first)
+            self.batcher: Final = Batcher(self.context, vocab, command.options.n_parallel, rules)
             undo.callback(self.batcher.clear)
             self.template: Final = ChatTemplate(
                 command.options.chat_template or self.model.chat_template,
@@ -120,6 +122,11 @@ class LlamaEngine:
     def busy(self) -> bool:
         """Whether :meth:`step` has work."""
         return self._loaded is not None and self._loaded.batcher.busy
+
+    @property
+    def figures(self) -> Figures:
+        """How busy it is; all zero while nothing is loaded."""
+        return self._loaded.batcher.figures if self._loaded is not None else Figures()
 
     def submit(self, request: Generate) -> None:
         """Check a request and queue it. See :meth:`Engine.submit`."""

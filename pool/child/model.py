@@ -89,6 +89,10 @@ class Model:
         self.n_embd: Final = bindings.model_n_embd(handle)
         self.n_params: Final = bindings.model_n_params(handle)
         self.size: Final = bindings.model_size(handle)
+        #: Tokens that its narrowest attention sees; 0 when every layer sees everything.
+        self.window: Final = bindings.model_n_swa(handle)
+        #: Whether some layer keeps a running state, which has no earlier version to go back to.
+        self.recurrent: Final = bindings.model_is_recurrent(handle) or bindings.model_is_hybrid(handle)
         self.chat_template: Final = bindings.model_chat_template(handle)
         self.unfit: Final = self._why_unfit()
 

@@ -1,5 +1,6 @@
 """One generation: its tokens, how much of them is computed, and how it ends."""
 
+from array import array
 from time import perf_counter
 from typing import Final
 
@@ -19,17 +20,22 @@ class Sequence:
 
     Attributes:
         slot: Its sequence id in the cache while it runs, else -1.
+        leader: The sequence that it lets compute their common beginning, and ``shared``, the length of that; None when
+            it computes by itself.
         chain: Its samplers; None means greedy.
     """
 
     def __init__(self, request: Generate, prompt: list[int], limit: int) -> None:
         self.request: Final = request
-        self.tokens: Final = prompt
+        self.tokens: Final = array("i", prompt)
         self.n_prompt: Final = len(prompt)
         #: Most tokens, prompt included.
         self.limit: Final = limit if request.max_tokens < 0 else min(limit, len(prompt) + request.max_tokens)
         self.slot = -1
         self.computed = 0
+        self.leader: Sequence | None = None
+        self.shared = 0
+        self._cached = -1
         self.chain: Final = Chain(request.sampling) if request.sampling.temperature > 0 else None
         self._text: Final = TextStream(request.stop)
         self._submitted = perf_counter()
@@ -49,14 +55,38 @@ class Sequence:
         """Whether no further token may be generated."""
         return len(self.tokens) >= self.limit
 
+    @property
+    def coming(self) -> int:
+        """Tokens that it will compute, as far as it is known."""
+        return len(self.tokens) - max(self.computed, self.shared if self.leader is not None else 0)
+
     def start(self, slot: int) -> None:
         """Take a slot, for the first time or again."""
         self.slot = slot
         self._started = self._started or perf_counter()
 
+    def follow(self, leader: "Sequence", length: int) -> None:
+        """Wait until another sequence has computed the first ``length`` tokens, which are its own too."""
+        self.leader, self.shared = leader, length
+
+    @property
+    def waits(self) -> bool:
+        """Whether its leader is still on the way."""
+        leader = self.leader
+        return leader is not None and leader.slot >= 0 and leader.computed < self.shared
+
+    def begin(self, reused: int) -> None:
+        """Compute by itself from here on; the first ``reused`` tokens were taken over."""
+        self.leader, self.shared = None, 0
+        self.computed = reused
+        # What a preempted sequence lost and finds again elsewhere it has computed itself before.
+        reused = min(reused, self.n_prompt)
+        self._cached = reused if self._cached < 0 else min(self._cached, reused)
+
     def stop(self) -> None:
         """Give the slot back; what was computed is gone."""
         self.slot, self.computed = -1, 0
+        self.leader, self.shared = None, 0
 
     def accept(self, token: int, vocab: Vocab) -> tuple[Delta, FinishReason | None]:
         """Take the next token; return what the caller gets of it and, if it was the last, why."""
@@ -82,7 +112,11 @@ class Sequence:
         return Done(
             request=self.request.request,
             finish_reason=reason,
-            usage=Usage(prompt_tokens=self.n_prompt, completion_tokens=len(self.tokens) - self.n_prompt),
+            usage=Usage(
+                prompt_tokens=self.n_prompt,
+                completion_tokens=len(self.tokens) - self.n_prompt,
+                cached_tokens=max(self._cached, 0),
+            ),
             timings=Timings(
                 queue_ms=(started - self._submitted) * 1e3,
                 prompt_ms=(first - started) * 1e3 if self._started else 0.0,

@@ -7,8 +7,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from llamaherd.pool.errors import LoadFailed, PoolError, WorkerFailed
-from llamaherd.pool.schedule import Phase, Scheduler
+from llamaherd.pool.errors import LoadFailed, PoolError, QueueFull, WorkerFailed
+from llamaherd.pool.schedule import Limits, Phase, Scheduler
 
 
 class Recorder:
@@ -39,7 +39,7 @@ class Recorder:
 
 def herd_of(*models: str, models_max: int = 1, max_overtakes: int = 16) -> tuple[Scheduler, Recorder]:
     effects = Recorder()
-    scheduler = Scheduler(effects, models_max=models_max, max_overtakes=max_overtakes)
+    scheduler = Scheduler(effects, Limits(models_max=models_max, max_overtakes=max_overtakes))
     for model in models:
         scheduler.add(model)
     return scheduler, effects
@@ -243,7 +243,7 @@ def test_a_drained_model_takes_requests_again_when_the_one_that_waited_leaves() 
 
 def test_the_cores_are_divided_among_the_models_that_are_busy_now() -> None:
     effects = Recorder()
-    scheduler = Scheduler(effects, models_max=0, cores=4)
+    scheduler = Scheduler(effects, Limits(models_max=0, cores=4))
     for ticket, model in enumerate("ab"):
         scheduler.add(model)
         scheduler.request(100 + ticket, model, holds=False)
@@ -269,7 +269,80 @@ def test_a_model_can_be_added_once() -> None:
         scheduler.add("a")
 
 
+def test_a_model_is_granted_as_many_requests_as_it_has_slots() -> None:
+    scheduler, effects = herd_of()
+    scheduler.add("a", slots=2)
+    for ticket in (1, 2, 3, 4):
+        scheduler.request(ticket, "a")
+    scheduler.ready("a")
+    assert effects.take() == ["start a", "grant 1", "grant 2"]
+    scheduler.finish(2)
+    scheduler.finish(1)
+    assert effects.take() == ["grant 3", "grant 4"]
+
+
+def test_a_request_of_higher_priority_goes_first_within_a_model_and_between_models() -> None:
+    scheduler, effects = herd_of("b", "c")
+    scheduler.add("a", slots=1)
+    scheduler.request(1, "a")
+    scheduler.ready("a")
+    scheduler.request(2, "a")
+    scheduler.request(3, "b")
+    scheduler.request(4, "c", priority=5)
+    scheduler.request(5, "a", priority=1)
+    assert effects.take() == ["start a", "grant 1"]
+    scheduler.finish(1)
+    assert effects.take() == ["grant 5"]
+    scheduler.finish(5)
+    scheduler.finish(2)
+    scheduler.exited("a")
+    assert effects.take() == ["grant 2", "stop a", "start c"]
+
+
+def test_a_pinned_model_is_never_stopped_for_room() -> None:
+    effects = Recorder()
+    scheduler = Scheduler(effects, Limits(models_max=2))
+    scheduler.add("pinned", pinned=True)
+    for model in "ab":
+        scheduler.add(model)
+    for ticket, model in enumerate(("pinned", "a")):
+        scheduler.request(ticket, model, holds=False)
+        scheduler.ready(model)
+    scheduler.request(3, "a", holds=False)
+    scheduler.request(4, "b")
+    assert effects.take()[-1] == "stop a"
+
+
+def test_a_model_for_which_pinned_ones_leave_no_room_is_refused_at_once() -> None:
+    effects = Recorder()
+    scheduler = Scheduler(effects, Limits(models_max=1))
+    scheduler.add("pinned", pinned=True)
+    scheduler.add("a")
+    scheduler.request(1, "pinned")
+    scheduler.request(2, "a")
+    assert effects.take() == [
+        "start pinned",
+        "reject 2: model 'a' cannot be loaded: pinned models hold all 1 places",
+    ]
+
+
+def test_a_full_queue_refuses_with_the_figures() -> None:
+    effects = Recorder()
+    scheduler = Scheduler(effects, Limits(queue_max=3, queue_max_per_model=2))
+    for model in "abc":
+        scheduler.add(model)
+    for ticket, model in enumerate("aaabb"):
+        scheduler.request(ticket, model)
+    assert effects.take() == [
+        "start a",
+        "reject 2: 2 requests wait for model 'a' already, and the limit is 2",
+        "start b",
+        "reject 4: 3 requests wait already, and the limit is 3",
+    ]
+
+
 MODELS = ["a", "b", "c", "d"]
+SLOTS = 2
 
 
 class Herd(RuleBasedStateMachine):
@@ -279,14 +352,17 @@ class Herd(RuleBasedStateMachine):
         super().__init__()
         self.limit = 2
         self.overtakes = 3
-        self.scheduler = Scheduler(self, models_max=self.limit, max_overtakes=self.overtakes, cores=4)
+        self.queue_max = 12
+        limits = Limits(models_max=self.limit, max_overtakes=self.overtakes, cores=4, queue_max=self.queue_max)
+        self.scheduler = Scheduler(self, limits)
         for model in MODELS:
-            self.scheduler.add(model)
+            self.scheduler.add(model, slots=SLOTS, pinned=model == "d")
         self.next_ticket = 0
         self.waiting: dict[int, str] = {}
+        self.priority: dict[int, int] = {}
         self.granted: dict[int, str] = {}
         self.phase = dict.fromkeys(MODELS, Phase.ABSENT)
-        self.passed: dict[int, int] = {}
+        self.passed: dict[str, int] = {}
         self.forced: set[str] = set()
         self.told: dict[str, int] = {}
 
@@ -295,22 +371,29 @@ class Herd(RuleBasedStateMachine):
     def start(self, model: str) -> None:
         assert self.phase[model] is Phase.ABSENT, "a model has at most one process"
         self.phase[model] = Phase.STARTING
+        self.passed[model] = 0
 
     def stop(self, model: str) -> None:
         if model not in self.forced:
             assert self.phase[model] is Phase.READY, "only a ready model is stopped for room"
             assert model not in self.granted.values(), "a busy model is never stopped for room"
+            assert model != "d", "a pinned model is never stopped for room"
         self.phase[model] = Phase.STOPPING
 
     def grant(self, ticket: int) -> None:
         model = self.waiting.pop(ticket)
         assert self.phase[model] is Phase.READY, "a request goes to a ready model only"
         self.granted[ticket] = model
-        for other, wanted in self.waiting.items():
-            if other < ticket and self.phase[wanted] is Phase.ABSENT and wanted != model:
+        assert sum(holder == model for holder in self.granted.values()) <= SLOTS, "slots are not overbooked"
+        ahead = [other for other, wanted in self.waiting.items() if wanted == model and other < ticket]
+        assert all(self.priority[other] < self.priority[ticket] for other in ahead), "equals go by age"
+        if model != "d":
+            for other in {wanted for wanted in self.waiting.values() if self.phase[wanted] is Phase.ABSENT}:
                 self.passed[other] = self.passed.get(other, 0) + 1
 
     def reject(self, ticket: int, error: PoolError) -> None:
+        if isinstance(error, QueueFull) and error.code == "queue_full":
+            assert len(self.waiting) > self.queue_max
         del self.waiting[ticket]
 
     def threads(self, model: str, n: int) -> None:
@@ -319,11 +402,12 @@ class Herd(RuleBasedStateMachine):
 
     # events
 
-    @rule(model=st.sampled_from(MODELS))
-    def request(self, model: str) -> None:
+    @rule(model=st.sampled_from(MODELS), priority=st.integers(0, 2))
+    def request(self, model: str, priority: int) -> None:
         self.next_ticket += 1
         self.waiting[self.next_ticket] = model
-        self.scheduler.request(self.next_ticket, model)
+        self.priority[self.next_ticket] = priority
+        self.scheduler.request(self.next_ticket, model, priority=priority)
 
     @precondition(lambda self: self.waiting)
     @rule(data=st.data())
@@ -394,9 +478,17 @@ class Herd(RuleBasedStateMachine):
         assert not busy or sum(self.told[model] for model in busy) == 4
 
     @invariant()
+    def nobody_waits_for_a_ready_model_with_a_free_slot(self) -> None:
+        if all(self.phase[model] is not Phase.ABSENT for model in self.waiting.values()):
+            for model in self.waiting.values():
+                busy = sum(holder == model for holder in self.granted.values())
+                assert self.phase[model] is not Phase.READY or busy == SLOTS
+
+    @invariant()
     def overtaking_is_bounded(self) -> None:
-        # Each of the other places may still grant what it had accepted before it was chosen to be drained.
-        assert all(self.passed.get(ticket, 0) <= self.overtakes + len(MODELS) for ticket in self.waiting)
+        for model in self.waiting.values():
+            if self.phase[model] is Phase.ABSENT:
+                assert self.passed.get(model, 0) <= self.overtakes * self.limit
 
     def teardown(self) -> None:
         """Left alone, the herd serves everyone who waits."""

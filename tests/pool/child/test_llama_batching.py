@@ -11,8 +11,15 @@ PROMPTS = ["abc", "a longer prompt than the others " * 8, "x", "The quick brown 
 
 
 def request(number: int, prompt: str = "abc", *, max_tokens: int = 10, seed: int | None = None) -> Generate:
-    sampling = GREEDY if seed is None else Sampling(seed=seed)
-    return Generate(request=number, prompt=prompt, max_tokens=max_tokens, sampling=sampling, ignore_eos=True)
+    return Generate(
+        request=number,
+        prompt=prompt,
+        max_tokens=max_tokens,
+        sampling=GREEDY if seed is None else Sampling(seed=seed),
+        ignore_eos=True,
+        # What sharing does has tests of its own.
+        cache_prompt=False,
+    )
 
 
 def alone(engine: LlamaEngine, prompt: str, max_tokens: int, seed: int | None = None) -> list[int]:

@@ -48,7 +48,7 @@ def test_a_chat_streams_the_script_and_stops_at_the_end_token(scripted: LlamaEng
 
 
 def test_usage_counts_the_end_token_as_the_reference_does(scripted: LlamaEngine) -> None:
-    usage = chat(scripted).done.usage
+    usage = chat(scripted, cache_prompt=False).done.usage
     prompt = scripted.template(Template(request=0, messages=HELLO))
     assert usage.prompt_tokens == len(scripted.tokenize(Tokenize(request=0, text=prompt)))
     assert (usage.completion_tokens, usage.cached_tokens) == (len(SCRIPT) + 1, 0)

@@ -165,6 +165,8 @@ def test_a_file_that_is_no_gguf_says_what_it_is(tmp_path: Path, content: bytes, 
         ({"n_ctx": 2**31}, "n_ctx"),
         ({"n_parallel": 0}, "n_parallel"),
         ({"n_parallel": 257}, "n_parallel"),
+        ({"n_cached": -2}, "n_cached"),
+        ({"n_parallel": 200, "n_cached": 57}, "n_cached"),
         ({"n_batch": 0}, "n_batch"),
         ({"n_ubatch": -5}, "n_ubatch"),
         ({"n_threads": 513}, "n_threads"),
@@ -225,9 +227,21 @@ def test_a_batch_has_a_row_for_every_slot_and_fits_the_context() -> None:
         short = settings_for(model, EngineOptions(n_ctx=1, n_parallel=256), (1, 2))
     finally:
         model.free()
-    assert (narrow.n_batch, narrow.n_ubatch, narrow.n_outputs_max) == (8, 8, 8)
+    assert (narrow.n_batch, narrow.n_ubatch, narrow.n_outputs_max) == (8, 8, 32)
     assert (short.n_ctx, short.n_batch) == (256, 256)
     assert isinstance(short, ContextSettings) and (short.n_threads, short.n_threads_batch) == (1, 2)
+
+
+@pytest.mark.parametrize("model", ["random", "mamba", "gemma2", "bert"])
+def test_finished_sequences_get_ids_of_their_own_where_they_cost_little(model: str) -> None:
+    opened = Model(str(tiny_model(model)), EngineOptions(), lambda _fraction: True)
+    try:
+        usual = settings_for(opened, EngineOptions(n_parallel=4), (1, 1)).n_seq_max
+        most = settings_for(opened, EngineOptions(n_parallel=100), (1, 1)).n_seq_max
+        none = settings_for(opened, EngineOptions(n_parallel=4, n_cached=0), (1, 1)).n_seq_max
+    finally:
+        opened.free()
+    assert (usual, most, none) == ((8, 200, 4) if model == "mamba" else (16, 256, 4))
 
 
 # --- in a process of their own, because llama.cpp might abort it ---

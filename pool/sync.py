@@ -1,0 +1,238 @@
+"""The Pool without async, for scripts and notebooks.
+
+A pool's loop runs in a thread of its own from the opening to the close, because a worker is bound to the life of the
+thread that spawned it. Every call hands its work to that loop and waits, so a SyncPool may be used from any thread, and
+also where another loop runs already, as in a notebook; that other loop stands still meanwhile.
+"""
+
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from types import TracebackType
+from typing import Any, Final, Literal, Self, Unpack, cast, overload
+
+from llamaherd.pool.config import DEFAULT_STOP_TIMEOUT, EngineOptions, ModelSpec
+from llamaherd.pool.errors import BadRequest, PoolClosed, PoolError
+from llamaherd.pool.generation import Completion
+from llamaherd.pool.launch import Launcher
+from llamaherd.pool.loop_thread import LoopThread
+from llamaherd.pool.params import ChatMessage, ChatParams, GenerateParams
+from llamaherd.pool.pool import Pool
+from llamaherd.pool.status import ModelStatus
+from llamaherd.pool.sync_map import MapPlan, MapPrompt, MapReport, map_bar, map_results, start_prompt
+from llamaherd.pool.sync_stream import SyncGeneration, SyncSubscription
+
+__all__ = ["SyncPool"]
+
+#: Requests in flight per slot of a model in :meth:`SyncPool.map`: one that computes, and one that waits to follow it.
+IN_FLIGHT_PER_SLOT: Final = 2
+
+
+class SyncPool:
+    """A :class:`~llamaherd.pool.pool.Pool` for callers without async: the same arguments, methods and errors.
+
+    Use it in a ``with`` block, or between :meth:`open` and :meth:`close`; it can be opened once. One that is dropped,
+    or left open by a program that ends, closes by itself. Methods may be called from any thread. Each waits for its
+    result, and ``KeyboardInterrupt`` (^C) ends the wait and cancels the work.
+
+    Raises:
+        PoolClosed: by every method, before the opening and after the close.
+        RuntimeError: called in the pool's own thread, which cannot wait for itself.
+    """
+
+    def __init__(
+        self,
+        models: Iterable[ModelSpec] = (),
+        *,
+        transport: str = "pipe",
+        models_max: int = 4,
+        stop_timeout: float = DEFAULT_STOP_TIMEOUT,
+        cores: int | None = None,
+        launcher: Launcher | None = None,
+    ) -> None:
+        specs = tuple(models)
+        self._slots = {name: spec.options.n_parallel for spec in specs for name in (spec.name, *spec.aliases)}
+        self._pool = Pool(
+            specs,
+            transport=transport,
+            models_max=models_max,
+            stop_timeout=stop_timeout,
+            cores=cores,
+            launcher=launcher,
+        )
+        self._loop = LoopThread(self._pool, "llamaherd")
+        self._opened = False
+        weakref.finalize(self, self._loop.stop_soon).atexit = False
+
+    def __repr__(self) -> str:
+        return f"<SyncPool {'open' if self._loop.running else 'closed'}>"
+
+    # --- opening and closing ---
+
+    def open(self) -> Self:
+        """Start the pool's thread, and return the pool once it is open. No model is loaded yet.
+
+        Raises:
+            PoolClosed: it was opened before.
+        """
+        if self._opened:
+            raise PoolClosed("a pool can be opened once")
+        self._opened = True
+        self._loop.open()
+        return self
+
+    def close(self) -> None:
+        """As ``Pool.aclose``: fail what waits or runs, stop all workers, and return when all are reaped. Idempotent.
+
+        An interrupted call (^C) kills the workers that are left and waits until they are gone.
+        """
+        self._opened = True
+        self._loop.close()
+
+    def __enter__(self) -> Self:
+        return self.open()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # --- requests ---
+
+    def chat(
+        self, model: str, messages: Sequence[ChatMessage], *, autoload: bool = True, **params: Unpack[ChatParams]
+    ) -> SyncGeneration:
+        """Answer a conversation, as a stream of pieces; see ``Pool.chat``."""
+        generation = self._loop.call(lambda: self._pool.chat(model, messages, autoload=autoload, **params))
+        return SyncGeneration(self._loop, generation, self)
+
+    def complete(
+        self, model: str, prompt: str | Sequence[int], *, autoload: bool = True, **params: Unpack[GenerateParams]
+    ) -> SyncGeneration:
+        """Continue a text, or a list of token ids; see ``Pool.complete``."""
+        generation = self._loop.call(lambda: self._pool.complete(model, prompt, autoload=autoload, **params))
+        return SyncGeneration(self._loop, generation, self)
+
+    @overload
+    def map(
+        self,
+        model: str,
+        prompts: Iterable[MapPrompt],
+        *,
+        concurrency: int | None = None,
+        progress: bool | MapReport = False,
+        ordered: bool = True,
+        errors: Literal["raise"] = "raise",
+        **params: Unpack[ChatParams],
+    ) -> Iterator[Completion]: ...
+
+    @overload
+    def map(
+        self,
+        model: str,
+        prompts: Iterable[MapPrompt],
+        *,
+        concurrency: int | None = None,
+        progress: bool | MapReport = False,
+        ordered: bool = True,
+        errors: Literal["return"],
+        **params: Unpack[ChatParams],
+    ) -> Iterator[Completion | PoolError]: ...
+
+    def map(
+        self,
+        model: str,
+        prompts: Iterable[MapPrompt],
+        *,
+        concurrency: int | None = None,
+        progress: bool | MapReport = False,
+        ordered: bool = True,
+        errors: Literal["raise", "return"] = "raise",
+        **params: Unpack[ChatParams],
+    ) -> Iterator[Completion | PoolError]:
+        """Answer many prompts, a few at a time, and yield the whole answers.
+
+        Prompts are drawn from their iterable as there is room, in the caller's thread, so it may be endless. Nothing
+        starts before the first result is asked for; leaving early cancels the rest.
+
+        Args:
+            model: A model's name or alias.
+            prompts: Texts or lists of token ids, which are continued as by :meth:`complete`, and conversations (lists
+                of messages), which are answered as by :meth:`chat`.
+            concurrency: Most requests in flight; None is twice the model's slots. At most four times as many results
+                are kept for one that is late.
+            progress: Called with the number of results so far, and with the number of prompts where it is known; True
+                draws a bar on stderr, if that is a terminal.
+            ordered: Yield in the order of the prompts; False yields what is ready first.
+            errors: ``raise`` raises a prompt's error where its result would be, and ends; ``return`` yields a
+                :class:`~llamaherd.pool.errors.PoolError` instead and goes on.
+            **params: As in :meth:`chat`, for every prompt.
+
+        Raises:
+            BadRequest, ModelNotFound, PoolClosed: at once.
+        """
+        if concurrency is not None and (type(concurrency) is not int or concurrency < 1):
+            raise BadRequest("concurrency must be 1 or more")
+        if errors not in ("raise", "return"):
+            raise BadRequest("errors must be 'raise' or 'return'")
+        name = self.status(model).name
+        slots = self._slots.get(name, EngineOptions().n_parallel)
+        plan = MapPlan(concurrency or IN_FLIGHT_PER_SLOT * max(1, slots), ordered, errors == "return")
+        start = start_prompt(
+            lambda messages: self._pool.chat(model, messages, **params),
+            lambda prompt: self._pool.complete(model, prompt, **cast(GenerateParams, params)),
+        )
+        report = map_bar(name) if progress is True else nullcontext(progress or None)
+        return map_results(self._loop, start, prompts, plan, report)
+
+    def tokenize(self, model: str, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
+        """Return the token ids of a text; see ``Pool.tokenize``."""
+        return self._loop.wait(
+            lambda: self._pool.tokenize(model, text, add_special=add_special, parse_special=parse_special)
+        )
+
+    def detokenize(self, model: str, tokens: Sequence[int]) -> str:
+        """Return the text of token ids; see ``Pool.detokenize``."""
+        return self._loop.wait(lambda: self._pool.detokenize(model, tokens))
+
+    def apply_template(self, model: str, messages: Sequence[ChatMessage], **template_kwargs: Any) -> str:
+        """Return the prompt that :meth:`chat` would make of a conversation; see ``Pool.apply_template``."""
+        return self._loop.wait(lambda: self._pool.apply_template(model, messages, **template_kwargs))
+
+    # --- models ---
+
+    def models(self) -> list[ModelStatus]:
+        """Return the status of every model; see ``Pool.models``."""
+        return self._loop.call(self._pool.models)
+
+    def status(self, model: str) -> ModelStatus:
+        """Return one model's status; see ``Pool.status``."""
+        return self._loop.call(lambda: self._pool.status(model))
+
+    def logs(self, model: str) -> tuple[str, ...]:
+        """Return the last lines that the model's workers printed; see ``Pool.logs``."""
+        return self._loop.call(lambda: self._pool.logs(model))
+
+    def events(self) -> SyncSubscription:
+        """Return a stream of events, a snapshot first; see ``Pool.events``."""
+        return SyncSubscription(self._loop, self._loop.call(self._pool.events), self)
+
+    def load(self, model: str) -> ModelStatus:
+        """Load a model and return its status once it is ready; see ``Pool.load``."""
+        return self._loop.wait(lambda: self._pool.load(model))
+
+    def start_load(self, model: str) -> None:
+        """Begin to load a model and return at once; see ``Pool.start_load``."""
+        self._loop.call(lambda: self._pool.start_load(model))
+
+    def unload(self, model: str) -> ModelStatus:
+        """Stop a model's worker and return its status once the process is gone; see ``Pool.unload``."""
+        return self._loop.wait(lambda: self._pool.unload(model))
+
+    def start_unload(self, model: str) -> None:
+        """Begin to stop a model's worker and return at once; see ``Pool.start_unload``."""
+        self._loop.call(lambda: self._pool.start_unload(model))
+
+    def start_sleep(self, model: str) -> None:
+        """Have a worker free its model but keep its process; see ``Pool.start_sleep``."""
+        self._loop.call(lambda: self._pool.start_sleep(model))

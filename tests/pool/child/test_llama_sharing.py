@@ -1,0 +1,305 @@
+"""Prefix sharing on the real engine: the same output, computed once, and the counts tell the truth."""
+
+from typing import Any
+
+import pytest
+
+from engine_driver import GREEDY, Collected, collect, drain, loaded
+from llamaherd.pool.child.llama_engine import LlamaEngine
+from llamaherd.transport.messages import Generate, Tokens
+
+#: Token ids of plain letters in the tiny vocabularies.
+LETTERS = range(263, 320)
+
+
+def tokens(length: int, seed: int = 1) -> tuple[int, ...]:
+    """Return a prompt without repetition that would be the same by chance."""
+    return tuple(LETTERS[(index * index * 7 + index * seed + seed) % len(LETTERS)] for index in range(length))
+
+
+def request(number: int, prompt: tuple[int, ...], *, max_tokens: int = 8, **fields: Any) -> Generate:
+    fields.setdefault("sampling", GREEDY)
+    return Generate(request=number, prompt=prompt, max_tokens=max_tokens, ignore_eos=True, **fields)
+
+
+def run(engine: LlamaEngine, prompt: tuple[int, ...], **fields: Any) -> Collected:
+    engine.submit(request(1, prompt, **fields))
+    return drain(engine)[1]
+
+
+def alone(engine: LlamaEngine, prompt: tuple[int, ...], **fields: Any) -> list[int]:
+    return run(engine, prompt, cache_prompt=False, **fields).tokens
+
+
+def cached(got: Collected) -> int:
+    assert got.done is not None
+    return got.done.usage.cached_tokens
+
+
+# --- one after the other ---
+
+
+@pytest.mark.parametrize("model", ["random", "gemma2"])
+def test_a_prompt_that_was_computed_before_is_not_computed_again(model: str) -> None:
+    prompt = tokens(100)
+    with loaded(model) as engine:
+        expected = alone(engine, prompt)
+        first = run(engine, prompt)
+        before = engine.figures.computed
+        again = run(engine, prompt)
+        assert engine.figures.computed - before == 8, "one prompt token for its logits, and seven of the answer"
+    assert first.tokens == again.tokens == expected
+    assert (cached(first), cached(again)) == (0, 99)
+
+
+@pytest.mark.parametrize("model", ["random", "gemma2"])
+@pytest.mark.parametrize("common", [1, 37, 64, 99])
+def test_any_common_beginning_is_taken_over(model: str, common: int) -> None:
+    with loaded(model) as engine:
+        run(engine, tokens(100))
+        prompt = tokens(100)[:common] + tokens(40, seed=3)
+        expected = alone(engine, prompt)
+        got = run(engine, prompt)
+    assert got.tokens == expected
+    assert cached(got) == common
+
+
+@pytest.mark.parametrize("model", ["random", "gemma2", "mamba"])
+def test_a_conversation_goes_on_where_it_ended(model: str) -> None:
+    with loaded(model) as engine:
+        first = run(engine, tokens(50))
+        longer = tokens(50) + tuple(first.tokens) + tokens(20, seed=5)
+        expected = alone(engine, longer)
+        second = run(engine, longer)
+    assert second.tokens == expected
+    assert cached(second) == 50 + 8 - 1, "the last token of the answer was never computed"
+
+
+def test_a_recurrent_model_takes_over_whole_states_only() -> None:
+    with loaded("mamba") as engine:
+        run(engine, tokens(50))
+        assert cached(run(engine, tokens(50))) == 0
+        prompt = tokens(30) + tokens(20, seed=5)
+        expected = alone(engine, prompt)
+        got = run(engine, prompt)
+    assert got.tokens == expected
+    assert cached(got) == 0
+
+
+def test_without_the_full_window_only_safe_prefixes_are_taken() -> None:
+    with loaded("gemma2", swa_full=False, n_ctx=2048, n_ubatch=32, n_batch=32, n_parallel=1) as engine:
+        first = run(engine, tokens(900))
+        longer = tokens(900) + tuple(first.tokens) + tokens(20, seed=5)
+        shorter = tokens(300) + tokens(20, seed=5)
+        expected = [alone(engine, longer), alone(engine, shorter)]
+        got = [run(engine, longer), run(engine, shorter)]
+    assert [one.tokens for one in got] == expected
+    assert [cached(one) for one in got] == [907, 0]
+
+
+def test_a_request_may_decline() -> None:
+    with loaded("random") as engine:
+        run(engine, tokens(60))
+        assert cached(run(engine, tokens(60), cache_prompt=False)) == 0
+        assert engine.figures.kept == 1
+        run(engine, tokens(60, seed=2), cache_prompt=False)
+        assert engine.figures.kept == 1
+        assert cached(run(engine, tokens(60, seed=2))) == 0
+
+
+def test_a_cancelled_prompt_leaves_what_it_computed() -> None:
+    prompt = tokens(100)
+    with loaded("random", n_batch=16, n_ubatch=16) as engine:
+        engine.submit(request(7, prompt))
+        engine.step()
+        engine.step()
+        engine.cancel(7)
+        drain(engine)
+        got = run(engine, prompt)
+        assert got.tokens == alone(engine, prompt)
+    assert cached(got) == 32
+
+
+def test_what_says_nothing_more_than_another_is_not_kept() -> None:
+    with loaded("random") as engine:
+        for length in (30, 90, 60, 90):
+            run(engine, tokens(length), max_tokens=0)
+            assert engine.figures.kept == 1
+        assert engine.figures.cells == 90
+
+
+def test_the_least_recently_used_makes_room_for_a_new_one() -> None:
+    with loaded("random", n_parallel=1, n_cached=2) as engine:
+        for seed in (1, 2, 3):
+            run(engine, tokens(50, seed))
+        run(engine, tokens(50, 1), max_tokens=0)
+        run(engine, tokens(50, 4))
+        assert [cached(run(engine, tokens(50, seed), max_tokens=0)) for seed in (4, 1, 2, 3)] == [49, 49, 0, 0]
+
+
+def test_without_spare_sequences_a_free_slot_keeps_its_last_one() -> None:
+    with loaded("random", n_parallel=2, n_cached=0) as engine:
+        run(engine, tokens(50))
+        assert cached(run(engine, tokens(50))) == 49
+
+
+def test_finished_sequences_make_room_for_a_large_prompt() -> None:
+    with loaded("random", n_ctx=256) as engine:
+        for seed in (1, 2, 3, 4):
+            run(engine, tokens(60, seed), max_tokens=0)
+        assert (engine.figures.kept, engine.figures.cells) == (4, 240)
+        prompt = tokens(180, 5)
+        assert run(engine, prompt).tokens == alone(engine, prompt)
+        assert engine.figures.cells <= 256
+
+
+# --- together ---
+
+
+def test_eight_simultaneous_requests_compute_their_common_prompt_once() -> None:
+    prompts = [tokens(1000) + tokens(24, seed) for seed in range(2, 10)]
+    with loaded("random", n_ctx=4096, n_parallel=8) as engine:
+        expected = [alone(engine, prompt, max_tokens=16) for prompt in prompts]
+        before = engine.figures.computed
+        for number, prompt in enumerate(prompts):
+            engine.submit(request(number, prompt, max_tokens=16))
+        got = drain(engine)
+        computed = engine.figures.computed - before
+    assert [got[number].tokens for number in range(8)] == expected
+    assert computed == 1000 + 8 * 24 + 8 * 15
+    assert [cached(got[number]) for number in range(8)] == [0] + [1000] * 7
+
+
+@pytest.mark.parametrize("model", ["random", "gemma2", "mamba"])
+def test_simultaneous_requests_get_what_they_get_alone(model: str) -> None:
+    prompts = [
+        tokens(150) + tokens(10, 2),
+        tokens(150) + tokens(10, 3),
+        tokens(100) + tokens(30, 4),
+        tokens(150) + tokens(10, 3),
+        tokens(60, 5),
+        tokens(150),
+    ]
+    with loaded(model, n_parallel=6, n_batch=64, n_ubatch=64) as engine:
+        expected = [alone(engine, prompt) for prompt in prompts]
+        for number, prompt in enumerate(prompts):
+            engine.submit(request(number, prompt))
+        got = drain(engine)
+    assert [got[number].tokens for number in range(6)] == expected
+    assert [cached(got[number]) for number in range(6)] == [0, 150, 100, 159, 0, 149]
+
+
+def test_without_the_full_window_followers_take_over_in_time() -> None:
+    prompts = [tokens(300) + tokens(10, seed) for seed in (2, 3, 4)]
+    with loaded("gemma2", swa_full=False, n_parallel=3, n_batch=128, n_ubatch=128) as engine:
+        expected = [alone(engine, prompt) for prompt in prompts]
+        for number, prompt in enumerate(prompts):
+            engine.submit(request(number, prompt))
+        got = drain(engine)
+    assert [got[number].tokens for number in range(3)] == expected
+    assert [cached(got[number]) for number in range(3)] == [0, 300, 300]
+
+
+def test_a_follower_of_a_cancelled_leader_goes_on_with_what_is_there() -> None:
+    prompts = [tokens(100) + tokens(5, seed) for seed in (2, 3)]
+    with loaded("random", n_parallel=2, n_batch=32, n_ubatch=32) as engine:
+        expected = alone(engine, prompts[1])
+        for number, prompt in enumerate(prompts):
+            engine.submit(request(number, prompt))
+        assert engine.step() == []
+        engine.cancel(0)
+        got = drain(engine)
+    assert got[1].tokens == expected
+    assert cached(got[1]) == 32
+
+
+def test_a_cancelled_follower_leaves_the_others_alone() -> None:
+    prompts = [tokens(100) + tokens(5, seed) for seed in (2, 3, 4)]
+    with loaded("random", n_parallel=3, n_batch=32, n_ubatch=32) as engine:
+        expected = [alone(engine, prompt) for prompt in prompts]
+        for number, prompt in enumerate(prompts):
+            engine.submit(request(number, prompt))
+        engine.step()
+        engine.cancel(1)
+        got = drain(engine)
+    assert got[1].reason == "cancelled"
+    assert [got[0].tokens, got[2].tokens] == [expected[0], expected[2]]
+
+
+def test_a_late_comer_shares_with_one_that_generates() -> None:
+    with loaded("random", n_parallel=2) as engine:
+        expected = alone(engine, tokens(90) + tokens(5, 2))
+        got: dict[int, Collected] = {}
+        engine.submit(request(1, tokens(90) + tokens(5, 3), max_tokens=30))
+        for _ in range(4):
+            collect(engine.step(), got)
+        engine.submit(request(2, tokens(90) + tokens(5, 2)))
+        drain(engine, got)
+    assert got[2].tokens == expected
+    assert cached(got[2]) == 90
+
+
+def test_a_request_that_declines_neither_follows_nor_leads() -> None:
+    with loaded("random", n_parallel=3) as engine:
+        engine.submit(request(1, tokens(100), cache_prompt=False))
+        engine.submit(request(2, tokens(100)))
+        engine.submit(request(3, tokens(100), cache_prompt=False))
+        got = drain(engine)
+        assert engine.figures.kept == 1
+    assert [cached(got[number]) for number in (1, 2, 3)] == [0, 0, 0]
+    assert got[1].tokens == got[2].tokens == got[3].tokens
+
+
+def test_shared_cells_let_more_requests_in_than_their_lengths_would() -> None:
+    prompts = [tokens(150) + tokens(5, seed) for seed in (2, 3, 4, 5)]
+    with loaded("random", n_ctx=512, n_parallel=4) as engine:
+        for number, prompt in enumerate(prompts):
+            engine.submit(request(number, prompt, max_tokens=40))
+        most_at_once = 0
+        while engine.busy:
+            for message in engine.step():
+                if isinstance(message, Tokens):
+                    most_at_once = max(most_at_once, len(message.deltas))
+    assert most_at_once == 4
+
+
+# --- when the room runs out ---
+
+
+@pytest.mark.parametrize("model", ["random", "gemma2", "mamba"])
+def test_preempted_and_resumed_requests_get_what_they_get_alone(model: str) -> None:
+    prompts = [tokens(40) + tokens(5, seed) for seed in (2, 3, 4, 5)]
+    with loaded(model, n_ctx=256, n_parallel=4) as engine:
+        expected = [alone(engine, prompt, max_tokens=150) for prompt in prompts]
+        before = engine.figures.computed
+        for number, prompt in enumerate(prompts):
+            engine.submit(request(number, prompt, max_tokens=150))
+        got = drain(engine)
+        computed = engine.figures.computed - before
+    assert [got[number].tokens for number in range(4)] == expected
+    if model != "mamba":
+        assert computed > 40 + 4 * (5 + 149), "somebody had to compute something twice"
+    assert cached(got[0]) == 0
+    assert {cached(got[number]) for number in range(1, 4)} <= {0, 40}
+
+
+def test_what_a_preempted_request_computes_twice_was_not_cached() -> None:
+    with loaded("random", n_ctx=256, n_parallel=2) as engine:
+        expected = alone(engine, tokens(40, 3), max_tokens=150)
+        engine.submit(request(1, tokens(40, 2), max_tokens=150))
+        engine.submit(request(2, tokens(40, 3), max_tokens=150))
+        got = drain(engine)
+    assert got[2].tokens == expected
+    assert cached(got[2]) == 0
+
+
+def test_a_mixed_crowd_in_a_small_cache_is_served_exactly() -> None:
+    prompts = [tokens(20 + 13 * (number % 4), 1 + number % 3) + tokens(number % 5, 7) for number in range(24)]
+    with loaded("random", n_ctx=256, n_parallel=4, n_cached=3, n_batch=32, n_ubatch=32) as engine:
+        lengths = [10 + 9 * (number % 7) for number in range(24)]
+        expected = [alone(engine, prompt, max_tokens=length) for prompt, length in zip(prompts, lengths, strict=True)]
+        for number, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
+            engine.submit(request(number, prompt, max_tokens=length))
+        got = drain(engine)
+        assert engine.figures.cells <= 256
+    assert [got[number].tokens for number in range(24)] == expected

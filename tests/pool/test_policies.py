@@ -1,0 +1,268 @@
+"""What the pool does by itself: idle models sleep and go, failed loads back off, silent ones are given up. Real
+processes.
+"""
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from herding import fake, reach, run, until
+from llamaherd.pool import BadRequest, LoadFailed, ModelSpec, Pool, QueueFull, State, WorkerDied
+from llamaherd.pool.idle import Rest, rest_of
+from llamaherd.pool.machine import oom_kills
+from llamaherd.pool.restart import MOST_SECONDS, Backoff
+
+
+def spec(name: str = "m", **fields: object) -> ModelSpec:
+    return ModelSpec(name=name, engine="fake", **fields)  # type: ignore[arg-type]
+
+
+# --- idleness ---
+
+
+@pytest.mark.parametrize(
+    ("fields", "state", "keep_alive", "expected"),
+    [
+        ({}, State.LOADED, None, None),
+        ({"sleep_idle_seconds": 5.0, "unload_idle_seconds": 7.0}, State.LOADED, None, Rest("sleep", 5.0)),
+        ({"sleep_idle_seconds": 5.0, "unload_idle_seconds": 7.0}, State.SLEEPING, None, Rest("unload", 7.0)),
+        ({"sleep_idle_seconds": 5.0}, State.SLEEPING, None, None),
+        ({"unload_idle_seconds": 7.0}, State.LOADED, None, Rest("unload", 7.0)),
+        ({"unload_idle_seconds": 7.0}, State.LOADED, 0.0, Rest("unload", 0.0)),
+        ({"unload_idle_seconds": 7.0}, State.LOADED, -1.0, None),
+        ({"pinned": True, "sleep_idle_seconds": 5.0}, State.LOADED, None, Rest("sleep", 5.0)),
+        ({"pinned": True, "unload_idle_seconds": 7.0}, State.LOADED, None, None),
+        ({"pinned": True}, State.LOADED, 0.0, None),
+        ({"unload_idle_seconds": 7.0}, State.LOADING, None, None),
+        ({"unload_idle_seconds": 7.0}, State.STOPPING, 1.0, None),
+    ],
+)
+def test_what_is_next_for_an_idle_model(
+    fields: dict[str, object], state: State, keep_alive: float | None, expected: Rest | None
+) -> None:
+    assert rest_of(spec(**fields), state, keep_alive) == expected
+
+
+def test_an_idle_model_sleeps_and_then_its_process_ends() -> None:
+    async def scene() -> None:
+        async with Pool([spec(sleep_idle_seconds=0.05, unload_idle_seconds=0.05)]) as pool:
+            states: list[str] = []
+            async with pool.events() as events:
+                await anext(events)
+                assert (await pool.complete("m", "hello").collect()).text == "hello"
+                async for event in events:
+                    if event.data["status"] not in states:
+                        states.append(event.data["status"])
+                    if event.data["status"] == State.UNLOADED:
+                        break
+            assert states == ["loading", "loaded", "sleeping", "unloaded"]
+            assert pool.status("m").exit_code == 0
+            assert (await pool.complete("m", "back").collect()).text == "back"
+
+    run(scene())
+
+
+def test_looking_neither_wakes_a_model_nor_keeps_it_awake() -> None:
+    async def scene() -> None:
+        async with Pool([spec(sleep_idle_seconds=0.2)]) as pool:
+            await pool.load("m")
+
+            def look() -> bool:
+                pool.models()
+                pool.logs("m")
+                pool.events()
+                return pool.status("m").state is State.SLEEPING
+
+            await until(look, "it sleeps although somebody looks all the time")
+            pid = pool.status("m").pid
+            for _ in range(50):
+                assert look()
+                await asyncio.sleep(0)
+            assert pool.status("m").pid == pid
+
+    run(scene())
+
+
+def test_a_busy_model_does_not_sleep(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+
+    async def scene() -> None:
+        model = spec(sleep_idle_seconds=0.0, unload_idle_seconds=0.0, script={"step_gate": str(gate), "gate_at": 1})
+        async with Pool([model]) as pool:
+            generation = pool.complete("m", "one two")
+            assert (await anext(generation)).text == "one"
+            assert pool.status("m").state is State.LOADED
+            gate.touch()
+            assert (await anext(generation)).text == " two"
+            await reach(pool, "m", State.UNLOADED)
+
+    run(scene())
+
+
+def test_keep_alive_of_the_last_request_decides_how_long_the_model_stays() -> None:
+    async def scene() -> None:
+        async with Pool([spec("short"), spec("long", unload_idle_seconds=0.0)]) as pool:
+            await pool.complete("short", "hello", keep_alive=0).collect()
+            await pool.complete("long", "hello", keep_alive=-1).collect()
+            await reach(pool, "short", State.UNLOADED)
+            assert pool.status("long").state is State.LOADED
+            with pytest.raises(BadRequest, match="keep_alive"):
+                pool.complete("short", "hello", keep_alive=float("nan"))
+
+    run(scene())
+
+
+def test_requests_at_the_very_moment_of_falling_asleep_are_all_served() -> None:
+    async def scene() -> None:
+        async with Pool([spec(sleep_idle_seconds=0.0, unload_idle_seconds=0.0)]) as pool:
+            for number in range(60):
+                assert (await pool.complete("m", f"request {number}").collect()).text == f"request {number}"
+                for _ in range(number % 7):
+                    await asyncio.sleep(0)
+
+    run(scene(), 50)
+
+
+def test_models_marked_for_it_are_loaded_when_the_pool_opens() -> None:
+    async def scene() -> None:
+        async with Pool([spec("a", load_on_startup=True), spec("b")]) as pool:
+            await reach(pool, "a", State.LOADED)
+            assert pool.status("b").state is State.UNLOADED
+
+    run(scene())
+
+
+# --- priorities and limits ---
+
+
+def test_a_pinned_model_stays_when_others_need_room() -> None:
+    async def scene() -> None:
+        async with Pool([spec("pinned", pinned=True), spec("a"), spec("b")], models_max=2) as pool:
+            for model in ("pinned", "a", "b", "a"):
+                await pool.complete(model, "hello").collect()
+            assert pool.status("pinned").state is State.LOADED
+
+    run(scene())
+
+
+def test_a_full_queue_is_refused_with_a_hint_to_come_back(tmp_path: Path) -> None:
+    async def scene() -> None:
+        model = fake("m", load_gate=str(tmp_path / "never"))
+        async with Pool([model], queue_max=2) as pool:
+            held = [pool.complete("m", "hello") for _ in range(2)]
+            with pytest.raises(QueueFull, match="limit is 2") as caught:
+                await pool.complete("m", "hello").collect()
+            assert (caught.value.retry, caught.value.retry_after) == (True, 1.0)
+            assert pool.status("m").queued == len(held)
+
+    run(scene())
+
+
+def test_waiting_requests_go_by_priority() -> None:
+    async def scene() -> None:
+        async with Pool([fake("m", n_parallel=1, step_seconds=0.001)]) as pool:
+            order: list[str] = []
+
+            async def ask(name: str, priority: int) -> None:
+                await pool.complete("m", name, priority=priority).collect()
+                order.append(name)
+
+            async with asyncio.TaskGroup() as group:
+                for name, priority in (("low", 0), ("high", 9), ("middle", 5)):
+                    group.create_task(ask(name, priority))
+            assert order == ["high", "middle", "low"]
+
+    run(scene())
+
+
+# --- failures ---
+
+
+def test_backing_off_doubles_up_to_a_minute_and_ends_with_a_success() -> None:
+    backoff = Backoff()
+    waits: list[float] = []
+    for _ in range(9):
+        backoff.failed(100.0)
+        waits.append(backoff.wait(100.0))
+    assert waits == [0, 1, 2, 4, 8, 16, 32, MOST_SECONDS, MOST_SECONDS]
+    assert backoff.wait(100.0 + MOST_SECONDS) == 0
+    backoff.succeeded()
+    backoff.failed(0.0)
+    assert backoff.wait(0.0) == 0
+
+
+def test_a_model_that_failed_twice_is_refused_for_a_while_and_a_load_command_is_not() -> None:
+    async def scene() -> None:
+        async with Pool([fake("m", load="fail")]) as pool:
+            for _ in range(2):
+                with pytest.raises(LoadFailed, match="script says"):
+                    await pool.complete("m", "hello").collect()
+            with pytest.raises(LoadFailed, match="not tried again for") as caught:
+                await pool.complete("m", "hello").collect()
+            assert caught.value.retry_after is not None
+            assert 0 < caught.value.retry_after <= 1
+            assert caught.value.code == "load_backoff"
+            with pytest.raises(LoadFailed, match="script says"):
+                await pool.load("m")
+
+    run(scene())
+
+
+def test_a_load_without_progress_is_given_up_and_one_with_progress_is_not(tmp_path: Path) -> None:
+    async def scene() -> None:
+        silent = spec("silent", load_stall_seconds=0.3, script={"load": "stall"})
+        slow = spec("slow", load_stall_seconds=0.3, script={"load_steps": 40, "load_seconds": 0.6})
+        async with Pool([silent, slow]) as pool:
+            with pytest.raises(LoadFailed, match="made no progress for 0.3 s") as caught:
+                await pool.load("silent")
+            assert caught.value.exit_code == -signal.SIGKILL
+            assert (await pool.load("slow")).state is State.LOADED
+
+    run(scene())
+
+
+def test_a_request_without_an_answer_yet_gets_a_second_worker_and_one_with_an_answer_does_not(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+
+    async def scene() -> None:
+        async with Pool([fake("m", n_parallel=2, step_gate=str(gate), gate_at=1)]) as pool:
+            begun = pool.complete("m", "one two")
+            assert (await anext(begun)).text == "one"
+            waiting = asyncio.ensure_future(pool.complete("m", "fresh").collect())
+            await until(lambda: pool.status("m").in_flight == 2)
+            pid = pool.status("m").pid
+            assert pid is not None
+            gate.touch()
+            os.kill(pid, signal.SIGKILL)
+            with pytest.raises(WorkerDied):
+                async for _ in begun:
+                    pass
+            assert (await waiting).text == "fresh"
+
+    run(scene())
+
+
+def test_a_request_that_kills_two_workers_is_not_given_a_third() -> None:
+    async def scene() -> None:
+        async with Pool([fake("m", crash_at=0)]) as pool:
+            with pytest.raises(WorkerDied, match="SIGKILL"):
+                await pool.complete("m", "poison").collect()
+            assert pool.status("m").in_flight == 0
+
+    run(scene())
+
+
+def test_the_kernels_count_of_its_kills_is_read(tmp_path: Path) -> None:
+    vmstat = tmp_path / "vmstat"
+    assert oom_kills(vmstat) == 0
+    vmstat.write_text("nr_free_pages 17\noom_kill 3\n")
+    assert oom_kills(vmstat) == 3
+
+
+@pytest.mark.parametrize("field", ["sleep_idle_seconds", "unload_idle_seconds", "load_stall_seconds"])
+def test_wrong_times_are_refused(field: str) -> None:
+    with pytest.raises(BadRequest, match=field):
+        Pool([spec(**{field: -1.0})])
