@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     )
     from llamaherd.pool.events import Event, Subscription
     from llamaherd.pool.generation import Completion, Generation, Piece
+    from llamaherd.pool.gguf import GGUFError, ModelFacts, estimate_bytes, kv_bytes, read_facts
     from llamaherd.pool.lifecycle import State
     from llamaherd.pool.params import ChatMessage, ChatParams, GenerateParams
     from llamaherd.pool.pool import Pool
@@ -44,10 +45,12 @@ __all__ = [
     "EngineOptions",
     "Event",
     "FinishReason",
+    "GGUFError",
     "GenerateParams",
     "Generation",
     "LoadFailed",
     "ModelBusy",
+    "ModelFacts",
     "ModelNotFound",
     "ModelNotLoaded",
     "ModelSpec",
@@ -67,8 +70,11 @@ __all__ = [
     "WorkerDied",
     "WorkerFailed",
     "build_catalog",
+    "estimate_bytes",
     "find_model",
+    "kv_bytes",
     "model_parts",
+    "read_facts",
 ]
 
 _HOME: Final = {
@@ -82,10 +88,12 @@ _HOME: Final = {
     "EngineOptions": "llamaherd.pool.config",
     "Event": "llamaherd.pool.events",
     "FinishReason": "llamaherd.transport.messages",
+    "GGUFError": "llamaherd.pool.gguf",
     "GenerateParams": "llamaherd.pool.params",
     "Generation": "llamaherd.pool.generation",
     "LoadFailed": "llamaherd.pool.errors",
     "ModelBusy": "llamaherd.pool.errors",
+    "ModelFacts": "llamaherd.pool.gguf",
     "ModelNotFound": "llamaherd.pool.errors",
     "ModelNotLoaded": "llamaherd.pool.errors",
     "ModelSpec": "llamaherd.pool.config",
@@ -105,8 +113,11 @@ _HOME: Final = {
     "WorkerDied": "llamaherd.pool.errors",
     "WorkerFailed": "llamaherd.pool.errors",
     "build_catalog": "llamaherd.pool.catalog",
+    "estimate_bytes": "llamaherd.pool.gguf",
     "find_model": "llamaherd.pool.catalog",
+    "kv_bytes": "llamaherd.pool.gguf",
     "model_parts": "llamaherd.pool.catalog",
+    "read_facts": "llamaherd.pool.gguf",
 }
 
 

@@ -33,6 +33,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
         sleep_idle_seconds: Idle seconds after which it frees its memory and keeps its process; None means never.
         unload_idle_seconds: Idle seconds, counted from falling asleep if it sleeps, after which its process ends; None
             means never.
+        memory: Bytes that it takes, where they are known; None estimates them from the file and measures them later.
         load_stall_seconds: Seconds without any sign of progress (a step of the load, a log line) after which a load is
             given up. There is no limit to a load that goes on; 0 never gives up.
         engine: ``llama``, or ``fake`` for the scripted engine.
@@ -50,6 +51,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     load_on_startup: bool = False
     sleep_idle_seconds: float | None = None
     unload_idle_seconds: float | None = None
+    memory: int | None = None
     load_stall_seconds: float = DEFAULT_LOAD_STALL
     engine: str = "llama"
     script: dict[str, Any] = {}
@@ -64,6 +66,8 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
             raise BadRequest(f"model {self.name!r}: unknown engine {self.engine!r}, known are llama and fake")
         if self.engine == "llama" and self.path is None:
             raise BadRequest(f"model {self.name!r} has no path")
+        if self.memory is not None and self.memory < 0:
+            raise BadRequest(f"model {self.name!r}: memory must be a number of bytes, 0 or more")
         for field in ("stop_timeout", "sleep_idle_seconds", "unload_idle_seconds", "load_stall_seconds"):
             seconds = getattr(self, field)
             if seconds is not None and not 0 <= seconds < float("inf"):

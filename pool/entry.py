@@ -39,6 +39,7 @@ class Entry:
         stall: The timer of its load.
         heard: When its worker last gave a sign of life, in the loop's time.
         oom_kills: The kernel's count when its worker was started.
+        sized: Whether the scheduler knows what it takes, as far as that can be known before its first start.
     """
 
     spec: ModelSpec
@@ -57,13 +58,14 @@ class Entry:
     stall: asyncio.TimerHandle | None = None
     heard: float = 0.0
     oom_kills: int = 0
+    sized: bool = False
 
     @property
     def name(self) -> str:
         """The model's name."""
         return self.spec.name
 
-    def status(self, in_flight: int, queued: int) -> ModelStatus:
+    def status(self, in_flight: int, queued: int, memory: int) -> ModelStatus:
         """Return the model's public status."""
         worker = self.worker
         return ModelStatus(
@@ -81,6 +83,7 @@ class Entry:
             pid=None if worker is None else worker.pid,
             in_flight=in_flight,
             queued=queued,
+            memory=memory,
         )
 
 

@@ -266,10 +266,7 @@ def _windowed_layers(keys: _Keys, layers: int) -> tuple[bool, ...]:
 
 
 def _state(keys: _Keys, layers: int, attention: Attention) -> RecurrentState:
-    if keys.architecture in _BOTH:
-        recurrent = layers
-    else:
-        recurrent = sum(heads == 0 for heads in attention.n_head_kv)
+    recurrent = layers if keys.architecture in _BOTH else sum(heads == 0 for heads in attention.n_head_kv)
     return RecurrentState(
         n_layer=recurrent if keys.has("ssm.inner_size") else 0,
         convolution=keys.number("ssm.conv_kernel"),

@@ -36,8 +36,9 @@ _WIDTHS_HELD: Final = 8
 _FF_WIDTHS_HELD: Final = 3
 #: llama.cpp's notes on each cell: its position, and a bit for each of 256 sequences.
 _CELL_BYTES: Final = 64
-#: Finished sequences kept per slot by default.
+#: Finished sequences kept per slot by default, and where each has states of its own.
 _CACHED_PER_SLOT: Final = 3
+_CACHED_STATES_PER_SLOT: Final = 1
 
 
 class Attention(msgspec.Struct, frozen=True, kw_only=True):
@@ -163,13 +164,14 @@ def estimate_bytes(facts: Shape, options: EngineOptions) -> int:
     """
     cells = _padded(options.n_ctx or facts.n_ctx_train)
     n_ubatch = min(options.n_ubatch, max(options.n_batch, options.n_parallel), cells)
-    n_seq = options.n_parallel + (_CACHED_PER_SLOT * options.n_parallel if options.n_cached < 0 else options.n_cached)
+    per_slot = _CACHED_STATES_PER_SLOT if facts.state.n_layer else _CACHED_PER_SLOT
+    n_seq = options.n_parallel + (per_slot * options.n_parallel if options.n_cached < 0 else options.n_cached)
     cache = kv_bytes(facts, cells, swa_full=options.swa_full, n_seq=n_seq, n_ubatch=n_ubatch)
     outputs = 2 * n_seq * facts.n_vocab * _F32_BYTES
     widths = n_ubatch * (_WIDTHS_HELD * facts.n_embd + _FF_WIDTHS_HELD * facts.n_ff) * _F32_BYTES
-    scores = n_ubatch * cells * _F32_BYTES
-    if options.flash_attn == "off":
-        scores *= 1 + max(facts.n_head, default=0)
+    # Who sees whom, once more for the layers with a window, and without flash attention the scores of every head.
+    tables = 1 + any(facts.attention.windowed) + (max(facts.n_head, default=0) if options.flash_attn == "off" else 0)
+    scores = tables * n_ubatch * cells * _F32_BYTES
     return facts.size_bytes + cache + state_bytes(facts, n_seq) + cells * _CELL_BYTES + outputs + widths + scores
 
 

@@ -20,6 +20,7 @@ from llamaherd.pool.idle import Rest, rest_of
 from llamaherd.pool.launch import Exit, Launcher
 from llamaherd.pool.lifecycle import RUNNING, IllegalTransition, State, Trigger, transition
 from llamaherd.pool.machine import oom_kills
+from llamaherd.pool.memory import expected_memory
 from llamaherd.pool.schedule import Limits, Scheduler
 from llamaherd.pool.status import ModelStatus
 from llamaherd.pool.worker import Worker
@@ -33,6 +34,7 @@ from llamaherd.transport.messages import (
     Generate,
     Result,
     Sleep,
+    Stats,
     Threads,
     Tokens,
     Unknown,
@@ -122,7 +124,8 @@ class Herd:
 
     def status(self, entry: Entry) -> ModelStatus:
         """Return a model's public status."""
-        return entry.status(self._scheduler.in_flight(entry.name), self._scheduler.queued(entry.name))
+        name, scheduler = entry.name, self._scheduler
+        return entry.status(scheduler.in_flight(name), scheduler.queued(name), scheduler.memory(name))
 
     def statuses(self) -> list[ModelStatus]:
         """Return every model's public status, in the order in which they were added."""
@@ -146,6 +149,9 @@ class Herd:
             if seconds > 0 and request.sink is not None:
                 request.sink.fail(explain_backoff(entry, seconds))
                 return
+        if not entry.sized:
+            entry.sized = True
+            self._scheduler.resize(entry.name, expected_memory(entry.spec))
         self._requests[request.number] = request
         self._put(request)
         self._mind_rest(entry)
@@ -284,10 +290,11 @@ class Herd:
                 self._end(message.request, explain_failure(message))
             case StateMessage():
                 self._on_state(entry, message)
+            case Stats():
+                if entry.spec.memory is None and message.rss_bytes:
+                    self._scheduler.resize(entry.name, message.rss_bytes)
             case Unknown():
                 _log.warning("%r sent a %r that means nothing here: %s", worker, message.kind, message.reason)
-            case _:
-                pass
 
     def _end(self, number: int | None, end: Done | Result | PoolError) -> None:
         request = self._requests.pop(number, None) if number is not None else None

@@ -6,12 +6,13 @@ from math import ceil
 from pathlib import Path
 from typing import Final
 
-__all__ = ["available_memory", "oom_kills", "usable_cores"]
+__all__ = ["available_memory", "oom_kills", "resident_bytes", "usable_cores"]
 
 _MOUNT: Final = Path("/sys/fs/cgroup")
 _MEMBERSHIP: Final = Path("/proc/self/cgroup")
 _MEMINFO: Final = Path("/proc/meminfo")
 _VMSTAT: Final = Path("/proc/vmstat")
+_OWN_STATUS: Final = Path("/proc/self/status")
 
 
 def usable_cores(mount: Path = _MOUNT, membership: Path = _MEMBERSHIP) -> int:
@@ -43,6 +44,11 @@ def available_memory(mount: Path = _MOUNT, membership: Path = _MEMBERSHIP, memin
 def oom_kills(vmstat: Path = _VMSTAT) -> int:
     """Return how many processes the kernel has killed for want of memory since it started; 0 where unknown."""
     return _field(_read(vmstat), "oom_kill")
+
+
+def resident_bytes(status: Path = _OWN_STATUS) -> int:
+    """Return the resident memory of this process, mapped file pages included; 0 where unknown."""
+    return _field(_read(status), "VmRSS:") * 1024
 
 
 def _own_groups(mount: Path, membership: Path, controller: str) -> Iterator[Path]:

@@ -46,6 +46,8 @@ class Pool:
         models: What the pool may run. Nothing is loaded before it is asked for.
         transport: How workers are spoken to: ``pipe`` (default), ``zmq`` or ``stdio``.
         models_max: Most models with a process at one time; 0 means no limit.
+        memory_budget: Most bytes that all workers together may take; 0, the default, means no limit. What a model
+            takes is estimated from its file before the first load, and measured after it.
         stop_timeout: Seconds from a worker's exit command to its kill, where the model sets none of its own.
         cores: Cores to divide among the models that are busy at the moment; None takes those that this process may
             use, 0 leaves each model its own choice. Models whose ``n_threads`` is set keep it.
@@ -64,6 +66,7 @@ class Pool:
         *,
         transport: str = "pipe",
         models_max: int = 4,
+        memory_budget: int = 0,
         stop_timeout: float = DEFAULT_STOP_TIMEOUT,
         cores: int | None = None,
         queue_max: int = 1024,
@@ -72,11 +75,12 @@ class Pool:
     ) -> None:
         limits = Limits(
             models_max=models_max,
+            memory_budget=memory_budget,
             cores=usable_cores() if cores is None else cores,
             queue_max=queue_max,
             queue_max_per_model=queue_max_per_model,
         )
-        for name in ("models_max", "cores", "queue_max", "queue_max_per_model"):
+        for name in ("models_max", "memory_budget", "cores", "queue_max", "queue_max_per_model"):
             if getattr(limits, name) < 0:
                 raise BadRequest(f"{name} must be 0 or more")
         if not 0 <= stop_timeout < float("inf"):

@@ -9,15 +9,18 @@ The rules:
    one makes it *busy*. Wanted, busy, starting, stopping and pinned models are never stopped to make room.
 2. A request for a ready model with a free slot is granted at once. All requests that wait for one model share its one
    start.
-3. At most ``models_max`` models have a process. A process that is told to stop counts until it is gone.
-4. Room is made by stopping the ready, idle model that was used longest ago. One stop is begun per start that needs it.
+3. At most ``models_max`` models have a process, and together they take at most ``memory_budget`` bytes. A process that
+   is told to stop counts until it is gone.
+4. Room is made by stopping the ready, idle models that were used longest ago, no more than it takes, and none if that
+   would not do.
 5. Waiting requests go by priority, then by age. When a model that waits for room has been overtaken ``max_overtakes``
    times by requests for models in its way, it comes first, and one of those models is *drained*: it finishes what it
    has, and new requests for it wait. After as many again, another one is. So nobody is overtaken more often than
    ``max_overtakes`` times the places.
 6. The cores are divided evenly among the models that are busy, and each is told when its share changes.
 7. Queues are bounded, per model and in total: a request over the limit is refused.
-8. What can never be served is refused at once: a model that needs room which only pinned models hold.
+8. What can never be served is refused at once: a model that is too large for the budget, or for what pinned models
+   leave of it.
 """
 
 from collections.abc import Iterator
@@ -32,6 +35,7 @@ __all__ = ["Effects", "Limits", "Phase", "Scheduler"]
 
 #: What a refused caller is told to wait, in seconds: no promise, since nobody knows how long the requests ahead take.
 RETRY_AFTER: Final = 1.0
+_MIB: Final = 1024 * 1024
 
 
 class Effects(Protocol):
@@ -64,6 +68,7 @@ class Limits:
 
     Attributes:
         models_max: Most models with a process; 0 means no limit.
+        memory_budget: Most bytes that all processes together may take; 0 means no limit.
         max_overtakes: See rule 5; at least 1.
         cores: Cores to divide among the models that are busy; 0 leaves the threads alone.
         queue_max: Most requests that wait, in total; 0 means no limit.
@@ -71,6 +76,7 @@ class Limits:
     """
 
     models_max: int = 4
+    memory_budget: int = 0
     max_overtakes: int = 16
     cores: int = 0
     queue_max: int = 0
@@ -84,6 +90,20 @@ class Phase(Enum):
     STARTING = auto()
     READY = auto()
     STOPPING = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What processes take: places, and bytes of memory as far as they are known."""
+
+    places: int = 0
+    memory: int = 0
+
+    def __add__(self, other: "Room") -> "Room":
+        return Room(self.places + other.places, self.memory + other.memory)
+
+    def __sub__(self, other: "Room") -> "Room":
+        return Room(self.places - other.places, self.memory - other.memory)
 
 
 @dataclass(slots=True)
@@ -104,6 +124,7 @@ class _Model:
     last_used: int = 0
     overtaken: int = 0
     drained_for: "_Model | None" = None
+    room: Room = Room(places=1)
     #: priority -> tickets in the order of their arrival; no empty ones are kept.
     queues: dict[int, dict[int, _Waiting]] = field(default_factory=dict[int, dict[int, _Waiting]])
     waiting: int = 0
@@ -140,14 +161,16 @@ class Scheduler:
         #: Models that someone waits for, and models that are busy: each event looks at these and not at all models.
         self._wanted: dict[str, _Model] = {}
         self._busy: dict[str, None] = {}
-        self._running = 0
-        self._stopping = 0
+        #: Taken by all processes, and by those of them that are told to stop.
+        self._used = Room()
+        self._leaving = Room()
         self._clock = 0
         self._budget = ThreadBudget(self._limits.cores)
 
     def __repr__(self) -> str:
         return (
-            f"<Scheduler [Models: {self._running} of {self._limits.models_max or 'any'} running, {len(self._busy)} busy"
+            f"<Scheduler [Models: {self._used.places} of {self._limits.models_max or 'any'} running, "
+            f"{len(self._busy)} busy"
             f" | Requests: {len(self._granted)} granted, {len(self._waiting)} waiting]>"
         )
 
@@ -165,6 +188,10 @@ class Scheduler:
         """Return how many requests wait for the model."""
         return self._models[model].waiting
 
+    def memory(self, model: str) -> int:
+        """Return the bytes that the model takes, or is expected to take; 0 where nothing is known."""
+        return self._models[model].room.memory
+
     # --- events ---
 
     def add(self, model: str, *, slots: int = 0, pinned: bool = False) -> None:
@@ -177,6 +204,14 @@ class Scheduler:
         if model in self._models:
             raise ValueError(f"model {model!r} exists already")
         self._models[model] = _Model(model, slots, pinned)
+
+    def resize(self, model: str, memory: int) -> None:
+        """The model takes so many bytes: an estimate before its first start, a measurement after it."""
+        entry = self._models[model]
+        self._count(entry, -1)
+        entry.room = Room(places=1, memory=memory)
+        self._count(entry, +1)
+        self._decide()
 
     def request(self, ticket: int, model: str, *, priority: int = 0, holds: bool = True) -> None:
         """Someone wants the model. Answered by ``grant`` or ``reject``, now or later. Raises KeyError for an unknown
@@ -264,18 +299,19 @@ class Scheduler:
 
     def _make_way(self) -> None:
         """Start what is wanted and absent, as far as there is room or room can be made."""
-        # Free places, and those that the stops under way will free.
-        places = self._limits.models_max - (self._running - self._stopping)
+        promised = Room()
         for model in self._absent_in_turn():
-            if places > 0 or not self._limits.models_max:
-                places -= 1
-                self._start_or_wait(model)
-            elif self._make_room():
-                pass  # the place comes with the exit of what was stopped
-            elif self._only_pinned():
-                self._reject_waiting(model, _no_room(model.name, self._limits.models_max))
+            need = promised + model.room
+            refusal = self._hopeless(model)
+            if refusal is not None:
+                self._reject_waiting(model, refusal)
+            elif self._fits(self._used + need):
+                self._start(model)
+            elif self._fits(self._used - self._leaving + need) or self._make_room(need):
+                promised = need  # its room comes with the exits of what was stopped
             elif model.overtaken >= self._limits.max_overtakes:
                 self._drain_for(model)
+                promised = need  # what the drained models free is not for those behind
 
     def _grant_ready(self) -> None:
         """Grant what waits for ready models with free slots, and count whom that overtakes."""
@@ -310,15 +346,19 @@ class Scheduler:
         head = model.head
         return model.overtaken < self._limits.max_overtakes, -head.priority, head.ticket
 
-    def _start_or_wait(self, model: _Model) -> None:
-        """Start now if a place is free; otherwise it waits for a stop that is under way."""
-        if not self._limits.models_max or self._running < self._limits.models_max:
-            self._set_phase(model, Phase.STARTING)
-            model.overtaken = 0
-            self._touch(model)
-            self._effects.start(model.name)
+    def _fits(self, room: Room) -> bool:
+        limits = self._limits
+        places = not limits.models_max or room.places <= limits.models_max
+        return places and (not limits.memory_budget or room.memory <= limits.memory_budget)
 
-    def _make_room(self) -> bool:
+    def _start(self, model: _Model) -> None:
+        self._set_phase(model, Phase.STARTING)
+        model.overtaken = 0
+        self._touch(model)
+        self._effects.start(model.name)
+
+    def _make_room(self, need: Room) -> bool:
+        """Stop the idle models that were used longest ago, as many as it takes; none if all of them do not do."""
         idle = [
             model
             for model in self._models.values()
@@ -327,19 +367,29 @@ class Scheduler:
             and not model.pinned
             and (not model.waiting or model.drained_for is not None)
         ]
-        if not idle:
-            return False
-        self._stop(min(idle, key=lambda model: (model.drained_for is None, model.last_used)))
-        return True
+        idle.sort(key=lambda model: (model.drained_for is None, model.last_used))
+        left = self._used - self._leaving + need
+        for count, model in enumerate(idle, start=1):
+            left -= model.room
+            if self._fits(left):
+                for victim in idle[:count]:
+                    self._stop(victim)
+                return True
+        return False
 
     def _stop(self, model: _Model) -> None:
         self._set_phase(model, Phase.STOPPING)
         self._effects.stop(model.name)
 
-    def _only_pinned(self) -> bool:
-        running = (Phase.STARTING, Phase.READY)
-        held = sum(model.pinned and model.phase in running for model in self._models.values())
-        return held >= self._limits.models_max
+    def _hopeless(self, model: _Model) -> QueueFull | None:
+        """Return why a model can never start: it is too large, or what is pinned leaves no room; None if it can."""
+        if not self._fits(model.room):
+            return _too_large(model.name, model.room.memory, self._limits.memory_budget)
+        held = model.room
+        for other in self._models.values():
+            if other.pinned and other.phase in (Phase.STARTING, Phase.READY):
+                held += other.room
+        return None if self._fits(held) else _no_room(model.name)
 
     # --- draining ---
 
@@ -390,14 +440,26 @@ class Scheduler:
             self._effects.reject(ticket, error)
 
     def _set_phase(self, model: _Model, phase: Phase) -> None:
-        self._running += (phase is not Phase.ABSENT) - (model.phase is not Phase.ABSENT)
-        self._stopping += (phase is Phase.STOPPING) - (model.phase is Phase.STOPPING)
+        self._count(model, -1)
         model.phase = phase
+        self._count(model, +1)
+
+    def _count(self, model: _Model, sign: int) -> None:
+        room = Room(sign * model.room.places, sign * model.room.memory)
+        if model.phase is not Phase.ABSENT:
+            self._used += room
+        if model.phase is Phase.STOPPING:
+            self._leaving += room
 
     def _touch(self, model: _Model) -> None:
         self._clock += 1
         model.last_used = self._clock
 
 
-def _no_room(model: str, places: int) -> QueueFull:
-    return QueueFull(f"model {model!r} cannot be loaded: pinned models hold all {places} places", code="no_room")
+def _no_room(model: str) -> QueueFull:
+    return QueueFull(f"model {model!r} cannot be loaded: what pinned models hold leaves no room for it", code="no_room")
+
+
+def _too_large(model: str, memory: int, budget: int) -> QueueFull:
+    figures = f"it needs about {memory // _MIB} MiB, and the memory budget is {budget // _MIB} MiB"
+    return QueueFull(f"model {model!r} cannot be loaded: {figures}", code="too_large")

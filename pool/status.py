@@ -23,6 +23,7 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
         pid: The worker's process.
         in_flight: Requests granted and not ended.
         queued: Requests waiting for the model.
+        memory: Bytes that it takes: measured once it was loaded, estimated before; 0 where nothing is known yet.
     """
 
     name: str
@@ -39,6 +40,7 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     pid: int | None = None
     in_flight: int = 0
     queued: int = 0
+    memory: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return the status as plain JSON data."""

@@ -33,8 +33,8 @@ PUBLIC: dict[str, set[str]] = {
 BINDINGS = "llamaherd.pool.child.bindings"
 #: What each room may import besides the standard library and llamaherd.
 THIRD_PARTY = {
-    "llamaherd.http": {"click", "msgspec", "rich", "starlette", "uvicorn", "uvloop"},
-    "llamaherd.pool": {"msgspec"},
+    "llamaherd.http": {"click", "msgspec", "prometheus_client", "rich", "starlette", "uvicorn", "uvloop"},
+    "llamaherd.pool": {"msgspec", "rich", "uvloop"},  # the latter two for SyncPool, and only if they are there
     "llamaherd.pool.child": {"jinja2", "llama_cpp", "msgspec", "numpy"},
     "llamaherd.transport": {"msgspec", "zmq"},
 }

@@ -72,11 +72,14 @@ class EngineOptions(_Struct, frozen=True, kw_only=True):
         n_batch: Most tokens in one decode call.
         n_ubatch: Most tokens in one physical batch.
         n_parallel: Slots, that is sequences decoded together.
+        n_cached: Finished sequences that may stay in the context for requests that begin alike; -1 means three per
+            slot, or one per slot where each costs memory of its own (recurrent models).
         n_threads: Threads for one-token steps; 0 means the cores available to the worker.
         n_threads_batch: Threads for prompt processing; 0 means ``n_threads``.
         n_gpu_layers: Layers offloaded to a GPU; -1 means all (no effect in a CPU build), 0 none.
         use_mmap: Map the file instead of reading it.
         flash_attn: ``auto``, ``on`` or ``off``.
+        swa_full: Keep what has left the window of a sliding-window model: more memory, and any prefix can be reused.
         chat_template: Jinja source that replaces the model's own; empty keeps the model's.
     """
 
@@ -84,11 +87,13 @@ class EngineOptions(_Struct, frozen=True, kw_only=True):
     n_batch: int = 2048
     n_ubatch: int = 512
     n_parallel: int = 4
+    n_cached: int = -1
     n_threads: int = 0
     n_threads_batch: int = 0
     n_gpu_layers: int = -1
     use_mmap: bool = True
     flash_attn: Literal["auto", "on", "off"] = "auto"
+    swa_full: bool = True
     chat_template: str = ""
 
 
@@ -196,11 +201,12 @@ class Failed(_Struct, frozen=True, kw_only=True):
 
 
 class Stats(_Struct, frozen=True, kw_only=True):
-    """``stats``: load figures of a worker, sent when they change."""
+    """``stats``: what the worker takes, sent ahead of each ``ready``.
 
-    busy_slots: int = 0
-    queued: int = 0
-    kv_used: int = 0
+    Attributes:
+        rss_bytes: Resident memory, mapped file pages included; 0 where unknown.
+    """
+
     rss_bytes: int = 0
 
 

@@ -20,6 +20,7 @@ from enum import IntEnum
 from typing import Final
 
 from llamaherd.pool.child.engine import Engine, EngineError, ModelInfo, RequestError
+from llamaherd.pool.machine import resident_bytes
 from llamaherd.transport.channel import ChildChannel
 from llamaherd.transport.errors import ChannelError
 from llamaherd.transport.messages import (
@@ -35,6 +36,7 @@ from llamaherd.transport.messages import (
     Result,
     Sleep,
     State,
+    Stats,
     Template,
     Threads,
     Tokenize,
@@ -203,6 +205,7 @@ class Service:
         self._load = command
         info = self._load_model(command)
         if info is not None:
+            self._channel.send(Stats(rss_bytes=resident_bytes()))
             self._channel.send(State(state="ready", payload=ready_payload(command, info)))
 
     def _wake(self) -> None:

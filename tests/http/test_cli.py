@@ -40,7 +40,7 @@ pytestmark = pytest.mark.timeout(300)
 def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Options come from the command line alone unless a test says otherwise."""
     for name in os.environ:
-        if name.startswith("LLAMA_ARG_"):
+        if name.startswith(("LLAMA_ARG_", "LLAMA_API_KEY")):
             monkeypatch.delenv(name)
 
 

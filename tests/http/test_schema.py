@@ -37,6 +37,14 @@ ON: dict[str, Any] = {
     "top_n_sigma": 1,
     "typical_p": 0.5,
     "xtc_probability": 0.1,
+    "adaptive_target": 0.5,
+    "samplers": ["top_k"],
+    "min_keep": 1,
+    "post_sampling_probs": True,
+    "return_progress": True,
+    "timings_per_token": True,
+    "t_max_predict_ms": 100,
+    "n_indent": 2,
 }
 
 

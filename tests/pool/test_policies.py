@@ -6,18 +6,22 @@ import asyncio
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from herding import fake, reach, run, until
-from llamaherd.pool import BadRequest, LoadFailed, ModelSpec, Pool, QueueFull, State, WorkerDied
+from llamaherd.pool import BadRequest, LoadFailed, ModelSpec, Pool, QueueFull, State, WorkerDied, find_model
 from llamaherd.pool.idle import Rest, rest_of
 from llamaherd.pool.machine import oom_kills
+from llamaherd.pool.memory import expected_memory
 from llamaherd.pool.restart import MOST_SECONDS, Backoff
 
+MIB = 1024 * 1024
 
-def spec(name: str = "m", **fields: object) -> ModelSpec:
-    return ModelSpec(name=name, engine="fake", **fields)  # type: ignore[arg-type]
+
+def spec(name: str = "m", **fields: Any) -> ModelSpec:
+    return ModelSpec(name=name, engine="fake", **fields)
 
 
 # --- idleness ---
@@ -41,7 +45,7 @@ def spec(name: str = "m", **fields: object) -> ModelSpec:
     ],
 )
 def test_what_is_next_for_an_idle_model(
-    fields: dict[str, object], state: State, keep_alive: float | None, expected: Rest | None
+    fields: dict[str, Any], state: State, keep_alive: float | None, expected: Rest | None
 ) -> None:
     assert rest_of(spec(**fields), state, keep_alive) == expected
 
@@ -178,6 +182,46 @@ def test_waiting_requests_go_by_priority() -> None:
     run(scene())
 
 
+def test_models_make_way_by_memory_and_not_only_by_number() -> None:
+    async def scene() -> None:
+        models = [spec("a", memory=3 * MIB), spec("b", memory=3 * MIB), spec("big", memory=7 * MIB)]
+        async with Pool(models, memory_budget=10 * MIB) as pool:
+            for model in ("a", "b", "big"):
+                await pool.complete(model, "hello").collect()
+            assert [status.state for status in pool.models()] == [State.UNLOADED, State.LOADED, State.LOADED]
+            assert pool.status("big").memory == 7 * MIB
+
+    run(scene())
+
+
+def test_a_model_over_the_memory_budget_is_refused_with_the_figures() -> None:
+    async def scene() -> None:
+        async with Pool([spec(memory=11 * MIB)], memory_budget=10 * MIB) as pool:
+            with pytest.raises(QueueFull, match="needs about 11 MiB, and the memory budget is 10 MiB") as caught:
+                await pool.complete("m", "hello").collect()
+            assert not caught.value.retry
+
+    run(scene())
+
+
+def test_what_a_model_takes_is_measured_once_it_is_loaded() -> None:
+    async def scene() -> None:
+        async with Pool([spec()]) as pool:
+            assert pool.status("m").memory == 0
+            await pool.load("m")
+            assert 5 * MIB < pool.status("m").memory < 500 * MIB
+
+    run(scene())
+
+
+def test_what_a_file_will_take_is_estimated_before_it_is_loaded() -> None:
+    demo = find_model("demo")
+    assert demo.path is not None
+    assert expected_memory(demo) > demo.path.stat().st_size
+    assert expected_memory(ModelSpec(name="m", path=Path(__file__))) == 0
+    assert expected_memory(ModelSpec(name="m", path=Path("/nowhere"))) == 0
+
+
 # --- failures ---
 
 
@@ -264,5 +308,6 @@ def test_the_kernels_count_of_its_kills_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("field", ["sleep_idle_seconds", "unload_idle_seconds", "load_stall_seconds"])
 def test_wrong_times_are_refused(field: str) -> None:
+    wrong: dict[str, Any] = {field: -1.0}
     with pytest.raises(BadRequest, match=field):
-        Pool([spec(**{field: -1.0})])
+        Pool([spec("m", **wrong)])

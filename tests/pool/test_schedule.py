@@ -10,6 +10,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from llamaherd.pool.errors import LoadFailed, PoolError, QueueFull, WorkerFailed
 from llamaherd.pool.schedule import Limits, Phase, Scheduler
 
+MIB = 1024 * 1024
+
 
 class Recorder:
     """Takes note of effects, in order, as words."""
@@ -322,8 +324,97 @@ def test_a_model_for_which_pinned_ones_leave_no_room_is_refused_at_once() -> Non
     scheduler.request(2, "a")
     assert effects.take() == [
         "start pinned",
-        "reject 2: model 'a' cannot be loaded: pinned models hold all 1 places",
+        "reject 2: model 'a' cannot be loaded: what pinned models hold leaves no room for it",
     ]
+
+
+def budgeted(**sizes: int) -> tuple[Scheduler, Recorder]:
+    """A herd without a limit of places, on 10 MiB, whose models have the given sizes in MiB."""
+    effects = Recorder()
+    scheduler = Scheduler(effects, Limits(models_max=0, memory_budget=10 * MIB))
+    for model, size in sizes.items():
+        scheduler.add(model)
+        scheduler.resize(model, size * MIB)
+    return scheduler, effects
+
+
+def serve(scheduler: Scheduler, *models: str) -> None:
+    """Let each model serve one request, so that it is ready and idle."""
+    for ticket, model in enumerate(models, start=1000):
+        scheduler.request(ticket, model, holds=False)
+        scheduler.ready(model)
+
+
+def test_models_run_together_as_long_as_they_fit_the_budget() -> None:
+    scheduler, effects = budgeted(a=5, b=5, c=1)
+    for ticket, model in enumerate("abc"):
+        scheduler.request(ticket, model)
+    assert effects.take() == ["start a", "start b"]
+
+
+def test_as_many_idle_models_go_as_the_new_one_needs_and_it_waits_for_their_exits() -> None:
+    scheduler, effects = budgeted(a=3, b=3, c=3, big=7)
+    serve(scheduler, "a", "b", "c")
+    effects.take()
+    scheduler.request(1, "big")
+    assert effects.take() == ["stop a", "stop b"]
+    scheduler.exited("a")
+    assert effects.take() == []
+    scheduler.exited("b")
+    assert effects.take() == ["start big"]
+
+
+def test_no_idle_model_is_stopped_in_vain() -> None:
+    scheduler, effects = budgeted(a=3, b=6, big=7)
+    serve(scheduler, "a")
+    scheduler.request(1, "b")
+    scheduler.ready("b")
+    effects.take()
+    scheduler.request(2, "big")
+    assert effects.take() == []
+    scheduler.finish(1)
+    assert effects.take() == ["stop a", "stop b"]
+
+
+def test_what_does_not_fit_alone_is_refused_with_the_figures() -> None:
+    scheduler, effects = budgeted(huge=11)
+    scheduler.request(1, "huge")
+    assert effects.take() == [
+        "reject 1: model 'huge' cannot be loaded: it needs about 11 MiB, and the memory budget is 10 MiB"
+    ]
+
+
+def test_a_large_model_is_not_starved_by_small_ones_that_fit() -> None:
+    effects = Recorder()
+    scheduler = Scheduler(effects, Limits(models_max=0, memory_budget=10 * MIB, max_overtakes=2))
+    for model, size in (("a", 4), ("b", 4), ("big", 9)):
+        scheduler.add(model)
+        scheduler.resize(model, size * MIB)
+    scheduler.request(1, "a")
+    scheduler.ready("a")
+    scheduler.request(100, "big")
+    scheduler.request(2, "b")
+    scheduler.ready("b")
+    for ticket in range(3, 9):
+        scheduler.request(ticket, "ab"[ticket % 2])
+    granted = [said for said in effects.take() if said.startswith("grant")]
+    assert len(granted) <= 1 + 2 * 2
+    for said in granted:
+        scheduler.finish(int(said.split()[1]))
+    assert effects.take() == ["stop a", "stop b"]
+    scheduler.exited("a")
+    scheduler.exited("b")
+    assert effects.take() == ["start big"]
+
+
+def test_a_measurement_replaces_the_estimate() -> None:
+    scheduler, effects = budgeted(a=9, b=5)
+    scheduler.request(1, "a")
+    scheduler.ready("a")
+    scheduler.request(2, "b")
+    assert effects.take() == ["start a", "grant 1"]
+    scheduler.resize("a", 4 * MIB)
+    assert effects.take() == ["start b"]
 
 
 def test_a_full_queue_refuses_with_the_figures() -> None:
@@ -342,6 +433,8 @@ def test_a_full_queue_refuses_with_the_figures() -> None:
 
 
 MODELS = ["a", "b", "c", "d"]
+SIZES = {"a": 3 * MIB, "b": 4 * MIB, "c": 7 * MIB, "d": 2 * MIB}
+BUDGET = 9 * MIB
 SLOTS = 2
 
 
@@ -353,10 +446,17 @@ class Herd(RuleBasedStateMachine):
         self.limit = 2
         self.overtakes = 3
         self.queue_max = 12
-        limits = Limits(models_max=self.limit, max_overtakes=self.overtakes, cores=4, queue_max=self.queue_max)
+        limits = Limits(
+            models_max=self.limit,
+            memory_budget=BUDGET,
+            max_overtakes=self.overtakes,
+            cores=4,
+            queue_max=self.queue_max,
+        )
         self.scheduler = Scheduler(self, limits)
         for model in MODELS:
             self.scheduler.add(model, slots=SLOTS, pinned=model == "d")
+            self.scheduler.resize(model, SIZES[model])
         self.next_ticket = 0
         self.waiting: dict[int, str] = {}
         self.priority: dict[int, int] = {}
@@ -457,7 +557,9 @@ class Herd(RuleBasedStateMachine):
 
     @invariant()
     def the_limit_holds(self) -> None:
-        assert sum(phase is not Phase.ABSENT for phase in self.phase.values()) <= self.limit
+        running = [model for model, phase in self.phase.items() if phase is not Phase.ABSENT]
+        assert len(running) <= self.limit
+        assert sum(SIZES[model] for model in running) <= BUDGET
 
     @invariant()
     def both_sides_agree(self) -> None:
@@ -467,10 +569,11 @@ class Herd(RuleBasedStateMachine):
             assert self.scheduler.queued(model) == sum(wanted == model for wanted in self.waiting.values())
 
     @invariant()
-    def nobody_waits_while_a_place_is_free(self) -> None:
-        free = self.limit - sum(phase is not Phase.ABSENT for phase in self.phase.values())
-        if free > 0:
-            assert not any(self.phase[model] is Phase.ABSENT for model in self.waiting.values())
+    def nobody_waits_while_there_is_room_for_all_who_wait(self) -> None:
+        running = [model for model, phase in self.phase.items() if phase is not Phase.ABSENT]
+        absent = {model for model in self.waiting.values() if self.phase[model] is Phase.ABSENT}
+        enough = len(running) + len(absent) <= self.limit
+        assert not absent or not enough or sum(SIZES[model] for model in (*running, *absent)) > BUDGET
 
     @invariant()
     def busy_models_share_the_cores(self) -> None:

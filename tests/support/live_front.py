@@ -47,6 +47,7 @@ class LiveFront(contextlib.AbstractContextManager["LiveFront"]):
 
     Args:
         models: What the pool may run.
+        server: Further arguments of ``serve_app``.
         settings: Further arguments of ``create_app``.
     """
 
@@ -55,11 +56,13 @@ class LiveFront(contextlib.AbstractContextManager["LiveFront"]):
         *models: ModelSpec,
         models_max: int = 4,
         loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
+        server: dict[str, Any] | None = None,
         **settings: Any,
     ) -> None:
         self._models = models
         self._models_max = models_max
         self._loop_factory = loop_factory
+        self._server = server or {}
         self._settings = settings
         self._ready: Future[str] = Future()
         self._thread = threading.Thread(target=self._run, name="live front")
@@ -105,7 +108,7 @@ class LiveFront(contextlib.AbstractContextManager["LiveFront"]):
         async with Pool(self._models, models_max=self._models_max) as self._pool:
             app = create_app(self._pool, **self._settings)
             self._front: Front = app.state.front
-            await serve_app(app, port=0, on_ready=self._ready.set_result)
+            await serve_app(app, port=0, on_ready=self._ready.set_result, **self._server)
 
     # --- the pool behind it ---
 

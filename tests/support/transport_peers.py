@@ -66,7 +66,7 @@ def echo(peer: Peer) -> None:
     while True:
         for message in peer.channel.receive():
             if isinstance(message, Threads):
-                peer.channel.send(Stats(busy_slots=message.n))
+                peer.channel.send(Stats(rss_bytes=message.n))
             elif isinstance(message, Tokenize):
                 peer.channel.send(Result(request=message.request, text=message.text))
             elif isinstance(message, Exit):
@@ -77,7 +77,7 @@ def echo(peer: Peer) -> None:
 def duplex(peer: Peer) -> None:
     def send() -> None:
         for number in range(MANY):
-            peer.channel.send(Stats(busy_slots=number))
+            peer.channel.send(Stats(rss_bytes=number))
 
     sender = threading.Thread(target=send)
     sender.start()
@@ -91,7 +91,7 @@ def duplex(peer: Peer) -> None:
 def two_senders(peer: Peer) -> None:
     def send(first: int) -> None:
         for number in range(first, first + 1000):
-            peer.channel.send(Stats(busy_slots=number))
+            peer.channel.send(Stats(rss_bytes=number))
 
     senders = [threading.Thread(target=send, args=(first,)) for first in (0, 1000)]
     for sender in senders:
@@ -126,7 +126,7 @@ def firehose(peer: Peer) -> None:
 
 def send_and_close(peer: Peer) -> None:
     for number in range(500):
-        peer.channel.send(Stats(busy_slots=number))
+        peer.channel.send(Stats(rss_bytes=number))
     peer.channel.close()
 
 
@@ -138,7 +138,7 @@ def send_and_close_unread(peer: Peer) -> None:
 
 def send_and_hang(peer: Peer) -> None:
     for number in range(500):
-        peer.channel.send(Stats(busy_slots=number))
+        peer.channel.send(Stats(rss_bytes=number))
     peer.note("sent")
     peer.wait_for_gate()
 
@@ -181,10 +181,10 @@ def strangers(peer: Peer) -> None:
     peer.channel.send(State(state="hibernating", payload={}))
     peer.channel.send_raw("invented", b'{"a":1}')
     peer.channel.send_raw("load", b'{"model":"m"}')
-    peer.channel.send_raw("stats", b'{"busy_slots":"many"}')
+    peer.channel.send_raw("stats", b'{"rss_bytes":"many"}')
     peer.channel.send_raw("stats", b"\xff\x00{")
     peer.channel.send_raw("stats", b"")
-    peer.channel.send_raw("stats", b'{"busy_slots":3,"colour":"red"}')
+    peer.channel.send_raw("stats", b'{"rss_bytes":3,"colour":"red"}')
     peer.channel.close()
 
 

@@ -27,12 +27,12 @@ on_both_loops = pytest.mark.parametrize("loop", LOOPS)
 
 
 def numbers(messages: list[ChildMessage]) -> list[int]:
-    return [message.busy_slots for message in messages if isinstance(message, Stats)]
+    return [message.rss_bytes for message in messages if isinstance(message, Stats)]
 
 
 async def assert_echoes(peer: Started, number: int = 7) -> None:
     peer.channel.send_nowait(Threads(n=number))
-    assert await peer.channel.receive() == [Stats(busy_slots=number)]
+    assert await peer.channel.receive() == [Stats(rss_bytes=number)]
 
 
 @everywhere
@@ -380,7 +380,7 @@ def test_only_one_task_may_receive(transport: str) -> None:
             with pytest.raises(RuntimeError, match="another task"):
                 await peer.channel.receive()
             peer.channel.send_nowait(Threads(n=1))
-            assert await receiving == [Stats(busy_slots=1)]
+            assert await receiving == [Stats(rss_bytes=1)]
 
     run("asyncio", main())
 
@@ -395,10 +395,10 @@ def test_unknown_kinds_and_malformed_bodies_arrive_as_unknown(transport: str) ->
             assert newer == State(state="hibernating", payload={})
             assert invented == Unknown("invented", "unknown kind", b'{"a":1}')
             assert pools == Unknown("load", "unknown kind", b'{"model":"m"}')
-            assert isinstance(wrong_type, Unknown) and "busy_slots" in wrong_type.reason
+            assert isinstance(wrong_type, Unknown) and "rss_bytes" in wrong_type.reason
             assert isinstance(no_json, Unknown) and no_json.body == b"\xff\x00{"
             assert no_body == Stats()
-            assert extra == Stats(busy_slots=3)
+            assert extra == Stats(rss_bytes=3)
 
     run("asyncio", main())
 

@@ -163,8 +163,8 @@ def test_a_wrong_key_is_refused(loop: str) -> None:
             with pytest.raises(BrokenChannel, match="no pool answered"):
                 await asyncio.to_thread(lambda: FrameChild(forged, connect_seconds=0.3))
             child = await connect(endpoint)
-            child.send(Stats(queued=1))
-            assert await endpoint.channel.receive() == [Stats(queued=1)]
+            child.send(Stats(rss_bytes=1))
+            assert await endpoint.channel.receive() == [Stats(rss_bytes=1)]
             await asyncio.to_thread(child.close)
             endpoint.discard()
 
@@ -201,11 +201,11 @@ def test_one_worker_s_key_does_not_speak_for_another() -> None:
             impostor = msgspec.structs.replace(address_of(mine), identity="m#1")
             with raw_dealer(impostor) as dealer:
                 assert await asyncio.to_thread(dealer.poll, 10_000, zmq.POLLOUT)
-                dealer.send_multipart([b"stats", b'{"queued":66}'])
-                dealer.send_multipart([b"stats", b'{"queued":67}'])
+                dealer.send_multipart([b"stats", b'{"rss_bytes":66}'])
+                dealer.send_multipart([b"stats", b'{"rss_bytes":67}'])
                 child = await connect(mine)
-                child.send(Stats(queued=1))
-                assert await mine.channel.receive() == [Stats(queued=1)]
+                child.send(Stats(rss_bytes=1))
+                assert await mine.channel.receive() == [Stats(rss_bytes=1)]
             yours.channel.peer_exited()
             received, ending = await read_all(yours.channel)
             assert received == []
@@ -222,14 +222,14 @@ def test_an_older_spawn_does_not_reach_a_newer_one_s_channel() -> None:
         async with opened() as transport:
             old = await transport.endpoint("m/0#1", ignore)
             old_child = await connect(old)
-            old_child.send(Stats(queued=1))
-            assert await old.channel.receive() == [Stats(queued=1)]
+            old_child.send(Stats(rss_bytes=1))
+            assert await old.channel.receive() == [Stats(rss_bytes=1)]
             old.discard()
             new = await transport.endpoint("m/0#2", ignore)
             new_child = await connect(new)
-            old_child.send(Stats(queued=2))
-            new_child.send(Stats(queued=3))
-            assert await new.channel.receive() == [Stats(queued=3)]
+            old_child.send(Stats(rss_bytes=2))
+            new_child.send(Stats(rss_bytes=3))
+            assert await new.channel.receive() == [Stats(rss_bytes=3)]
             with pytest.raises(EndOfChannel):
                 await asyncio.to_thread(old_child.receive)
             with pytest.raises(BrokenChannel):
@@ -265,16 +265,16 @@ def test_the_wrong_number_of_frames_breaks_that_channel_only(loop: str) -> None:
             child = await connect(good)
             with raw_dealer(address_of(bad)) as dealer:
                 await asyncio.to_thread(dealer.poll, 10_000, zmq.POLLOUT)
-                dealer.send_multipart([b"stats", b'{"queued":1}'])
+                dealer.send_multipart([b"stats", b'{"rss_bytes":1}'])
                 dealer.send_multipart([b"\xff\0", b"{}"])
                 dealer.send_multipart([b"stats", b"{}", b"more"])
                 received, ending = await read_all(bad.channel)
             first, second = received
-            assert first == Stats(queued=1)
+            assert first == Stats(rss_bytes=1)
             assert isinstance(second, Unknown)
             assert isinstance(ending, BrokenChannel) and "3 frames" in str(ending)
-            child.send(Stats(queued=2))
-            assert await good.channel.receive() == [Stats(queued=2)]
+            child.send(Stats(rss_bytes=2))
+            assert await good.channel.receive() == [Stats(rss_bytes=2)]
             await asyncio.to_thread(child.close)
             bad.discard()
             good.discard()

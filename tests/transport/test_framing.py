@@ -50,7 +50,7 @@ def feed(framing: Framing[ChildMessage], data: bytes, cuts: list[int]) -> list[C
 
 child_messages = st.one_of(
     st.builds(State, state=st.text(max_size=10), payload=st.none() | st.dictionaries(st.text(), st.text())),
-    st.builds(Stats, busy_slots=st.integers(0, 99)),
+    st.builds(Stats, rss_bytes=st.integers(0, 99)),
     st.builds(Result, request=st.integers(0, 9), text=st.text()),
     st.builds(Tokens, deltas=st.tuples(st.builds(Delta, st.integers(0, 9), st.text(), st.just((1, 2))))),
 )
@@ -114,8 +114,8 @@ def test_messages_before_the_broken_record_are_kept() -> None:
     framing = pool_records()
     received: list[ChildMessage] = []
     with pytest.raises(BrokenChannel):
-        framing.feed(framing.frame(*encode_checked(Stats(queued=1))) + b"\0\0\0\0", received)
-    assert received == [Stats(queued=1)]
+        framing.feed(framing.frame(*encode_checked(Stats(rss_bytes=1))) + b"\0\0\0\0", received)
+    assert received == [Stats(rss_bytes=1)]
 
 
 # --- lines ------------------------------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ EXAMPLES: list[Message] = [
     Result(request=2, text="a\nb"),
     Failed(message="no such file", fault="model", retry=True, code="load_failed", request=9),
     Failed(message="lost"),
-    Stats(busy_slots=1, queued=2, kv_used=3, rss_bytes=4),
+    Stats(rss_bytes=4),
     Exit(),
     Load(model="m", path="/m.gguf", options=EngineOptions(n_ctx=128), aliases=("a",), tags=("t",), script={"x": 1}),
     Sleep(),
@@ -106,7 +106,7 @@ def test_the_bytes_are_these(message: Message, kind: str, body: bytes) -> None:
 
 
 def test_fields_of_a_newer_peer_are_ignored() -> None:
-    assert decode("stats", b'{"busy_slots":1,"mood":"fine"}') == Stats(busy_slots=1)
+    assert decode("stats", b'{"rss_bytes":1,"mood":"fine"}') == Stats(rss_bytes=1)
     assert decode("exit", b'{"when":"soon"}') == Exit()
 
 
@@ -125,7 +125,7 @@ def test_unknown_is_received_and_never_sent() -> None:
 
 def test_messages_cannot_be_changed() -> None:
     with pytest.raises(AttributeError):
-        Stats().busy_slots = 1  # type: ignore[misc] # pyright: ignore[reportAttributeAccessIssue]
+        Stats().rss_bytes = 1  # type: ignore[misc] # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_everything_that_the_module_lists_is_there() -> None:

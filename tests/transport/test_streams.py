@@ -52,7 +52,7 @@ class Wire:
         endpoint.spawned()
 
     def stats(self, number: int) -> bytes:
-        body = b'{"busy_slots":%d}' % number
+        body = b'{"rss_bytes":%d}' % number
         if self.name == "stdio":
             return b"\ncmd_child_to_router:stats:" + body + b"\n"
         return (len(body) + 6).to_bytes(4, "little") + b"\x05stats" + body
@@ -112,7 +112,7 @@ def test_a_worker_that_stops_writing_has_ended_the_channel(name: str, loop: str)
             wire.write(wire.stats(1) + wire.stats(2))
             wire.stop_writing()
             received, ending = await read_all(wire.channel)
-            assert received == [Stats(busy_slots=1), Stats(busy_slots=2)]
+            assert received == [Stats(rss_bytes=1), Stats(rss_bytes=2)]
             assert isinstance(ending, EndOfChannel)
             with pytest.raises(EndOfChannel):
                 wire.channel.send_nowait(Exit())
@@ -130,7 +130,7 @@ def test_a_worker_that_stops_reading_can_still_be_heard(name: str, loop: str) ->
             with pytest.raises(EndOfChannel, match="closed its end"):
                 wire.channel.send_nowait(Exit())
             wire.write(wire.stats(1))
-            assert await wire.channel.receive() == [Stats(busy_slots=1)]
+            assert await wire.channel.receive() == [Stats(rss_bytes=1)]
             wire.stop_writing()
             assert isinstance((await read_all(wire.channel))[1], EndOfChannel)
 
@@ -167,7 +167,7 @@ def test_a_torn_last_record_is_a_broken_channel(name: str, loop: str) -> None:
             else:
                 wire.stop_writing()
             received, ending = await read_all(wire.channel)
-            assert received == [Stats(busy_slots=1)]
+            assert received == [Stats(rss_bytes=1)]
             assert isinstance(ending, BrokenChannel)
             assert "ended inside a" in str(ending)
 
@@ -181,7 +181,7 @@ def test_bytes_that_are_no_record_break_a_pipe_after_what_came_before(loop: str)
         async with open_wire("pipe") as wire:
             wire.write(wire.stats(1) + b"\xff" * 100)
             received, ending = await read_all(wire.channel)
-            assert received == [Stats(busy_slots=1)]
+            assert received == [Stats(rss_bytes=1)]
             assert isinstance(ending, BrokenChannel)
             with pytest.raises(BrokenChannel):
                 wire.channel.send_nowait(Exit())
@@ -253,7 +253,7 @@ def test_a_dead_peer_s_pipe_that_a_descendant_keeps_filling_is_read_only_so_far(
             wire.channel.peer_exited()
             wire.write(wire.stats(2))
             received, ending = await read_all(wire.channel)
-            assert received == [Stats(busy_slots=1)]
+            assert received == [Stats(rss_bytes=1)]
             assert isinstance(ending, EndOfChannel)
 
     run(loop, main())
@@ -341,7 +341,7 @@ def test_a_line_over_the_cap_is_skipped_and_reported() -> None:
             writing = asyncio.create_task(write())
             (unknown,) = await wire.channel.receive()
             assert isinstance(unknown, Unknown) and "over the cap" in unknown.reason
-            assert await wire.channel.receive() == [Stats(busy_slots=1)]
+            assert await wire.channel.receive() == [Stats(rss_bytes=1)]
             await writing
 
     run("asyncio", main())

@@ -36,9 +36,11 @@ def test_shared_cells_count_once_and_are_free_when_the_last_holder_lets_go(actio
                 length = min(length, len(truth[one]))
                 cells.truncate(one, length)
                 truth[one] = truth[one][:length]
-            case (_, one):
+            case ("drop", one):
                 cells.drop(one)
                 truth[one] = []
+            case _:
+                raise AssertionError(action)
         assert cells.used == len({cell for held in truth.values() for cell in held})
     assert cells.held_by(some) == len({cell for one in some for cell in truth[one]})
 

@@ -1,0 +1,114 @@
+"""What a server puts up with: connections, heads and bodies that are too many, too large or too slow."""
+
+import contextlib
+import json
+import socket
+from collections.abc import Generator
+
+from live_front import DEADLINE, LiveFront, RawRequest, fake, say
+from llamaherd.http.limits import Limits
+
+CHAT = "/v1/chat/completions"
+
+
+@contextlib.contextmanager
+def connected(front: LiveFront) -> Generator[socket.socket]:
+    port = int(front.url.rsplit(":", 1)[1])
+    with socket.create_connection(("127.0.0.1", port), DEADLINE) as connection:
+        yield connection
+
+
+def read_all(connection: socket.socket) -> bytes:
+    received = b""
+    with contextlib.suppress(ConnectionResetError):
+        while chunk := connection.recv(65536):
+            received += chunk
+    return received
+
+
+def answer_of(connection: socket.socket) -> tuple[int, str]:
+    """Return the status and the error message of the answer, after which the server hung up."""
+    head, _, body = read_all(connection).partition(b"\r\n\r\n")
+    assert b"connection: close" in head.lower()
+    return int(head.split()[1]), json.loads(body)["error"]["message"]
+
+
+def test_a_head_that_never_ends_is_refused() -> None:
+    with LiveFront(server={"limits": Limits(head_bytes=1000)}) as front, connected(front) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Long: " + b"x" * 2000)
+        assert answer_of(connection) == (431, "the request's headers are over the limit of 1000 bytes")
+
+
+def test_a_head_that_is_too_large_is_refused_even_if_it_comes_at_once() -> None:
+    with LiveFront(server={"limits": Limits(head_bytes=1000)}) as front, connected(front) as connection:
+        many = b"".join(b"X-%d: %s\r\n" % (number, b"y" * 90) for number in range(20))
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n" + many + b"\r\n")
+        assert answer_of(connection)[0] == 431
+
+
+def test_a_head_within_the_limit_is_fine_again_and_again() -> None:
+    with LiveFront(server={"limits": Limits(head_bytes=1000)}) as front, front.client() as client:
+        for _ in range(5):
+            assert client.get("/health", headers={"X-Long": "x" * 500}).status_code == 200
+
+
+def test_a_head_that_is_too_slow_is_refused() -> None:
+    with LiveFront(server={"limits": Limits(head_seconds=0.05)}) as front, connected(front) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\n")
+        assert answer_of(connection)[0] == 408
+
+
+def test_a_connection_that_asks_for_nothing_is_closed() -> None:
+    with LiveFront(server={"limits": Limits(head_seconds=0.05)}) as front, connected(front) as connection:
+        assert read_all(connection) == b""
+
+
+def test_a_second_head_has_its_own_time_and_an_answer_as_much_as_it_needs() -> None:
+    slow = fake("slow", pieces=("word ",), repeat=20, step_seconds=0.01)
+    with (
+        LiveFront(slow, server={"limits": Limits(head_seconds=0.05)}) as front,
+        front.raw(CHAT, say("hi", model="slow", stream=True)) as request,
+    ):
+        request.read_until(b"[DONE]")
+
+
+def test_a_body_that_stays_away_is_refused() -> None:
+    with LiveFront(fake("echo"), body_seconds=0.05) as front, RawRequest(front.url, CHAT, b"{", announced=9) as request:
+        answer = request.read_until(b'"type"')
+        assert b"408" in answer.split(b"\r\n")[0]
+        assert b"nothing of the request body came for 0.05 seconds" in answer
+
+
+def test_one_connection_too_many_is_told_so_and_room_is_room_again() -> None:
+    with LiveFront(server={"limits": Limits(max_connections=2)}) as front:
+        with connected(front) as first, connected(front) as second:
+            for connection in (first, second):
+                connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+            with connected(front) as third:
+                third.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                assert answer_of(third) == (503, "2 connections are open already")
+        with front.client() as client:
+            response = client.get("/health")
+            while response.status_code != 200:  # until the server has noticed that the others left
+                response = client.get("/health")
+
+
+def test_far_too_many_connections_are_cut_off() -> None:
+    with LiveFront(server={"limits": Limits(max_connections=1)}) as front, contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(connected(front)) for _ in range(70)]
+        assert read_all(connections[-1]) == b""
+
+
+def test_what_is_no_http_is_told_so_in_json() -> None:
+    with LiveFront() as front, connected(front) as connection:
+        connection.sendall(b"\x16\x03\x01 this is TLS\r\n\r\n")
+        assert answer_of(connection) == (400, "Invalid HTTP request received.")
+
+
+def test_trailers_are_dropped() -> None:
+    body = json.dumps(say("one two", model="echo")).encode()
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+    with LiveFront(fake("echo")) as front, connected(front) as connection:
+        connection.sendall(head + b"%x\r\n%b\r\n0\r\nX-Trailer: x\r\n\r\n" % (len(body), body))
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200")
