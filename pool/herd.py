@@ -9,7 +9,7 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from typing import Any, Final
 
 from llamaherd.pool.config import ModelSpec
@@ -46,6 +46,11 @@ __all__ = ["Herd"]
 
 _log = logging.getLogger("llamaherd.pool")
 
+#: The model of a worker that has none yet; no model's name is empty.
+SPARE: Final = ""
+#: Environment variable that tells a worker which engine to import before it is told to load; read by ``pool/child``.
+PRELOAD_ENV: Final = "LLAMAHERD_PRELOAD"
+
 #: What the words of a worker's ``state`` message mean to the lifecycle.
 _TRIGGERS: Final = {"loading": Trigger.PROGRESS, "ready": Trigger.READY, "sleeping": Trigger.SLEEP}
 
@@ -57,7 +62,9 @@ class Herd:
     Implements :class:`~llamaherd.pool.schedule.Effects` and :class:`~llamaherd.pool.worker.Owner`.
     """
 
-    def __init__(self, transport: Transport, launcher: Launcher, *, limits: Limits, stop_timeout: float) -> None:
+    def __init__(
+        self, transport: Transport, launcher: Launcher, *, limits: Limits, stop_timeout: float, spare: bool
+    ) -> None:
         self.events = EventLog(lambda: {"models": [status.to_dict() for status in self.statuses()]})
         self._transport = transport
         self._launcher = launcher
@@ -70,6 +77,9 @@ class Herd:
         self._generations = itertools.count(1)
         self._workers: set[Worker] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        #: An idle worker with the engine imported, for the next model that starts; None while there is none.
+        self._spare: Worker | None = None
+        self._keeps_spare = spare
         self._closing = False
 
     def __repr__(self) -> str:
@@ -98,8 +108,10 @@ class Herd:
             self._mind_rest(entry)
         for request in list(self._requests.values()):
             self.leave(request.number, PoolClosed("the pool is closing"))
-        for worker in list(self._workers):
-            self._stop_worker(self._entries[worker.model])
+        if self._spare is not None:
+            self._spare.stop(self._stop_timeout)
+        for entry in self._entries.values():
+            self._stop_worker(entry)
         while self._workers or self._tasks:
             for worker in list(self._workers):
                 await worker.wait()
@@ -210,12 +222,14 @@ class Herd:
         entry.drowsy = False
         entry.keep_alive = None
         entry.oom_kills = oom_kills()
-        worker = entry.worker = Worker(model, next(self._generations), self)
+        spare = self._take_spare()
+        worker = entry.worker = spare or self._new_worker(model)
+        worker.model = model
         worker.post(entry.spec.to_load())
-        self._workers.add(worker)
         self.events.emit(model, "model_status", {"status": State.LOADING})
         self._watch_load(entry, worker)
-        self.keep(self._launch(worker, entry))
+        if spare is None:
+            self.keep(self._launch(worker))
 
     def stop(self, model: str) -> None:
         self._stop_worker(self._entries[model])
@@ -255,13 +269,33 @@ class Herd:
         entry.worker.stop(0.0 if entry.state is State.LOADING else timeout)
         entry.state = transition(entry.state, Trigger.STOP)
 
-    async def _launch(self, worker: Worker, entry: Entry) -> None:
+    def _new_worker(self, model: str) -> Worker:
+        worker = Worker(model, next(self._generations), self)
+        self._workers.add(worker)
+        return worker
+
+    async def _launch(self, worker: Worker, env: Mapping[str, str] | None = None) -> None:
         try:
-            await worker.launch(self._launcher, self._transport, lambda data: self._on_log(entry, data))
+            await worker.launch(self._launcher, self._transport, lambda data: self._on_log(worker, data), env)
         except (OSError, ChannelError) as error:
             _log.warning("%r could not be started: %s", worker, error)
             end = Exit(reason="exited", code=None, signal=None, node="", detail=f"it could not be started: {error}")
             self.on_exit(worker, end)
+
+    def _take_spare(self) -> Worker | None:
+        spare = self._spare
+        if spare is None or spare.pid is None:
+            return None
+        self._spare = None
+        return spare
+
+    def keep_spare(self) -> None:
+        """Start a spare worker, if the herd keeps one and has none. Called when the pool opens and after each load, so
+        that it does not compete with one.
+        """
+        if self._keeps_spare and self._spare is None and not self._closing:
+            self._spare = self._new_worker(SPARE)
+            self.keep(self._launch(self._spare, {PRELOAD_ENV: "llama"}))
 
     def keep(self, work: Coroutine[object, object, None]) -> None:
         """Run a coroutine that the close of the herd waits for."""
@@ -272,8 +306,8 @@ class Herd:
     # --- news of workers ---
 
     def on_message(self, worker: Worker, message: ChildMessage) -> None:
-        entry = self._entries[worker.model]
-        if entry.worker is not worker:
+        entry = self._entries.get(worker.model)
+        if entry is None or entry.worker is not worker:
             return
         match message:
             case Tokens():
@@ -309,9 +343,11 @@ class Herd:
         self._scheduler.finish(request.number)
         self._mind_rest(request.entry)
 
-    def _on_log(self, entry: Entry, data: bytes) -> None:
-        entry.heard = self._now()
-        entry.log.feed(data)
+    def _on_log(self, worker: Worker, data: bytes) -> None:
+        entry = self._entries.get(worker.model)
+        if entry is not None:
+            entry.heard = self._now()
+            entry.log.feed(data)
 
     def _on_state(self, entry: Entry, message: StateMessage) -> None:
         trigger = _TRIGGERS.get(message.state)
@@ -334,10 +370,14 @@ class Herd:
         self.events.emit(entry.name, "status_change", data)
         if trigger is Trigger.READY:
             self._scheduler.ready(entry.name)
+            self.keep_spare()
         self._mind_rest(entry)
 
     def on_exit(self, worker: Worker, end: Exit) -> None:
         self._workers.discard(worker)
+        if worker is self._spare:
+            self._spare = None  # the next load brings a new one
+            return
         entry = self._entries[worker.model]
         error = None if worker.stopping else explain_exit(entry, worker, end)
         entry.log.end_line()

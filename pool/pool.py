@@ -51,6 +51,8 @@ class Pool:
         stop_timeout: Seconds from a worker's exit command to its kill, where the model sets none of its own.
         cores: Cores to divide among the models that are busy at the moment; None takes those that this process may
             use, 0 leaves each model its own choice. Models whose ``n_threads`` is set keep it.
+        spare: Keep one more worker, without a model and with the engine imported, so that the next load does not wait
+            for the start of a process.
         queue_max: Most requests that wait, in total; further ones fail with ``QueueFull``. 0 means no limit.
         queue_max_per_model: The same for one model.
         launcher: How workers come to run; local processes by default.
@@ -69,6 +71,7 @@ class Pool:
         memory_budget: int = 0,
         stop_timeout: float = DEFAULT_STOP_TIMEOUT,
         cores: int | None = None,
+        spare: bool = False,
         queue_max: int = 1024,
         queue_max_per_model: int = 0,
         launcher: Launcher | None = None,
@@ -91,6 +94,7 @@ class Pool:
             launcher or LocalLauncher(),
             limits=limits,
             stop_timeout=stop_timeout,
+            spare=spare,
         )
         self._open = False
         self._closing: asyncio.Task[None] | None = None
@@ -109,6 +113,7 @@ class Pool:
         self._open = True
         for name in self._herd.wanted_at_start():
             self.start_load(name)
+        self._herd.keep_spare()
         return self
 
     async def __aexit__(

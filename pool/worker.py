@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Final, Protocol
 
 from llamaherd.pool.launch import Exit, Launcher, LaunchSpec, Process
@@ -41,7 +41,7 @@ class Worker:
     """One worker process.
 
     Args:
-        model: Whose worker it is.
+        model: Whose worker it is; the pool may change it as long as the worker has no model loaded.
         generation: The spawn's number, unique in the pool; messages of older generations cannot reach this object.
         owner: Who is told.
     """
@@ -77,12 +77,20 @@ class Worker:
 
     # --- start ---
 
-    async def launch(self, launcher: Launcher, transport: Transport, on_log: Callable[[bytes], None]) -> None:
+    async def launch(
+        self,
+        launcher: Launcher,
+        transport: Transport,
+        on_log: Callable[[bytes], None],
+        env: Mapping[str, str] | None = None,
+    ) -> None:
         """Start the process and begin to listen. Raises OSError if it cannot be started; the worker is void then."""
         endpoint: Endpoint = await transport.endpoint(f"{self.generation}", on_log)
         try:
             label = self.model if self.model.isascii() else ascii(self.model)
-            self._process = await launcher.launch(LaunchSpec(label=label, endpoint=endpoint, on_log=on_log))
+            self._process = await launcher.launch(
+                LaunchSpec(label=label, endpoint=endpoint, on_log=on_log, env=env or {})
+            )
         except BaseException:
             endpoint.discard()
             self._gone.set()

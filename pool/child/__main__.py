@@ -15,6 +15,10 @@ from llamaherd.pool.child.serve import ExitCode, Service
 from llamaherd.transport import CHANNEL_ENV, connect, take_stdio
 
 
+#: The engine to import before any command; set by the pool for a spare worker.
+PRELOAD_ENV = "LLAMAHERD_PRELOAD"
+
+
 def make_engine(name: str) -> Engine:
     """Import and return the engine of that name. Raises EngineError for a name that nobody knows."""
     if name == "fake":
@@ -42,7 +46,7 @@ def main() -> int:
     if '"stdio"' not in os.environ.get(CHANNEL_ENV, ""):
         watch_lifeline(stdio.control, ExitCode.ORPHANED)
     channel = connect(stdio)
-    service = Service(channel, make_engine)
+    service = Service(channel, make_engine, preload=os.environ.pop(PRELOAD_ENV, ""))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C is the pool's to handle
 
     def leave(number: int, frame: object) -> None:

@@ -17,7 +17,7 @@ import os
 import sys
 import types
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
@@ -66,15 +66,27 @@ __all__ = [
     "n_ctx",
     "n_ctx_seq",
     "quantize",
+    "sampler_accept",
+    "sampler_adaptive_p",
     "sampler_chain",
     "sampler_chain_add",
+    "sampler_clone",
     "sampler_dist",
+    "sampler_dry",
     "sampler_free",
+    "sampler_logit_bias",
     "sampler_min_p",
+    "sampler_mirostat",
+    "sampler_mirostat_v2",
+    "sampler_penalties",
     "sampler_sample",
     "sampler_temp",
+    "sampler_temp_ext",
     "sampler_top_k",
+    "sampler_top_n_sigma",
     "sampler_top_p",
+    "sampler_typical",
+    "sampler_xtc",
     "set_n_threads",
     "supports_gpu",
     "synchronize",
@@ -85,12 +97,13 @@ __all__ = [
     "vocab_bos",
     "vocab_eos",
     "vocab_is_eog",
+    "vocab_suppressed",
     "vocab_n_tokens",
     "vocab_text_length",
     "vocab_type",
 ]
 
-_i32, _u32, _u64, _f32, _ptr, _bool, _str = (
+_i32, _u32, _u64, _f32, _ptr, _bool, _str, _size = (
     ctypes.c_int32,
     ctypes.c_uint32,
     ctypes.c_uint64,
@@ -98,6 +111,7 @@ _i32, _u32, _u64, _f32, _ptr, _bool, _str = (
     ctypes.c_void_p,
     ctypes.c_bool,
     ctypes.c_char_p,
+    ctypes.c_size_t,
 )
 
 
@@ -276,7 +290,7 @@ supports_gpu: Callable[[], bool] = _bind(_long, "llama_supports_gpu_offload", _b
 _chat_template = _bind(_short, "llama_model_chat_template", _str, _ptr, _str)
 _ftype = _bind(_short, "llama_model_ftype", _i32, _ptr)
 _ftype_name = _bind(_short, "llama_ftype_name", _str, _i32)
-_meta = _bind(_short, "llama_model_meta_val_str", _i32, _ptr, _str, _str, ctypes.c_size_t)
+_meta = _bind(_short, "llama_model_meta_val_str", _i32, _ptr, _str, _str, _size)
 
 
 def model_chat_template(model: int) -> str:
@@ -319,11 +333,21 @@ vocab_eos: Callable[[int], int] = _bind(_short, "llama_vocab_eos", _i32, _ptr)
 vocab_add_bos: Callable[[int], bool] = _bind(_short, "llama_vocab_get_add_bos", _bool, _ptr)
 vocab_add_eos: Callable[[int], bool] = _bind(_short, "llama_vocab_get_add_eos", _bool, _ptr)
 
+_suppressed = _bind(
+    _short, "llama_vocab_get_suppress_tokens", ctypes.POINTER(_i32), _ptr, ctypes.POINTER(ctypes.c_int32)
+)
 _text_of = _bind(_short, "llama_vocab_get_text", _str, _ptr, _i32)
 # Long texts take long: without the GIL.
 _tokenize = _bind(_long, "llama_tokenize", _i32, _ptr, _str, _i32, _ptr, _i32, _bool, _bool)
 _to_piece = _bind(_short, "llama_token_to_piece", _i32, _ptr, _i32, _str, _i32, _i32, _bool)
 _piece_buffer = ctypes.create_string_buffer(256)
+
+
+def vocab_suppressed(vocab: int) -> tuple[int, ...]:
+    """Return the tokens that the model's maker wants never to be generated."""
+    count = ctypes.c_int32()
+    tokens = _suppressed(vocab, ctypes.byref(count))
+    return tuple(tokens[: count.value]) if tokens else ()
 
 
 def vocab_text_length(vocab: int, token: int) -> int:
@@ -445,12 +469,63 @@ _chain_create = _bind(_short, "llama_sampler_chain_init", _ptr, _low.llama_sampl
 sampler_chain_add: Callable[[int, int], None] = _bind(_short, "llama_sampler_chain_add", None, _ptr, _ptr)
 sampler_free: Callable[[int], None] = _bind(_short, "llama_sampler_free", None, _ptr)
 sampler_top_k: Callable[[int], int] = _bind(_short, "llama_sampler_init_top_k", _ptr, _i32)
-sampler_top_p: Callable[[float, int], int] = _bind(_short, "llama_sampler_init_top_p", _ptr, _f32, ctypes.c_size_t)
-sampler_min_p: Callable[[float, int], int] = _bind(_short, "llama_sampler_init_min_p", _ptr, _f32, ctypes.c_size_t)
+sampler_top_p: Callable[[float, int], int] = _bind(_short, "llama_sampler_init_top_p", _ptr, _f32, _size)
+sampler_min_p: Callable[[float, int], int] = _bind(_short, "llama_sampler_init_min_p", _ptr, _f32, _size)
+sampler_typical: Callable[[float, int], int] = _bind(_short, "llama_sampler_init_typical", _ptr, _f32, _size)
+sampler_top_n_sigma: Callable[[float], int] = _bind(_short, "llama_sampler_init_top_n_sigma", _ptr, _f32)
+#: Probability, threshold, min_keep, seed.
+sampler_xtc: Callable[[float, float, int, int], int] = _bind(
+    _short, "llama_sampler_init_xtc", _ptr, _f32, _f32, _size, _u32
+)
 sampler_temp: Callable[[float], int] = _bind(_short, "llama_sampler_init_temp", _ptr, _f32)
+#: Temperature, range, exponent.
+sampler_temp_ext: Callable[[float, float, float], int] = _bind(
+    _short, "llama_sampler_init_temp_ext", _ptr, _f32, _f32, _f32
+)
+#: n_vocab, last_n, repeat, frequency, presence. It allocates ``last_n`` entries at once.
+sampler_penalties: Callable[[int, int, float, float, float], int] = _bind(
+    _short, "llama_sampler_init_penalties", _ptr, _i32, _i32, _f32, _f32, _f32
+)
+#: n_vocab, seed, tau, eta, m.
+sampler_mirostat: Callable[[int, int, float, float, int], int] = _bind(
+    _short, "llama_sampler_init_mirostat", _ptr, _i32, _u32, _f32, _f32, _i32
+)
+#: Seed, tau, eta.
+sampler_mirostat_v2: Callable[[int, float, float], int] = _bind(
+    _short, "llama_sampler_init_mirostat_v2", _ptr, _u32, _f32, _f32
+)
+#: Target, decay, seed.
+sampler_adaptive_p: Callable[[float, float, int], int] = _bind(
+    _short, "llama_sampler_init_adaptive_p", _ptr, _f32, _f32, _u32
+)
 sampler_dist: Callable[[int], int] = _bind(_short, "llama_sampler_init_dist", _ptr, _u32)
+sampler_clone: Callable[[int], int] = _bind(_short, "llama_sampler_clone", _ptr, _ptr)
+#: Tells a sampler of a token that it did not choose itself.
+sampler_accept: Callable[[int, int], None] = _bind(_short, "llama_sampler_accept", None, _ptr, _i32)
 #: Samples from a row of the last batch and accepts the token. The row must have been an output, or the process aborts.
 sampler_sample: Callable[[int, int, int], int] = _bind(_short, "llama_sampler_sample", _i32, _ptr, _ptr, _i32)
+
+
+_dry = _bind(_short, "llama_sampler_init_dry", _ptr, _ptr, _f32, _f32, _i32, _i32, ctypes.POINTER(_str), _size)
+_logit_bias = _bind(
+    _short, "llama_sampler_init_logit_bias", _ptr, _i32, _i32, ctypes.POINTER(_low.llama_logit_bias)
+)
+
+
+def sampler_dry(
+    vocab: int, *, multiplier: float, base: float, allowed_length: int, last_n: int, breakers: Sequence[bytes]
+) -> int:
+    """Return a DRY sampler. It searches the whole vocabulary for each breaker: 10 ms and more with a large one."""
+    texts = (ctypes.c_char_p * len(breakers))(*breakers)
+    handle: int = _dry(vocab, multiplier, base, allowed_length, last_n, texts, len(breakers))
+    return handle
+
+
+def sampler_logit_bias(n_vocab: int, biases: Sequence[tuple[int, float]]) -> int:
+    """Return a sampler that adds a bias to the logits of tokens, whose ids must be of the vocabulary."""
+    array = (_low.llama_logit_bias * len(biases))(*biases)
+    handle: int = _logit_bias(n_vocab, len(biases), array)
+    return handle
 
 
 def sampler_chain() -> int:

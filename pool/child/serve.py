@@ -65,12 +65,18 @@ class ExitCode(IntEnum):
 
 
 class Service:
-    """Connects one channel with one engine."""
+    """Connects one channel with one engine.
 
-    def __init__(self, channel: ChildChannel, make_engine: EngineFactory) -> None:
+    Args:
+        preload: The engine to make before any command asks for one: a spare worker has time then.
+    """
+
+    def __init__(self, channel: ChildChannel, make_engine: EngineFactory, preload: str = "") -> None:
         self._channel = channel
         self._make_engine = make_engine
+        self._preload = preload
         self._inbox: queue.SimpleQueue[PoolMessage] = queue.SimpleQueue()
+        self._engines: dict[str, Engine] = {}
         self._engine: Engine | None = None
         self._load: Load | None = None
         self._awake = False
@@ -118,6 +124,7 @@ class Service:
 
     def _run_engine(self) -> None:
         try:
+            self._make_ready()
             self._serve()
         except EngineError as error:
             self._report(Failed(message=str(error), fault="worker", code=error.code, retry=error.retry))
@@ -128,6 +135,13 @@ class Service:
             sys.excepthook(type(error), error, error.__traceback__)
             self._report(Failed(message=f"the worker's engine failed: {error!r}", fault="worker", code="engine_broke"))
             self.leave(ExitCode.ENGINE_BROKE)
+
+    def _make_ready(self) -> None:
+        if self._preload:
+            try:
+                self._engines[self._preload] = self._make_engine(self._preload)
+            except EngineError as error:
+                log(f"nothing is preloaded: {error}")  # the load will fail with the same reason
 
     def _report(self, failure: Failed) -> None:
         try:
@@ -228,7 +242,7 @@ class Service:
         progress = LoadProgress(self._channel, self._leaving)
         try:
             if self._engine is None:
-                self._engine = self._make_engine(command.engine)
+                self._engine = self._engines.get(command.engine) or self._make_engine(command.engine)
             progress(0.0)
             info = self._engine.load(command, progress)
             progress(1.0)

@@ -8,9 +8,10 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
-from herding import fake, reach, run, until
+from herding import TRANSPORTS, fake, reach, run, until
 from llamaherd.pool import BadRequest, LoadFailed, ModelSpec, Pool, QueueFull, State, WorkerDied, find_model
 from llamaherd.pool.idle import Rest, rest_of
 from llamaherd.pool.machine import oom_kills
@@ -220,6 +221,40 @@ def test_what_a_file_will_take_is_estimated_before_it_is_loaded() -> None:
     assert expected_memory(demo) > demo.path.stat().st_size
     assert expected_memory(ModelSpec(name="m", path=Path(__file__))) == 0
     assert expected_memory(ModelSpec(name="m", path=Path("/nowhere"))) == 0
+
+
+# --- the spare ---
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_a_spare_worker_takes_the_next_model_and_is_replaced(transport: str) -> None:
+    async def scene() -> None:
+        async with Pool([spec("a"), spec("b")], transport=transport, spare=True) as pool:
+            me = psutil.Process()
+            await until(lambda: len(me.children()) == 1, "the spare is there")
+            (spare,) = (child.pid for child in me.children())
+            assert (await pool.complete("a", "hello").collect()).text == "hello"
+            assert pool.status("a").pid == spare
+            await until(lambda: len(me.children()) == 2, "there is a new spare")
+            assert (await pool.complete("b", "hello").collect()).text == "hello"
+            assert pool.status("b").pid != spare
+            assert pool.status("b").args
+        assert me.children() == []
+
+    run(scene())
+
+
+def test_a_spare_that_dies_costs_nothing_and_the_next_load_brings_a_new_one() -> None:
+    async def scene() -> None:
+        async with Pool([spec("a")], spare=True) as pool:
+            me = psutil.Process()
+            await until(lambda: len(me.children()) == 1)
+            me.children()[0].kill()
+            await until(lambda: not me.children())
+            assert (await pool.complete("a", "hello").collect()).text == "hello"
+            await until(lambda: len(me.children()) == 2, "there is a new spare")
+
+    run(scene())
 
 
 # --- failures ---
