@@ -12,11 +12,12 @@ import time
 from collections.abc import Coroutine, Mapping
 from typing import Any, Final
 
+from llamaherd.pool.clocks import Clocks, now
 from llamaherd.pool.config import ModelSpec
 from llamaherd.pool.entry import Entry, Request, explain_backoff, explain_exit, explain_failure
 from llamaherd.pool.errors import BadRequest, ModelBusy, PoolClosed, PoolError, WorkerFailed
 from llamaherd.pool.events import EventLog
-from llamaherd.pool.idle import Rest, rest_of
+from llamaherd.pool.idle import Rest
 from llamaherd.pool.launch import Exit, Launcher
 from llamaherd.pool.lifecycle import RUNNING, IllegalTransition, State, Trigger, transition
 from llamaherd.pool.machine import oom_kills
@@ -70,6 +71,7 @@ class Herd:
         self._launcher = launcher
         self._stop_timeout = stop_timeout
         self._scheduler = Scheduler(self, limits)
+        self._clocks = Clocks(self._is_idle, self._on_rest)
         self._entries: dict[str, Entry] = {}
         self._names: dict[str, Entry] = {}
         self._requests: dict[int, Request] = {}
@@ -104,13 +106,12 @@ class Herd:
     async def close(self) -> None:
         """Fail what waits or runs with ``PoolClosed``, stop all workers at once, and return when all are reaped."""
         self._closing = True
-        for entry in self._entries.values():
-            self._mind_rest(entry)
         for request in list(self._requests.values()):
             self.leave(request.number, PoolClosed("the pool is closing"))
         if self._spare is not None:
             self._spare.stop(self._stop_timeout)
         for entry in self._entries.values():
+            self._clocks.stop(entry)
             self._stop_worker(entry)
         while self._workers or self._tasks:
             for worker in list(self._workers):
@@ -157,7 +158,7 @@ class Herd:
         """Take a request; its sink hears of it from now on, perhaps before this returns."""
         entry = request.entry
         if request.command is not None and entry.worker is None:
-            seconds = entry.backoff.wait(self._now())
+            seconds = entry.backoff.wait(now())
             if seconds > 0 and request.sink is not None:
                 request.sink.fail(explain_backoff(entry, seconds))
                 return
@@ -166,7 +167,7 @@ class Herd:
             self._scheduler.resize(entry.name, expected_memory(entry.spec))
         self._requests[request.number] = request
         self._put(request)
-        self._mind_rest(entry)
+        self._clocks.mind(entry)
 
     def _put(self, request: Request) -> None:
         holds = request.command is not None
@@ -185,7 +186,7 @@ class Herd:
         if not request.granted:
             del self._requests[number]
             self._scheduler.cancel(number)
-            self._mind_rest(request.entry)
+            self._clocks.mind(request.entry)
         elif request.entry.worker is not None and isinstance(request.command, Generate):
             # The model stays busy until the worker confirms: what still computes must not be taken for idle.
             request.entry.worker.post(Cancel(request=number))
@@ -227,7 +228,7 @@ class Herd:
         worker.model = model
         worker.post(entry.spec.to_load())
         self.events.emit(model, "model_status", {"status": State.LOADING})
-        self._watch_load(entry, worker)
+        self._clocks.watch_load(entry, worker)
         if spare is None:
             self.keep(self._launch(worker))
 
@@ -241,7 +242,7 @@ class Herd:
         if entry.drowsy and entry.worker is not None:
             entry.drowsy = False
             entry.worker.post(Wake())
-            self._watch_load(entry, entry.worker)
+            self._clocks.watch_load(entry, entry.worker)
         if request.command is None:
             del self._requests[ticket]
             if request.sink is not None:
@@ -341,12 +342,12 @@ class Herd:
                 request.sink.finish(end)
         request.entry.keep_alive = request.keep_alive
         self._scheduler.finish(request.number)
-        self._mind_rest(request.entry)
+        self._clocks.mind(request.entry)
 
     def _on_log(self, worker: Worker, data: bytes) -> None:
         entry = self._entries.get(worker.model)
         if entry is not None:
-            entry.heard = self._now()
+            entry.heard = now()
             entry.log.feed(data)
 
     def _on_state(self, entry: Entry, message: StateMessage) -> None:
@@ -358,7 +359,7 @@ class Herd:
         except IllegalTransition as reason:
             _log.debug("ignored a state message of %r: %s", entry.worker, reason)
             return
-        entry.heard = self._now()
+        entry.heard = now()
         data: dict[str, Any] = {"status": entry.state}
         if trigger is Trigger.PROGRESS:
             entry.progress = data["progress"] = message.payload
@@ -371,7 +372,7 @@ class Herd:
         if trigger is Trigger.READY:
             self._scheduler.ready(entry.name)
             self.keep_spare()
-        self._mind_rest(entry)
+        self._clocks.mind(entry)
 
     def on_exit(self, worker: Worker, end: Exit) -> None:
         self._workers.discard(worker)
@@ -385,8 +386,8 @@ class Herd:
         entry.state = transition(entry.state, Trigger.EXIT)
         entry.worker, entry.progress, entry.exit_code, entry.error = None, None, end.code, error
         if loading and error is not None:
-            entry.backoff.failed(self._now())
-        self._mind_rest(entry)
+            entry.backoff.failed(now())
+        self._clocks.mind(entry)
         again = self._lose_granted(entry, error, retry=not loading and error is not None)
         self.events.emit(entry.name, "status_change", {"status": entry.state, "exit_code": end.code})
         self._scheduler.exited(entry.name, error if loading else None)
@@ -409,46 +410,13 @@ class Herd:
                 request.sink.fail(gone)
         return again
 
-    # --- clocks ---
+    # --- rest ---
 
-    def _now(self) -> float:
-        return asyncio.get_running_loop().time()
-
-    def _mind_rest(self, entry: Entry) -> None:
-        """Start the clock of a model that came to rest, or stop that of one that did not."""
-        if entry.rest is not None:
-            entry.rest.cancel()
-            entry.rest = None
-        name = entry.name
-        if self._closing or self._scheduler.in_flight(name) or self._scheduler.queued(name):
-            return
-        rest = rest_of(entry.spec, entry.state, entry.keep_alive)
-        falling_asleep = entry.drowsy and entry.state is State.LOADED
-        if rest is not None and not falling_asleep:
-            entry.rest = asyncio.get_running_loop().call_later(rest.seconds, self._on_rest, entry, rest)
+    def _is_idle(self, entry: Entry) -> bool:
+        return not self._scheduler.in_flight(entry.name) and not self._scheduler.queued(entry.name)
 
     def _on_rest(self, entry: Entry, rest: Rest) -> None:
-        entry.rest = None
         if rest.action == "sleep":
             self.sleep(entry)
         else:
             self.unload(entry)
-
-    def _watch_load(self, entry: Entry, worker: Worker) -> None:
-        entry.heard = self._now()
-        if entry.stall is not None:
-            entry.stall.cancel()
-        self._check_stall(entry, worker)
-
-    def _check_stall(self, entry: Entry, worker: Worker) -> None:
-        entry.stall = None
-        limit = entry.spec.load_stall_seconds
-        waking = entry.state is State.SLEEPING and not entry.drowsy
-        if entry.worker is not worker or not limit or not (waking or entry.state is State.LOADING):
-            return
-        silent = self._now() - entry.heard
-        if silent >= limit:
-            worker.fail(f"its load made no progress for {limit:g} s (load_stall_seconds)")
-        else:
-            loop = asyncio.get_running_loop()
-            entry.stall = loop.call_later(limit - silent, self._check_stall, entry, worker)

@@ -25,10 +25,10 @@ from llamaherd.pool.child.context import Context
 from llamaherd.pool.child.engine import EngineError
 from llamaherd.pool.child.pace import PrefillPace
 from llamaherd.pool.child.prefix import Reuse, Rules, find
-from llamaherd.pool.child.sampler import choose
+from llamaherd.pool.child.sampler import choose, likeliest
 from llamaherd.pool.child.sequence import Sequence
 from llamaherd.pool.child.vocab import Vocab
-from llamaherd.transport.messages import ChildMessage, Delta, Done, Failed, Tokens
+from llamaherd.transport.messages import ChildMessage, Delta, Done, Failed, TokenProbs, Tokens
 
 __all__ = ["Batcher", "Figures"]
 
@@ -305,18 +305,22 @@ class Batcher:
             return []
         deltas: list[Delta] = []
         chosen = choose(self._context, [(part.row, part.sequence.chain) for part in parts])
-        for part, token in zip(parts, chosen, strict=True):
+        for index, (part, token) in enumerate(zip(parts, chosen, strict=True)):
             sequence = part.sequence
             if token is None:
                 self._end(sequence, _not_numbers(sequence.request.request))
             elif sequence.full:
                 self._end(sequence, sequence.done("length"))  # max_tokens 0: the prompt was all that was asked for
             else:
-                delta, reason = sequence.accept(token, self._vocab)
+                delta, reason = sequence.accept(token, self._vocab, self._probs(sequence, index, len(parts), token))
                 deltas.append(delta)
                 if reason is not None:
                     self._end(sequence, sequence.done(reason))
         return deltas
+
+    def _probs(self, sequence: Sequence, index: int, outputs: int, token: int) -> tuple[TokenProbs, ...]:
+        count = sequence.request.sampling.n_probs
+        return (likeliest(self._context.logits(outputs)[index], token, count, self._vocab),) if count else ()
 
 
 def _not_numbers(request: int) -> Failed:

@@ -507,9 +507,7 @@ sampler_sample: Callable[[int, int, int], int] = _bind(_short, "llama_sampler_sa
 
 
 _dry = _bind(_short, "llama_sampler_init_dry", _ptr, _ptr, _f32, _f32, _i32, _i32, ctypes.POINTER(_str), _size)
-_logit_bias = _bind(
-    _short, "llama_sampler_init_logit_bias", _ptr, _i32, _i32, ctypes.POINTER(_low.llama_logit_bias)
-)
+_logit_bias = _bind(_short, "llama_sampler_init_logit_bias", _ptr, _i32, _i32, ctypes.POINTER(_low.llama_logit_bias))
 
 
 def sampler_dry(

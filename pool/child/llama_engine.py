@@ -4,12 +4,13 @@ from collections.abc import Sequence as Ordered
 from contextlib import ExitStack
 from typing import Final
 
-from llamaherd.pool.child import bindings, sampler
+from llamaherd.pool.child import bindings
 from llamaherd.pool.child.batcher import Batcher, Figures
 from llamaherd.pool.child.context import MOST_THREADS, Context
 from llamaherd.pool.child.engine import EngineError, ModelInfo, Progress, RequestError
 from llamaherd.pool.child.model import Model, check_file
 from llamaherd.pool.child.prefix import Rules
+from llamaherd.pool.child.sampler import Samplers
 from llamaherd.pool.child.sequence import Sequence
 from llamaherd.pool.child.template import ChatTemplate
 from llamaherd.pool.machine import usable_cores
@@ -46,6 +47,8 @@ class _Loaded:
             rules = Rules(whole=self.model.recurrent, window=self.model.window, first=self.context.first)
             self.batcher: Final = Batcher(self.context, vocab, command.options.n_parallel, rules)
             undo.callback(self.batcher.clear)
+            self.samplers: Final = Samplers(vocab, self.context.n_ctx_seq)
+            undo.callback(self.samplers.free)
             self.template: Final = ChatTemplate(
                 command.options.chat_template or self.model.chat_template,
                 bos=vocab.name(vocab.bos),
@@ -136,14 +139,14 @@ class LlamaEngine:
         if loaded.batcher.knows(request.request):
             raise RequestError(f"request {request.request} is running already", code="duplicate_request")
         _check_limits(request)
-        sampler.check(request.sampling)
+        loaded.samplers.check(request.sampling)
         prompt = self._prompt(loaded, request)
         limit = loaded.context.n_ctx_seq
         if not prompt:
             raise RequestError("the prompt is empty", code="empty_prompt")
         if len(prompt) >= limit:
             raise _too_long(f"{len(prompt)}", limit)
-        loaded.batcher.submit(Sequence(request, prompt, limit))
+        loaded.batcher.submit(Sequence(request, prompt, limit, loaded.samplers.make(request.sampling, prompt)))
 
     def cancel(self, request: int) -> None:
         """Drop a request; the next step returns its ``done``."""

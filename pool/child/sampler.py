@@ -1,50 +1,37 @@
 """How the next token is chosen: the highest logit, or a chain of llama.cpp's samplers."""
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from llamaherd.pool.child import bindings
+from llamaherd.pool.child.chain import Step, look_back, memory, plan
 from llamaherd.pool.child.context import Context
 from llamaherd.pool.child.engine import RequestError
-from llamaherd.transport.messages import Sampling
+from llamaherd.pool.child.vocab import Vocab
+from llamaherd.pool.sampling import problem_of
+from llamaherd.transport.messages import Sampling, TokenProb, TokenProbs
 
-__all__ = ["Chain", "check", "choose"]
+__all__ = ["Chain", "Samplers", "choose", "likeliest"]
 
-#: Candidates that stay when the caller switched ``top_k`` off: sorting a whole vocabulary costs milliseconds per token,
-#: and what lies beyond a thousand has no weight that ``top_p`` or ``min_p`` would keep.
-_WIDE_TOP_K: Final = 1000
-_SEEDS: Final = 2**32
-
-
-def check(sampling: Sampling) -> None:
-    """Raise RequestError for settings that the samplers cannot take."""
-    if not 0 <= sampling.seed < _SEEDS:
-        raise RequestError(f"seed {sampling.seed} is not between 0 and {_SEEDS - 1}", code="invalid_sampling")
-    if not -(2**31) <= sampling.top_k < 2**31:
-        raise RequestError(f"top_k {sampling.top_k} does not fit 32 bits", code="invalid_sampling")
+#: DRY samplers kept as patterns for further ones.
+_MOST_PATTERNS: Final = 8
+#: Beyond this a bias decides everything, and sums of such stay finite.
+_MOST_BIAS: Final = 1e6
+#: Logarithm that stands for "never"; JSON has no infinity.
+_NEVER: Final = -9999.0
 
 
 class Chain:
-    """One request's samplers in the reference's order: top_k, top_p, min_p, temperature, draw. Free it after use."""
+    """One request's samplers. Free it after use."""
 
-    def __init__(self, sampling: Sampling) -> None:
-        self._handle = bindings.sampler_chain()
-        narrowing = sampling.top_p < 1.0 or sampling.min_p > 0.0
-        if sampling.top_k > 0:
-            self._add(bindings.sampler_top_k(sampling.top_k))
-        elif narrowing:
-            self._add(bindings.sampler_top_k(_WIDE_TOP_K))
-        if sampling.top_p < 1.0:
-            self._add(bindings.sampler_top_p(sampling.top_p, 1))
-        if sampling.min_p > 0.0:
-            self._add(bindings.sampler_min_p(sampling.min_p, 1))
-        self._add(bindings.sampler_temp(sampling.temperature))
-        self._add(bindings.sampler_dist(sampling.seed))
+    def __init__(self, handle: int) -> None:
+        self._handle = handle
 
     def sample(self, context: int, row: int) -> int:
-        """Draw a token from an output row of the last batch."""
+        """Choose a token from an output row of the last batch."""
         return bindings.sampler_sample(self._handle, context, row)
 
     def free(self) -> None:
@@ -53,8 +40,83 @@ class Chain:
             bindings.sampler_free(self._handle)
             self._handle = 0
 
-    def _add(self, sampler: int) -> None:
-        bindings.sampler_chain_add(self._handle, sampler)
+
+class Samplers:
+    """Makes the chains of one loaded model.
+
+    Args:
+        context: Most tokens of one sequence.
+    """
+
+    def __init__(self, vocab: Vocab, context: int) -> None:
+        self._vocab: Final = vocab
+        self._context: Final = context
+        self._patterns: Final[dict[tuple[Any, ...], int]] = {}
+
+    def check(self, sampling: Sampling) -> None:
+        """Raise RequestError for what the samplers cannot take."""
+        problem = problem_of(sampling)
+        if problem is not None:
+            raise RequestError(problem, code="invalid_sampling")
+        for target, _ in sampling.logit_bias:
+            if isinstance(target, int) and not 0 <= target < self._vocab.size:
+                raise RequestError(
+                    f"logit_bias: token {target} is not in the vocabulary of {self._vocab.size} tokens",
+                    code="invalid_sampling",
+                )
+
+    def make(self, sampling: Sampling, prompt: Sequence[int]) -> Chain | None:
+        """Return the samplers for checked parameters; None when the highest logit is always the answer."""
+        biases = self._biases(sampling)
+        steps = plan(sampling, self._vocab.size, self._context, biased=bool(biases))
+        if steps is None:
+            return None
+        handle = bindings.sampler_chain()
+        for step in steps:
+            bindings.sampler_chain_add(handle, self._sampler(step, sampling, biases))
+        count = memory(sampling, steps, self._context)
+        for token in prompt[-count:] if count else ():
+            bindings.sampler_accept(handle, token)
+        return Chain(handle)
+
+    def free(self) -> None:
+        """Release the C memory. Idempotent. Chains that were made remain valid."""
+        while self._patterns:
+            bindings.sampler_free(self._patterns.popitem()[1])
+
+    def _sampler(self, step: Step, sampling: Sampling, biases: dict[int, float]) -> int:
+        if step.kind == "logit_bias":
+            return bindings.sampler_logit_bias(self._vocab.size, list(biases.items()))
+        if step.kind == "dry":
+            return bindings.sampler_clone(self._dry_pattern(sampling))
+        handle: int = getattr(bindings, f"sampler_{step.kind}")(*step.values)
+        return handle
+
+    def _dry_pattern(self, sampling: Sampling) -> int:
+        """Return a DRY sampler to clone. Making one takes tens of milliseconds, in which nobody gets a token."""
+        values = {
+            "multiplier": sampling.dry_multiplier,
+            "base": sampling.dry_base,
+            "allowed_length": sampling.dry_allowed_length,
+            "last_n": look_back(sampling.dry_penalty_last_n, self._context),
+            "breakers": tuple(text.encode("utf-8", "replace") for text in sampling.dry_sequence_breakers),
+        }
+        key = tuple(values.values())
+        pattern = self._patterns.pop(key, 0) or self._vocab.dry_sampler(**values)
+        self._patterns[key] = pattern
+        if len(self._patterns) > _MOST_PATTERNS:
+            bindings.sampler_free(self._patterns.pop(next(iter(self._patterns))))
+        return pattern
+
+    def _biases(self, sampling: Sampling) -> dict[int, float]:
+        """Return the change of each logit: the caller's, and the tokens that the model's maker ruled out."""
+        biases = dict.fromkeys(self._vocab.suppressed, -np.inf)
+        for target, bias in sampling.logit_bias:
+            tokens = [target] if isinstance(target, int) else self._vocab.tokenize(target, add_special=False)
+            change = -np.inf if bias is None else min(max(bias, -_MOST_BIAS), _MOST_BIAS)
+            for token in tokens:
+                biases[token] = biases.get(token, 0.0) + change
+        return biases
 
 
 def choose(context: Context, wanted: Sequence[tuple[int, Chain | None]]) -> list[int | None]:
@@ -78,3 +140,16 @@ def choose(context: Context, wanted: Sequence[tuple[int, Chain | None]]) -> list
         else:
             chosen.append(chain.sample(context.handle, row))
     return chosen
+
+
+def likeliest(logits: npt.NDArray[np.float32], token: int, count: int, vocab: Vocab) -> TokenProbs:
+    """Return the log-probabilities of a chosen token and of the ``count`` most likely ones, from a row of logits."""
+    best = logits.argpartition(-count)[-count:] if count < len(logits) else np.arange(len(logits))
+    best = best[np.argsort(-logits[best], kind="stable")]
+    highest = logits[best[0]]
+    total = highest + np.log(np.exp(logits - highest, dtype=np.float64).sum())
+
+    def told(which: int) -> TokenProb:
+        return TokenProb(which, max(float(logits[which] - total), _NEVER), vocab.named_piece(which))
+
+    return TokenProbs(told(token), tuple(told(which) for which in best.tolist()))

@@ -7,7 +7,7 @@ from typing import Final
 from llamaherd.pool.child.sampler import Chain
 from llamaherd.pool.child.text import TextStream
 from llamaherd.pool.child.vocab import Vocab
-from llamaherd.transport.messages import Delta, Done, FinishReason, Generate, Timings, Usage
+from llamaherd.transport.messages import Delta, Done, FinishReason, Generate, Timings, TokenProbs, Usage
 
 __all__ = ["Sequence"]
 
@@ -25,7 +25,7 @@ class Sequence:
         chain: Its samplers; None means greedy.
     """
 
-    def __init__(self, request: Generate, prompt: list[int], limit: int) -> None:
+    def __init__(self, request: Generate, prompt: list[int], limit: int, chain: Chain | None) -> None:
         self.request: Final = request
         self.tokens: Final = array("i", prompt)
         self.n_prompt: Final = len(prompt)
@@ -36,7 +36,7 @@ class Sequence:
         self.leader: Sequence | None = None
         self.shared = 0
         self._cached = -1
-        self.chain: Final = Chain(request.sampling) if request.sampling.temperature > 0 else None
+        self.chain: Final = chain
         self._text: Final = TextStream(request.stop)
         self._submitted = perf_counter()
         self._started = 0.0
@@ -88,21 +88,20 @@ class Sequence:
         self.slot, self.computed = -1, 0
         self.leader, self.shared = None, 0
 
-    def accept(self, token: int, vocab: Vocab) -> tuple[Delta, FinishReason | None]:
+    def accept(self, token: int, vocab: Vocab, probs: tuple[TokenProbs, ...] = ()) -> tuple[Delta, FinishReason | None]:
         """Take the next token; return what the caller gets of it and, if it was the last, why."""
         self._first_token = self._first_token or perf_counter()
         self.tokens.append(token)
+        reason: FinishReason | None = None
         if vocab.ends(token) and not self.request.ignore_eos:
-            return self._delta(self._text.flush(), token), "stop"
-        text = self._text.feed(vocab.piece(token))
-        if self._text.stopping_word:
-            return self._delta(text, token), "stop"
-        if self.full:
-            return self._delta(text + self._text.flush(), token), "length"
-        return self._delta(text, token), None
-
-    def _delta(self, text: str, token: int) -> Delta:
-        return Delta(self.request.request, text, (token,))
+            text, reason = self._text.flush(), "stop"
+        else:
+            text = self._text.feed(vocab.piece(token))
+            if self._text.stopping_word:
+                reason = "stop"
+            elif self.full:
+                text, reason = text + self._text.flush(), "length"
+        return Delta(self.request.request, text, (token,), probs), reason
 
     def done(self, reason: FinishReason) -> Done:
         """Return the message that ends the request."""

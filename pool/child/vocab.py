@@ -27,10 +27,12 @@ class Vocab:
         self.eos: Final = bindings.vocab_eos(self._handle)
         self.adds_bos: Final = bindings.vocab_add_bos(self._handle)
         self.adds_eos: Final = bindings.vocab_add_eos(self._handle)
+        #: Tokens that the model's maker wants never to be generated.
+        self.suppressed: Final = bindings.vocab_suppressed(self._handle)
         self._pieces: Final[dict[int, bytes]] = {}
         self._longest = 0
 
-    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool = False) -> list[int]:
         """Return the ids of a text. Raises RequestError when the model has no vocabulary."""
         if self.kind == _NO_VOCAB:
             raise RequestError("this model has no vocabulary, so text cannot be tokenised", code="not_supported")
@@ -62,6 +64,23 @@ class Vocab:
         if piece is None:
             piece = self._pieces[token] = bindings.token_to_piece(self._handle, token, special=False)
         return piece
+
+    def named_piece(self, token: int) -> bytes:
+        """Return the bytes of a token; control tokens are spelled by their name."""
+        return self.piece(token) or bindings.token_to_piece(self._handle, token, special=True)
+
+    def dry_sampler(
+        self, *, multiplier: float, base: float, allowed_length: int, last_n: int, breakers: Sequence[bytes]
+    ) -> int:
+        """Return a new sampler against repetition, which knows this vocabulary's spellings of ``breakers``."""
+        return bindings.sampler_dry(
+            self._handle,
+            multiplier=multiplier,
+            base=base,
+            allowed_length=allowed_length,
+            last_n=last_n,
+            breakers=breakers,
+        )
 
     def name(self, token: int) -> str:
         """Return the text of a token, control tokens by their name; empty for -1, "this model has none"."""
