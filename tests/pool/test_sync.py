@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -338,6 +339,7 @@ def test_a_forgotten_pool_closes_but_not_while_it_is_read() -> None:
 # --- programs of their own ---
 
 PROGRAM = """
+import faulthandler; faulthandler.dump_traceback_later(8)
 import sys, threading
 from llamaherd.pool import EngineOptions, ModelSpec, SyncPool
 script = {{"pieces": ("x",), "repeat": 10**6, "step_seconds": 0.001, **{script}}}
@@ -346,9 +348,14 @@ print(pool.load("m").pid if "load_gate" not in script else 0, flush=True)
 """
 
 
-def start(program: str, **script: object) -> "subprocess.Popen[str]":
+@contextmanager
+def start(program: str, **script: object) -> Iterator["subprocess.Popen[str]"]:
     source = PROGRAM.format(script=script) + program
-    return subprocess.Popen([sys.executable, "-P", "-c", source], stdout=subprocess.PIPE, text=True)
+    with subprocess.Popen([sys.executable, "-P", "-c", source], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def read_line(process: "subprocess.Popen[str]") -> str:

@@ -1,0 +1,358 @@
+"""Measures the pool: swaps, several busy models, and many workers; beside llama-server's router where it has the same.
+
+    python bench/bench_pool.py [--llama-server PATH] [--rounds N] [--only swap,busy,herd] [--out bench/results]
+
+Method. Both servers run as separate processes with the same model file (the demo model under two names), the same
+flags and default threads, and are driven over HTTP by this process with streaming requests. Rounds of all sides are
+interleaved, so that what else the machine does falls on all of them; the first round of each warms up and is not
+counted. Figures are medians with the quartiles beside them, ratios are ratios of medians.
+
+* swap: model A is loaded; the time from sending a request for B to its first piece of text, with room for one model.
+* busy: generated tokens per second, all streams together, 4 streams on one model and 2 + 2 on two models at once.
+* herd: workers with the scripted engine; requests per second through one manager, its CPU time while idle, its memory
+  per worker, and the time from a worker's state message to a listener.
+
+llama-server is built from the llama-cpp-python source package, so that both sides run the same ggml; see
+bench/README.md.
+"""
+
+import argparse
+import asyncio
+import http.client
+import json
+import os
+import platform
+import resource
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+
+from llamaherd.pool import EngineOptions, ModelSpec, Pool, State, find_model
+
+__all__ = ["main"]
+
+PROMPT: Final = "Write a long story about a llama that crosses the mountains."
+NAMES: Final = ("alpha", "beta")
+
+
+# --- servers ----------------------------------------------------------------------------------------------------------
+
+
+class Server:
+    """A running server and how to ask it."""
+
+    def __init__(self, name: str, port: int) -> None:
+        self.name = name
+        self.port = port
+
+    def stream(self, model: str, max_tokens: int) -> Iterator[float]:
+        """Yield the time at which each piece of text arrives."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=300)
+        body = {
+            "model": model,
+            "messages": [{"role": "user", "content": PROMPT}],
+            "max_tokens": max_tokens,
+            "temperature": 0,
+            "stream": True,
+            "ignore_eos": True,
+            "cache_prompt": False,
+        }
+        connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        assert response.status == 200, response.read()
+        for line in response:
+            if line.startswith(b"data: {") and json.loads(line[6:])["choices"][0]["delta"].get("content"):
+                yield time.perf_counter()
+        connection.close()
+
+    def first_piece(self, model: str) -> float:
+        """Return the seconds from the request to the first piece of text, and let the answer end."""
+        began = time.perf_counter()
+        times = list(self.stream(model, 2))
+        return times[0] - began
+
+
+@contextmanager
+def running(command: Sequence[str], name: str) -> Iterator[Server]:
+    """Start a server on a free port, wait until it answers, and stop it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = subprocess.Popen(
+        [*command, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL
+    )
+    try:
+        _wait_healthy(port, process)
+        yield Server(name, port)
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def _wait_healthy(port: int, process: "subprocess.Popen[bytes]") -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        assert process.poll() is None, f"the server ended with code {process.returncode}"
+        try:
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1)
+            connection.request("GET", "/health")
+            if connection.getresponse().status == 200:
+                return
+        except OSError:
+            pass
+        time.sleep(0.05)
+    raise TimeoutError("the server does not answer")
+
+
+def commands(models: Path, llama_server: str, models_max: int) -> dict[str, list[str]]:
+    """Return the command lines of the sides to compare."""
+    common = ["--models-dir", str(models), "--models-max", str(models_max), "-c", "4096", "-np", "4"]
+    ours = [sys.executable, "-P", "-m", "llamaherd.http", "serve", *common]
+    sides = {"llamaherd": ours, "llamaherd --spare": [*ours, "--spare"]}
+    if llama_server:
+        sides["llama-server"] = [llama_server, *common]
+    return sides
+
+
+# --- swap -------------------------------------------------------------------------------------------------------------
+
+
+def measure_swap(models: Path, llama_server: str, rounds: int) -> dict[str, Any]:
+    """Alternate between two models with room for one; the figures are seconds to the first piece after a swap."""
+    samples: dict[str, list[float]] = {}
+    with ExitStack() as stack:
+        sides = [
+            stack.enter_context(running(command, name)) for name, command in commands(models, llama_server, 1).items()
+        ]
+        for server in sides:
+            server.first_piece(NAMES[0])
+        for number in range(1, 2 * rounds + 3):
+            for server in sides:
+                seconds = server.first_piece(NAMES[number % 2])
+                if number > 2:
+                    samples.setdefault(server.name, []).append(seconds)
+                time.sleep(0.3)  # the spare, which is started after a load, is to be ready again
+    return {name: summary(values, 1e3) for name, values in samples.items()}
+
+
+# --- busy -------------------------------------------------------------------------------------------------------------
+
+
+def tokens_per_second(server: Server, models: Sequence[str], max_tokens: int) -> float:
+    """Run one stream per entry of ``models`` at the same time and return all pieces per second of wall time."""
+    counts = [0] * len(models)
+
+    def run(index: int) -> None:
+        counts[index] = sum(1 for _ in server.stream(models[index], max_tokens))
+
+    threads = [threading.Thread(target=run, args=(index,)) for index in range(len(models))]
+    began = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(counts) / (time.perf_counter() - began)
+
+
+def measure_busy(models: Path, llama_server: str, rounds: int, max_tokens: int) -> dict[str, Any]:
+    """Compare four streams on one model with two on each of two models."""
+    samples: dict[str, list[float]] = {}
+    with ExitStack() as stack:
+        sides = [
+            stack.enter_context(running(command, name))
+            for name, command in commands(models, llama_server, 2).items()
+            if name != "llamaherd --spare"
+        ]
+        loads = {"one": [NAMES[0]] * 4, "two": [NAMES[0], NAMES[1]] * 2}
+        for server in sides:
+            tokens_per_second(server, NAMES, 4)
+        for _ in range(rounds):
+            for server in sides:
+                for load, streams in loads.items():
+                    # The reference may need minutes for what is a matter of seconds: fewer tokens tell as much.
+                    tokens = max_tokens if server.name == "llamaherd" or load == "one" else max(8, max_tokens // 8)
+                    samples.setdefault(f"{server.name}, {load}", []).append(tokens_per_second(server, streams, tokens))
+    return {name: summary(values, 1.0) for name, values in samples.items()}
+
+
+# --- herd -------------------------------------------------------------------------------------------------------------
+
+
+async def measure_herd(workers: int, requests: int) -> dict[str, Any]:
+    """Load so many scripted workers into one manager and put the requests through them."""
+    names = [f"w{number}" for number in range(workers)]
+    specs = [
+        ModelSpec(name=name, engine="fake", script={"load_steps": 1}, options=EngineOptions(n_parallel=8))
+        for name in names
+    ]
+    me = psutil.Process()
+    async with Pool(specs, models_max=0, queue_max=0) as pool:
+        before = me.memory_info().rss
+        began = time.perf_counter()
+        for start in range(0, workers, 20):
+            await asyncio.gather(*(pool.load(name) for name in names[start : start + 20]))
+        ready = time.perf_counter() - began
+        rss = (me.memory_info().rss - before) / workers
+        latency = await _state_latency(pool, names)
+        cpu = _cpu()
+        idle_began = time.perf_counter()
+        await asyncio.sleep(3)
+        idle = (_cpu() - cpu) / (time.perf_counter() - idle_began)
+        cpu, began = _cpu(), time.perf_counter()
+        await _put_through(pool, names, requests)
+        wall, spent = time.perf_counter() - began, _cpu() - cpu
+        assert all(status.state is State.LOADED for status in pool.models())
+    return {
+        "workers": workers,
+        "ready_s": round(ready, 2),
+        "rss_per_worker_kB": round(rss / 1000),
+        "idle_cpu_percent": round(100 * idle, 2),
+        "requests_per_s": round(requests / wall),
+        "manager_us_per_request": round(spent / requests * 1e6),
+        "state_latency_ms": summary(latency, 1e3),
+    }
+
+
+def _cpu() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+async def _put_through(pool: Pool, names: Sequence[str], requests: int) -> None:
+    gate = asyncio.Semaphore(64)
+
+    async def ask(number: int) -> None:
+        async with gate:
+            answer = await pool.complete(names[number % len(names)], "one two three").collect()
+            assert answer.text == "one two three"
+
+    await asyncio.gather(*(ask(number) for number in range(requests)))
+
+
+async def _state_latency(pool: Pool, names: Sequence[str]) -> list[float]:
+    """Return the seconds from a sleep command to the event that says so, for up to 100 workers."""
+    samples: list[float] = []
+    for name in names[:100]:
+        async with pool.events() as events:
+            await anext(events)
+            began = time.perf_counter()
+            pool.start_sleep(name)
+            async for event in events:
+                if event.model == name and event.data["status"] == State.SLEEPING:
+                    break
+            samples.append(time.perf_counter() - began)
+        await pool.load(name)
+        await pool.complete(name, "wake").collect()
+    return samples
+
+
+# --- report -----------------------------------------------------------------------------------------------------------
+
+
+def summary(values: Sequence[float], scale: float) -> dict[str, float]:
+    """Return the median, the quartiles and the 99th percentile, scaled."""
+    ordered = sorted(value * scale for value in values)
+    low, middle, high = statistics.quantiles(ordered, n=4) if len(ordered) > 1 else (ordered[0],) * 3
+    p99 = ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]
+    figures = {"median": middle, "q1": low, "q3": high, "p99": p99}
+    return {name: round(figure, 3) for name, figure in figures.items()} | {"n": len(ordered)}
+
+
+def report(results: dict[str, Any]) -> str:
+    """Return the results as Markdown, method first."""
+    lines = ["# The pool", "", (__doc__ or "").split("Method. ")[1].strip(), "", f"Machine: {results['machine']}", ""]
+    for part, unit in (("swap", "ms to the first piece"), ("busy", "tokens per second")):
+        if part in results:
+            lines += [f"## {part}", "", f"| side | median, {unit} | quartiles | n |", "|---|---|---|---|"]
+            lines += [
+                f"| {name} | {row['median']:.0f} | {row['q1']:.0f} to {row['q3']:.0f} | {row['n']} |"
+                for name, row in results[part].items()
+            ]
+            lines += ["", *ratios(part, results[part]), ""]
+    if "herd" in results:
+        keys = [key for key in results["herd"][0] if key != "state_latency_ms"]
+        lines += [
+            "## herd",
+            "",
+            "| " + " | ".join([*keys, "state latency p99, ms"]) + " |",
+            "|---" * (len(keys) + 1) + "|",
+        ]
+        lines += [
+            "| " + " | ".join([*(str(row[key]) for key in keys), f"{row['state_latency_ms']['p99']:.2f}"]) + " |"
+            for row in results["herd"]
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def ratios(part: str, rows: dict[str, Any]) -> list[str]:
+    """Return the ratios that matter, as lines of a list."""
+    pairs = {
+        "swap": [("llamaherd", "llama-server"), ("llamaherd --spare", "llama-server")],
+        "busy": [("llamaherd, two", "llamaherd, one"), ("llamaherd, two", "llama-server, two")],
+    }[part]
+    return [
+        f"* {ours} / {other}: **{rows[ours]['median'] / rows[other]['median']:.2f}**"
+        for ours, other in pairs
+        if ours in rows and other in rows
+    ]
+
+
+def machine() -> str:
+    """Return what the figures were taken on."""
+    model = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        platform.processor(),
+    )
+    cores = len(os.sched_getaffinity(0))
+    return f"{cores} cores of {model}, Linux {platform.release()}, Python {platform.python_version()}"
+
+
+def main() -> None:
+    """Run the parts that are asked for, print the report and write it."""
+    parser = argparse.ArgumentParser(description="Measure the pool.")
+    parser.add_argument(
+        "--llama-server", default="", help="path of the reference; without it only this project is measured"
+    )
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--tokens", type=int, default=64, help="tokens per stream in the part 'busy'")
+    parser.add_argument("--workers", default="10,100,300", help="sizes of the herd")
+    parser.add_argument("--requests", type=int, default=10_000)
+    parser.add_argument("--only", default="swap,busy,herd")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    arguments = parser.parse_args()
+    parts: dict[str, Callable[[Path], Any]] = {
+        "swap": lambda models: measure_swap(models, arguments.llama_server, arguments.rounds),
+        "busy": lambda models: measure_busy(
+            models, arguments.llama_server, arguments.rounds // 2 or 1, arguments.tokens
+        ),
+        "herd": lambda _: [
+            asyncio.run(measure_herd(int(workers), arguments.requests)) for workers in arguments.workers.split(",")
+        ],
+    }
+    results: dict[str, Any] = {"machine": machine()}
+    with tempfile.TemporaryDirectory() as folder:
+        model = find_model("demo").path
+        assert model is not None
+        for name in NAMES:
+            (Path(folder) / f"{name}.gguf").symlink_to(model)
+        for part in arguments.only.split(","):
+            results[part] = parts[part](Path(folder))
+            print(f"{part}: {json.dumps(results[part])}", flush=True)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "pool.json").write_text(json.dumps(results, indent=1) + "\n")
+    (arguments.out / "pool.md").write_text(report(results))
+    print(report(results))
+
+
+if __name__ == "__main__":
+    main()
