@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from llamaherd.pool.status import ModelStatus
     from llamaherd.pool.sync import SyncPool
     from llamaherd.pool.sync_stream import SyncGeneration, SyncSubscription
-    from llamaherd.transport.messages import FinishReason, Timings, Usage
+    from llamaherd.transport.messages import FinishReason, Timings, TokenProb, TokenProbs, Usage
 
 __all__ = [
     "DEFAULT_STOP_TIMEOUT",
@@ -66,6 +66,8 @@ __all__ = [
     "SyncPool",
     "SyncSubscription",
     "Timings",
+    "TokenProb",
+    "TokenProbs",
     "Usage",
     "WorkerDied",
     "WorkerFailed",
@@ -109,6 +111,8 @@ _HOME: Final = {
     "SyncPool": "llamaherd.pool.sync",
     "SyncSubscription": "llamaherd.pool.sync_stream",
     "Timings": "llamaherd.transport.messages",
+    "TokenProb": "llamaherd.transport.messages",
+    "TokenProbs": "llamaherd.transport.messages",
     "Usage": "llamaherd.transport.messages",
     "WorkerDied": "llamaherd.pool.errors",
     "WorkerFailed": "llamaherd.pool.errors",

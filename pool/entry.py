@@ -40,6 +40,7 @@ class Entry:
         heard: When its worker last gave a sign of life, in the loop's time.
         oom_kills: The kernel's count when its worker was started.
         sized: Whether the scheduler knows what it takes, as far as that can be known before its first start.
+        unsized: Requests that wait until it does.
     """
 
     spec: ModelSpec
@@ -59,6 +60,7 @@ class Entry:
     heard: float = 0.0
     oom_kills: int = 0
     sized: bool = False
+    unsized: list[int] = field(default_factory=list[int])
 
     @property
     def name(self) -> str:

@@ -30,7 +30,7 @@ MAX_KEYS: Final = 65_536
 MAX_KEY_BYTES: Final = 65_535
 MAX_TENSORS: Final = 131_072
 #: Texts walked over in all arrays together; the largest vocabularies have some 300,000, and as many merges.
-MAX_TABLE_TEXTS: Final = 4_000_000
+MAX_TABLE_TEXTS: Final = 2_000_000
 MAX_DIMENSIONS: Final = 4
 _INT64_MAX: Final = 2**63 - 1
 _FIRST_READ_BYTES: Final = 256 * 1024
@@ -183,12 +183,15 @@ class _Reader:
         if self._table_texts > MAX_TABLE_TEXTS or count * 8 > self._size - self._at:
             raise self._error(f"claims {count} texts for the key {key[:64]!r}")
         unpack = struct.Struct(f"{self._order}Q").unpack_from
+        at, there = self._at, len(self._data)
         for _ in range(count):
-            at = self._at
-            if at + 8 > len(self._data):
+            if at + 8 > there:
+                self._at = at
                 self._need(8)
-            self._at = at + 8
-            self._skip(unpack(self._data, at)[0])
+                there = len(self._data)
+            at += 8 + unpack(self._data, at)[0]
+        self._at = at
+        self._need(0)
 
     def _text(self) -> str | None:
         length = self._number("Q")

@@ -70,6 +70,7 @@ class Herd:
         self._transport = transport
         self._launcher = launcher
         self._stop_timeout = stop_timeout
+        self._budgeted = limits.memory_budget > 0
         self._scheduler = Scheduler(self, limits)
         self._clocks = Clocks(self._is_idle, self._on_rest)
         self._entries: dict[str, Entry] = {}
@@ -133,12 +134,12 @@ class Herd:
 
     def queued(self, entry: Entry) -> int:
         """Return how many requests wait for a model."""
-        return self._scheduler.queued(entry.name)
+        return self._scheduler.queued(entry.name) + len(entry.unsized)
 
     def status(self, entry: Entry) -> ModelStatus:
         """Return a model's public status."""
         name, scheduler = entry.name, self._scheduler
-        return entry.status(scheduler.in_flight(name), scheduler.queued(name), scheduler.memory(name))
+        return entry.status(scheduler.in_flight(name), self.queued(entry), scheduler.memory(name))
 
     def statuses(self) -> list[ModelStatus]:
         """Return every model's public status, in the order in which they were added."""
@@ -162,12 +163,33 @@ class Herd:
             if seconds > 0 and request.sink is not None:
                 request.sink.fail(explain_backoff(entry, seconds))
                 return
-        if not entry.sized:
-            entry.sized = True
-            self._scheduler.resize(entry.name, expected_memory(entry.spec))
         self._requests[request.number] = request
-        self._put(request)
+        if entry.sized:
+            self._put(request)
+        else:
+            self._size(entry, request)
         self._clocks.mind(entry)
+
+    def _size(self, entry: Entry, request: Request) -> None:
+        """See to it that the scheduler knows what a model takes before a request for it can start it."""
+        if not self._budgeted or entry.spec.memory is not None:
+            entry.sized = True
+            self._scheduler.resize(entry.name, entry.spec.memory or 0)
+            self._put(request)
+            return
+        entry.unsized.append(request.number)
+        if len(entry.unsized) == 1:
+            self.keep(self._read_size(entry))
+
+    async def _read_size(self, entry: Entry) -> None:
+        # In a thread: the header of a model with a large vocabulary takes a good part of a second to read.
+        memory = await asyncio.to_thread(expected_memory, entry.spec)
+        waiting, entry.unsized, entry.sized = entry.unsized, [], True
+        self._scheduler.resize(entry.name, memory)
+        for number in waiting:
+            request = self._requests.get(number)
+            if request is not None:
+                self._put(request)
 
     def _put(self, request: Request) -> None:
         holds = request.command is not None
@@ -185,6 +207,8 @@ class Herd:
             sink.fail(error)
         if not request.granted:
             del self._requests[number]
+            if number in request.entry.unsized:
+                request.entry.unsized.remove(number)
             self._scheduler.cancel(number)
             self._clocks.mind(request.entry)
         elif request.entry.worker is not None and isinstance(request.command, Generate):

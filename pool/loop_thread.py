@@ -11,12 +11,12 @@ import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError
 from contextlib import AbstractAsyncContextManager
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, Final, TypeAlias, TypeVar
 
 from llamaherd.pool.errors import PoolClosed
 
-__all__ = ["Inbox", "LoopThread"]
+__all__ = ["Inbox", "LoopThread", "receive"]
 
 T = TypeVar("T")
 
@@ -25,6 +25,8 @@ Inbox: TypeAlias = "SimpleQueue[Any]"
 
 #: Seconds between two looks at whether the program has ended without closing the resource.
 ORPHAN_CHECK_SECONDS: Final = 0.25
+#: Seconds after which a waiting thread looks up, see :func:`receive`.
+LOOK_UP_SECONDS: Final = 0.25
 #: Seconds that calls and streams have to notice that the resource has closed.
 LAST_WORDS_SECONDS: Final = 1.0
 
@@ -64,7 +66,7 @@ class LoopThread:
         self._inboxes.add(opened)
         try:
             self._thread.start()
-            ended = opened.get() is None
+            ended = receive(opened) is None
         except BaseException:
             self._abandoned = True  # the loop may not be there yet to be told
             self.stop_soon()
@@ -110,7 +112,7 @@ class LoopThread:
         try:
             self.stop_soon(hurry=hurry)
             if not self._over:
-                ended.get()
+                receive(ended)
         finally:
             self._inboxes.discard(ended)
         self._thread.join()
@@ -150,7 +152,7 @@ class LoopThread:
         self.attend(inbox)
         try:
             self.post(start)
-            task = inbox.get()
+            task = receive(inbox)
         except BaseException:
             self.post(lambda: [task.cancel() for task in tasks])
             raise
@@ -233,14 +235,25 @@ class LoopThread:
         self._stop.set()
 
 
+def receive(inbox: "SimpleQueue[T]") -> T:
+    """Wait for the next item of an inbox.
+
+    A ^C that comes between the last instruction and the wait, or that the system gives to another thread, would not end
+    the wait by itself; so it ends now and then, and begins anew.
+    """
+    while True:
+        with contextlib.suppress(Empty):
+            return inbox.get(timeout=LOOK_UP_SECONDS)
+
+
 class _Thread(threading.Thread):
     """Tells the threads of this module from a program's own."""
 
 
 def _program_goes_on() -> bool:
     # The interpreter waits for every thread that is no daemon, so this one has to see when it alone is waited for.
-    return threading.main_thread().is_alive() or any(
-        not (thread.daemon or isinstance(thread, _Thread)) for thread in threading.enumerate()
+    return any(
+        thread.is_alive() and not (thread.daemon or isinstance(thread, _Thread)) for thread in threading.enumerate()
     )
 
 

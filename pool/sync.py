@@ -6,7 +6,7 @@ also where another loop runs already, as in a notebook; that other loop stands s
 """
 
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import nullcontext
 from types import TracebackType
 from typing import Any, Final, Literal, Self, Unpack, cast, overload
@@ -19,7 +19,7 @@ from llamaherd.pool.loop_thread import LoopThread
 from llamaherd.pool.params import ChatMessage, ChatParams, GenerateParams
 from llamaherd.pool.pool import Pool
 from llamaherd.pool.status import ModelStatus
-from llamaherd.pool.sync_map import MapPlan, MapPrompt, MapReport, map_bar, map_results, start_prompt
+from llamaherd.pool.sync_map import MapParams, MapPlan, MapPrompt, MapReport, map_bar, map_results, start_prompt
 from llamaherd.pool.sync_stream import SyncGeneration, SyncSubscription
 
 __all__ = ["SyncPool"]
@@ -46,8 +46,12 @@ class SyncPool:
         *,
         transport: str = "pipe",
         models_max: int = 4,
+        memory_budget: int = 0,
         stop_timeout: float = DEFAULT_STOP_TIMEOUT,
         cores: int | None = None,
+        spare: bool = False,
+        queue_max: int = 1024,
+        queue_max_per_model: int = 0,
         launcher: Launcher | None = None,
     ) -> None:
         specs = tuple(models)
@@ -56,8 +60,12 @@ class SyncPool:
             specs,
             transport=transport,
             models_max=models_max,
+            memory_budget=memory_budget,
             stop_timeout=stop_timeout,
             cores=cores,
+            spare=spare,
+            queue_max=queue_max,
+            queue_max_per_model=queue_max_per_model,
             launcher=launcher,
         )
         self._loop = LoopThread(self._pool, "llamaherd")
@@ -100,17 +108,39 @@ class SyncPool:
     # --- requests ---
 
     def chat(
-        self, model: str, messages: Sequence[ChatMessage], *, autoload: bool = True, **params: Unpack[ChatParams]
+        self,
+        model: str,
+        messages: Sequence[ChatMessage],
+        *,
+        autoload: bool = True,
+        priority: int | None = None,
+        keep_alive: float | None = None,
+        **params: Unpack[ChatParams],
     ) -> SyncGeneration:
         """Answer a conversation, as a stream of pieces; see ``Pool.chat``."""
-        generation = self._loop.call(lambda: self._pool.chat(model, messages, autoload=autoload, **params))
+        generation = self._loop.call(
+            lambda: self._pool.chat(
+                model, messages, autoload=autoload, priority=priority, keep_alive=keep_alive, **params
+            )
+        )
         return SyncGeneration(self._loop, generation, self)
 
     def complete(
-        self, model: str, prompt: str | Sequence[int], *, autoload: bool = True, **params: Unpack[GenerateParams]
+        self,
+        model: str,
+        prompt: str | Sequence[int],
+        *,
+        autoload: bool = True,
+        priority: int | None = None,
+        keep_alive: float | None = None,
+        **params: Unpack[GenerateParams],
     ) -> SyncGeneration:
         """Continue a text, or a list of token ids; see ``Pool.complete``."""
-        generation = self._loop.call(lambda: self._pool.complete(model, prompt, autoload=autoload, **params))
+        generation = self._loop.call(
+            lambda: self._pool.complete(
+                model, prompt, autoload=autoload, priority=priority, keep_alive=keep_alive, **params
+            )
+        )
         return SyncGeneration(self._loop, generation, self)
 
     @overload
@@ -123,8 +153,8 @@ class SyncPool:
         progress: bool | MapReport = False,
         ordered: bool = True,
         errors: Literal["raise"] = "raise",
-        **params: Unpack[ChatParams],
-    ) -> Iterator[Completion]: ...
+        **params: Unpack[MapParams],
+    ) -> Generator[Completion]: ...
 
     @overload
     def map(
@@ -136,8 +166,8 @@ class SyncPool:
         progress: bool | MapReport = False,
         ordered: bool = True,
         errors: Literal["return"],
-        **params: Unpack[ChatParams],
-    ) -> Iterator[Completion | PoolError]: ...
+        **params: Unpack[MapParams],
+    ) -> Generator[Completion | PoolError]: ...
 
     def map(
         self,
@@ -148,12 +178,13 @@ class SyncPool:
         progress: bool | MapReport = False,
         ordered: bool = True,
         errors: Literal["raise", "return"] = "raise",
-        **params: Unpack[ChatParams],
-    ) -> Iterator[Completion | PoolError]:
+        **params: Unpack[MapParams],
+    ) -> Generator[Completion | PoolError]:
         """Answer many prompts, a few at a time, and yield the whole answers.
 
         Prompts are drawn from their iterable as there is room, in the caller's thread, so it may be endless. Nothing
-        starts before the first result is asked for; leaving early cancels the rest.
+        starts before the first result is asked for. Leaving early, by ``break``, ``close()`` or an interrupt, cancels
+        the rest.
 
         Args:
             model: A model's name or alias.
@@ -180,7 +211,7 @@ class SyncPool:
         plan = MapPlan(concurrency or IN_FLIGHT_PER_SLOT * max(1, slots), ordered, errors == "return")
         start = start_prompt(
             lambda messages: self._pool.chat(model, messages, **params),
-            lambda prompt: self._pool.complete(model, prompt, **cast(GenerateParams, params)),
+            lambda prompt: self._pool.complete(model, prompt, **cast(Any, params)),
         )
         report = map_bar(name) if progress is True else nullcontext(progress or None)
         return map_results(self._loop, start, prompts, plan, report)

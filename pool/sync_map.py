@@ -2,22 +2,31 @@
 
 import asyncio
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from queue import SimpleQueue
 from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 from llamaherd.pool.errors import PoolClosed, PoolError
 from llamaherd.pool.generation import Completion, Generation
-from llamaherd.pool.loop_thread import LoopThread
-from llamaherd.pool.params import ChatMessage
+from llamaherd.pool.loop_thread import LoopThread, receive
+from llamaherd.pool.params import ChatMessage, ChatParams
 
-__all__ = ["MapPlan", "MapPrompt", "MapReport", "map_bar", "map_results", "start_prompt"]
+__all__ = ["MapParams", "MapPlan", "MapPrompt", "MapReport", "map_bar", "map_results", "start_prompt"]
 
 #: A text or token ids to continue, or a conversation to answer.
 MapPrompt: TypeAlias = str | Sequence[int] | Sequence[ChatMessage]
 #: Told how many results there are and how many there will be, None if nobody knows.
 MapReport: TypeAlias = Callable[[int, int | None], object]
+
+
+class MapParams(ChatParams, total=False):
+    """Keyword arguments of ``SyncPool.map`` for every prompt: those of ``Pool.chat``."""
+
+    autoload: bool
+    priority: int | None
+    keep_alive: float | None
+
 
 #: Prompts that may be ahead of the oldest unfinished one, in units of the concurrency, so that one long answer does not
 #: leave the other slots idle.
@@ -105,7 +114,7 @@ def map_results(
     prompts: Iterable[MapPrompt],
     plan: MapPlan,
     report: AbstractContextManager[MapReport | None],
-) -> Iterator[Completion | PoolError]:
+) -> Generator[Completion | PoolError]:
     """Yield the results of all prompts; nothing happens before the first is asked for. ``start`` is called on the loop,
     ``prompts`` and ``report`` are used in the caller's thread. Whatever ends the iteration cancels what is in flight.
     """
@@ -121,7 +130,7 @@ def map_results(
                 if window.handed_out == window.asked:
                     return
                 while window.next_ready is None or not batch.inbox.empty():
-                    arrived = batch.inbox.get()
+                    arrived = receive(batch.inbox)
                     if arrived is None:
                         raise PoolClosed("the pool was closed")
                     window.put(*arrived)

@@ -11,7 +11,7 @@ from typing import Final, Generic, Self, TypeVar, cast
 from llamaherd.pool.errors import PoolClosed
 from llamaherd.pool.events import Event, Subscription
 from llamaherd.pool.generation import Completion, Generation, Piece
-from llamaherd.pool.loop_thread import LoopThread
+from llamaherd.pool.loop_thread import LoopThread, receive
 from llamaherd.transport.messages import Timings, Usage
 
 __all__ = ["SyncGeneration", "SyncStream", "SyncSubscription"]
@@ -105,7 +105,7 @@ class SyncStream(Iterator[T]):
         try:
             if not self._started:
                 self._start()
-            item = carrier.inbox.get()
+            item = receive(carrier.inbox)
         except BaseException:
             self.close()
             raise

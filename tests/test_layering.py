@@ -25,8 +25,8 @@ PUBLIC_TRANSPORT = {
 PUBLIC: dict[str, set[str]] = {
     "llamaherd.http": {"llamaherd.pool"},
     "llamaherd.pool": PUBLIC_TRANSPORT,
-    # What the machine offers is asked on both sides of the process boundary, by one module that imports nothing.
-    "llamaherd.pool.child": PUBLIC_TRANSPORT | {"llamaherd.pool.machine"},
+    # What the machine offers, and what parameters may be, is asked on both sides of the process boundary.
+    "llamaherd.pool.child": PUBLIC_TRANSPORT | {"llamaherd.pool.machine", "llamaherd.pool.sampling"},
     "llamaherd.transport": set(),
 }
 #: The one module that touches llama-cpp-python.
@@ -230,7 +230,7 @@ import sys
 import llamaherd.pool.child.__main__, llamaherd.pool.child.llama_engine, llamaherd.pool.child.fake_engine
 print(sorted(name for name in sys.modules if name.startswith("llamaherd.pool.") and ".child" not in name))
 """
-    assert run_python(program, "-P") == "['llamaherd.pool.machine']"
+    assert run_python(program, "-P") == "['llamaherd.pool.machine', 'llamaherd.pool.sampling']"
 
 
 def test_the_pools_own_process_runs_where_llama_cpp_is_not_installed() -> None:

@@ -215,6 +215,23 @@ def test_what_a_model_takes_is_measured_once_it_is_loaded() -> None:
     run(scene())
 
 
+def test_requests_wait_while_a_files_size_is_read_and_those_that_leave_meanwhile_are_forgotten(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"GGUF and no more")
+
+    async def scene() -> None:
+        model = ModelSpec(name="m", path=path, engine="fake")
+        async with Pool([model], memory_budget=10 * MIB) as pool:
+            stays, leaves = pool.complete("m", "hello"), pool.complete("m", "hello")
+            assert pool.status("m").queued == 2
+            await leaves.aclose()
+            assert pool.status("m").queued == 1
+            assert (await stays.collect()).text == "hello"
+            assert pool.status("m").queued == 0
+
+    run(scene())
+
+
 def test_what_a_file_will_take_is_estimated_before_it_is_loaded() -> None:
     demo = find_model("demo")
     assert demo.path is not None
