@@ -44,6 +44,12 @@ class Clocks:
             entry.rest.cancel()
             entry.rest = None
 
+    def forget_load(self, entry: Entry) -> None:
+        """The load is over, however: stop its clock."""
+        if entry.stall is not None:
+            entry.stall.cancel()
+            entry.stall = None
+
     def _rest(self, entry: Entry, rest: Rest) -> None:
         entry.rest = None
         self._on_rest(entry, rest)
@@ -51,15 +57,13 @@ class Clocks:
     def watch_load(self, entry: Entry, worker: Worker) -> None:
         """A load, or a waking, begins: the worker fails if it gives no sign of progress for ``load_stall_seconds``."""
         entry.heard = now()
-        if entry.stall is not None:
-            entry.stall.cancel()
+        self.forget_load(entry)
         self._check_load(entry, worker)
 
     def _check_load(self, entry: Entry, worker: Worker) -> None:
         entry.stall = None
         limit = entry.spec.load_stall_seconds
-        waking = entry.state is State.SLEEPING and not entry.drowsy
-        if entry.worker is not worker or not limit or not (waking or entry.state is State.LOADING):
+        if entry.worker is not worker or not limit or not (entry.waking or entry.state is State.LOADING):
             return
         silent = now() - entry.heard
         if silent >= limit:

@@ -6,7 +6,7 @@ from typing import Any, Final
 import msgspec
 
 from llamaherd.pool.errors import BadRequest
-from llamaherd.transport.messages import EngineOptions, Load
+from llamaherd.transport.messages import EngineOptions, Load, Unknown, decode, encode
 
 __all__ = ["DEFAULT_STOP_TIMEOUT", "MAX_NAME_LENGTH", "EngineOptions", "ModelSpec", "check_name"]
 
@@ -66,12 +66,24 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
             raise BadRequest(f"model {self.name!r}: unknown engine {self.engine!r}, known are llama and fake")
         if self.engine == "llama" and self.path is None:
             raise BadRequest(f"model {self.name!r} has no path")
+        if self.options.n_parallel < 1:
+            raise BadRequest(f"model {self.name!r}: n_parallel must be 1 or more")
+        self._check_load()
         if self.memory is not None and self.memory < 0:
             raise BadRequest(f"model {self.name!r}: memory must be a number of bytes, 0 or more")
         for field in ("stop_timeout", "sleep_idle_seconds", "unload_idle_seconds", "load_stall_seconds"):
             seconds = getattr(self, field)
             if seconds is not None and not 0 <= seconds < float("inf"):
                 raise BadRequest(f"model {self.name!r}: {field} must be a finite number of seconds, 0 or more")
+
+    def _check_load(self) -> None:
+        """Raise BadRequest if a worker would not understand the command to load this."""
+        try:
+            understood = decode(*encode(self.to_load()))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise BadRequest(f"model {self.name!r} cannot be written as JSON: {error}") from None
+        if isinstance(understood, Unknown):
+            raise BadRequest(f"model {self.name!r}: {understood.reason}")
 
     def to_load(self) -> Load:
         """Return the message that makes a worker load this model."""

@@ -32,7 +32,9 @@ class Entry:
     Attributes:
         worker: Its current worker, None in the states without a process.
         failure: What the current worker said of its own failure, before its exit.
+        adopted: Its worker was a spare.
         drowsy: A sleep command is under way, or was carried out: work needs a wake command first.
+        waking: A wake command is under way.
         backoff: When it may be tried again after failed loads.
         keep_alive: What the last request said of the time after it; see :func:`~llamaherd.pool.idle.rest_of`.
         rest: The timer of its idleness.
@@ -52,7 +54,9 @@ class Entry:
     failure: Failed | None = None
     error: PoolError | None = None
     exit_code: int | None = None
+    adopted: bool = False
     drowsy: bool = False
+    waking: bool = False
     backoff: Backoff = field(default_factory=Backoff)
     keep_alive: float | None = None
     rest: asyncio.TimerHandle | None = None
@@ -177,6 +181,10 @@ class Request:
     answered: bool = False
     retried: bool = False
 
+    def is_with(self, entry: Entry) -> bool:
+        """Whether the request was sent to this model's worker: only that may speak of it."""
+        return self.granted and self.entry is entry
+
 
 def explain_failure(failure: Failed) -> PoolError:
     """Return the error that a worker's ``failed`` for one request means."""
@@ -210,7 +218,7 @@ def explain_exit(entry: Entry, worker: Worker, end: Exit) -> LoadFailed | Worker
         lines = [line.strip() for line in log if line.strip()][-SHOWN_LOG_LINES:]
         reason = f"its worker ended: {end.detail}" + ("; last log lines: " + " | ".join(lines) if lines else "")
     code = failure.code if failure is not None else ""
-    if entry.state is State.LOADING:
+    if entry.state is State.LOADING or entry.waking:
         return LoadFailed(
             f"model {entry.name!r} could not be loaded: {reason}",
             code=code or "load_failed",

@@ -1,6 +1,7 @@
 """What the pool tells anyone who listens: a snapshot first, then every change, numbered."""
 
 import asyncio
+import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Final, Self
@@ -105,7 +106,8 @@ class EventLog:
     def __init__(self, snapshot: Callable[[], dict[str, Any]]) -> None:
         self._take_snapshot = snapshot
         self._seq = 0
-        self._subscribers: set[Subscription] = set()
+        # Weak: a listener that is dropped without being closed must not cost for ever.
+        self._subscribers: weakref.WeakSet[Subscription] = weakref.WeakSet()
         self.closed = False
 
     def emit(self, model: str, event: str, data: dict[str, Any]) -> None:

@@ -9,12 +9,14 @@ from typing import Self
 
 import msgspec
 
-from llamaherd.transport.messages import Delta, Done, FinishReason, Timings, Usage
+from llamaherd.transport.messages import Delta, Done, FinishReason, Timings, TokenProbs, Usage
 
 __all__ = ["Completion", "Generation", "Piece"]
 
 #: Pieces that may wait unread before further ones are merged into the last; a slow reader costs text, not objects.
 MAX_WAITING_PIECES = 64
+#: Further ones that wait to be merged; more at a time cost memory, fewer cost time.
+MAX_SURPLUS = 1024
 
 
 class Piece(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,6 +25,7 @@ class Piece(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         text: New text, complete UTF-8 characters only; empty on the last piece.
         tokens: Ids of the tokens behind it.
+        probs: How likely each token was, and the likeliest ones; only if ``n_probs`` asked for them.
         finish_reason: Set on the last piece only: ``stop``, ``length`` or ``cancelled``.
         usage: Token counts, on the last piece only.
         timings: Milliseconds inside the worker, on the last piece only.
@@ -31,6 +34,7 @@ class Piece(msgspec.Struct, frozen=True, kw_only=True):
 
     text: str = ""
     tokens: tuple[int, ...] = ()
+    probs: tuple[TokenProbs, ...] = ()
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     timings: Timings | None = None
@@ -46,6 +50,7 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
     usage: Usage
     timings: Timings
     stopping_word: str = ""
+    probs: tuple[TokenProbs, ...] = ()
 
 
 class Generation(AsyncIterator[Piece]):
@@ -59,10 +64,12 @@ class Generation(AsyncIterator[Piece]):
     """
 
     def __init__(self, model: str, on_cancel: Callable[[], None]) -> None:
-        self.model = model
-        self._on_cancel: Callable[[], None] | None = on_cancel
+        self._on_cancel: Callable[[], None] | None = None
         self._loop = asyncio.get_running_loop()
+        self._on_cancel = on_cancel
+        self.model = model
         self._pieces: deque[Piece] = deque()
+        self._surplus: list[Delta] = []
         self._error: Exception | None = None
         self._ended = False
         self._waiter: asyncio.Future[None] | None = None
@@ -78,16 +85,34 @@ class Generation(AsyncIterator[Piece]):
         if self._ended:
             return
         if len(self._pieces) >= MAX_WAITING_PIECES:
-            last = self._pieces.pop()
-            self._pieces.append(Piece(text=last.text + delta.text, tokens=last.tokens + delta.tokens))
+            self._surplus.append(delta)
+            if len(self._surplus) >= MAX_SURPLUS:
+                self._surplus = [self._joined()]
         else:
-            self._pieces.append(Piece(text=delta.text, tokens=delta.tokens))
+            self._pieces.append(Piece(text=delta.text, tokens=delta.tokens, probs=delta.probs))
         self._wake()
+
+    def _merge_surplus(self) -> None:
+        """Make one piece of all that came while the reader was too slow."""
+        if self._surplus:
+            joined = self._joined()
+            self._surplus.clear()
+            self._pieces.append(Piece(text=joined.text, tokens=joined.tokens, probs=joined.probs))
+
+    def _joined(self) -> Delta:
+        deltas = self._surplus
+        return Delta(
+            deltas[0].request,
+            "".join(delta.text for delta in deltas),
+            tuple(token for delta in deltas for token in delta.tokens),
+            tuple(prob for delta in deltas for prob in delta.probs),
+        )
 
     def finish(self, done: Done) -> None:
         """End in order. Called by the pool."""
         if self._ended:
             return
+        self._merge_surplus()
         self._pieces.append(
             Piece(
                 finish_reason=done.finish_reason,
@@ -102,6 +127,7 @@ class Generation(AsyncIterator[Piece]):
         """End with an error, raised after the pieces that came before it. Called by the pool."""
         if self._ended:
             return
+        self._merge_surplus()
         self._error = error
         self._end()
 
@@ -125,6 +151,8 @@ class Generation(AsyncIterator[Piece]):
         return self
 
     async def __anext__(self) -> Piece:
+        if len(self._pieces) <= 1:
+            self._merge_surplus()
         while not self._pieces:
             if self._error is not None:
                 error, self._error = self._error, None
@@ -142,14 +170,17 @@ class Generation(AsyncIterator[Piece]):
         """Wait for the end and return the whole answer; a cancelled wait cancels the work."""
         texts: list[str] = []
         tokens: list[int] = []
+        probs: list[TokenProbs] = []
         async with self:
             async for piece in self:
                 texts.append(piece.text)
                 tokens.extend(piece.tokens)
+                probs.extend(piece.probs)
                 if piece.finish_reason is not None:
                     return Completion(
                         text="".join(texts),
                         tokens=tuple(tokens),
+                        probs=tuple(probs),
                         finish_reason=piece.finish_reason,
                         usage=piece.usage or Usage(),
                         timings=piece.timings or Timings(),
@@ -163,6 +194,7 @@ class Generation(AsyncIterator[Piece]):
         if on_cancel is not None:
             self._ended = True
             self._pieces.clear()
+            self._surplus.clear()
             self._wake()
             on_cancel()
 

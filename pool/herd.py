@@ -228,7 +228,7 @@ class Herd:
 
     def sleep(self, entry: Entry) -> None:
         """Have an idle worker free its model. Raises ModelBusy."""
-        if entry.state is not State.LOADED or entry.worker is None or self._scheduler.in_flight(entry.name):
+        if entry.state is not State.LOADED or entry.worker is None or not self._scheduler.asleep(entry.name):
             raise ModelBusy(f"model {entry.name!r} is {entry.state} and cannot sleep now", code="model_busy")
         entry.drowsy = True
         entry.worker.post(Sleep())
@@ -244,11 +244,12 @@ class Herd:
         entry = self._entries[model]
         entry.state = transition(entry.state, Trigger.SPAWN)
         entry.progress = entry.failure = entry.error = entry.exit_code = None
-        entry.drowsy = False
+        entry.drowsy = entry.waking = False
         entry.keep_alive = None
         entry.oom_kills = oom_kills()
         spare = self._take_spare()
         worker = entry.worker = spare or self._new_worker(model)
+        entry.adopted = spare is not None
         worker.model = model
         worker.post(entry.spec.to_load())
         self.events.emit(model, "model_status", {"status": State.LOADING})
@@ -259,14 +260,17 @@ class Herd:
     def stop(self, model: str) -> None:
         self._stop_worker(self._entries[model])
 
+    def wake(self, model: str) -> None:
+        entry = self._entries[model]
+        entry.drowsy, entry.waking = False, True
+        if entry.worker is not None:
+            entry.worker.post(Wake())
+            self._clocks.watch_load(entry, entry.worker)
+
     def grant(self, ticket: int) -> None:
         request = self._requests[ticket]
         request.granted = True
         entry = request.entry
-        if entry.drowsy and entry.worker is not None:
-            entry.drowsy = False
-            entry.worker.post(Wake())
-            self._clocks.watch_load(entry, entry.worker)
         if request.command is None:
             del self._requests[ticket]
             if request.sink is not None:
@@ -291,7 +295,8 @@ class Herd:
             return
         timeout = self._stop_timeout if entry.spec.stop_timeout is None else entry.spec.stop_timeout
         # A load cannot be asked to hurry, and has nothing to lose.
-        entry.worker.stop(0.0 if entry.state is State.LOADING else timeout)
+        self._clocks.stop(entry)
+        entry.worker.stop(0.0 if entry.state is State.LOADING or entry.waking else timeout)
         entry.state = transition(entry.state, Trigger.STOP)
 
     def _new_worker(self, model: str) -> Worker:
@@ -302,8 +307,9 @@ class Herd:
     async def _launch(self, worker: Worker, env: Mapping[str, str] | None = None) -> None:
         try:
             await worker.launch(self._launcher, self._transport, lambda data: self._on_log(worker, data), env)
-        except (OSError, ChannelError) as error:
-            _log.warning("%r could not be started: %s", worker, error)
+        except Exception as error:  # a launcher may be anyone's, and whatever it raises must reach those who wait
+            expected = isinstance(error, OSError | ChannelError)
+            _log.warning("%r could not be started: %s", worker, error, exc_info=not expected)
             end = Exit(reason="exited", code=None, signal=None, node="", detail=f"it could not be started: {error}")
             self.on_exit(worker, end)
 
@@ -338,27 +344,28 @@ class Herd:
             case Tokens():
                 for delta in message.deltas:
                     request = self._requests.get(delta.request)
-                    if request is not None and request.sink is not None:
+                    if request is not None and request.sink is not None and request.is_with(entry):
                         request.answered = True
                         request.sink.feed(delta)
             case Done() | Result():
-                self._end(message.request, message)
+                self._end(entry, message.request, message)
             case Failed(request=None):
                 entry.failure = message
             case Failed():
-                self._end(message.request, explain_failure(message))
+                self._end(entry, message.request, explain_failure(message))
             case StateMessage():
                 self._on_state(entry, message)
             case Stats():
-                if entry.spec.memory is None and message.rss_bytes:
-                    self._scheduler.resize(entry.name, message.rss_bytes)
+                if entry.spec.memory is None and message.rss_bytes > 0:
+                    self._scheduler.resize(entry.name, message.rss_bytes, measured=True)
             case Unknown():
                 _log.warning("%r sent a %r that means nothing here: %s", worker, message.kind, message.reason)
 
-    def _end(self, number: int | None, end: Done | Result | PoolError) -> None:
-        request = self._requests.pop(number, None) if number is not None else None
-        if request is None:
-            return
+    def _end(self, entry: Entry, number: int | None, end: Done | Result | PoolError) -> None:
+        request = self._requests.get(number) if number is not None else None
+        if request is None or not request.is_with(entry):
+            return  # it has ended, or is none of this worker's business
+        del self._requests[request.number]
         if request.sink is not None:
             if isinstance(end, PoolError):
                 request.sink.fail(end)
@@ -388,7 +395,9 @@ class Herd:
         if trigger is Trigger.PROGRESS:
             entry.progress = data["progress"] = message.payload
         elif trigger is Trigger.READY:
-            entry.progress = None
+            entry.progress = entry.failure = None
+            entry.waking = False
+            self._clocks.forget_load(entry)
             entry.backoff.succeeded()
             if message.payload:
                 entry.info = data["info"] = {"created": int(time.time()), **message.payload}
@@ -404,9 +413,13 @@ class Herd:
             self._spare = None  # the next load brings a new one
             return
         entry = self._entries[worker.model]
-        error = None if worker.stopping else explain_exit(entry, worker, end)
+        # A spare that was dead or dying when it was taken says nothing about the model.
+        stillborn = entry.adopted and entry.progress is None and entry.failure is None and not worker.stopping
+        error = None if worker.stopping or stillborn else explain_exit(entry, worker, end)
         entry.log.end_line()
-        loading = entry.state is State.LOADING
+        loading = entry.state is State.LOADING or entry.waking
+        entry.waking = False
+        self._clocks.forget_load(entry)
         entry.state = transition(entry.state, Trigger.EXIT)
         entry.worker, entry.progress, entry.exit_code, entry.error = None, None, end.code, error
         if loading and error is not None:

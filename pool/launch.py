@@ -185,8 +185,11 @@ class LocalProcess:
     # --- the end ---
 
     def _watch(self) -> None:
-        if hasattr(os, "pidfd_open"):
+        try:
             pidfd = os.pidfd_open(self._popen.pid)
+        except (AttributeError, OSError):  # no such call in this system, this kernel or this sandbox
+            pidfd = -1
+        if pidfd >= 0:
             self._loop.add_reader(pidfd, self._on_pidfd, pidfd)
         else:
             self._loop.run_in_executor(None, self._wait_without_reaping).add_done_callback(lambda _: self._on_end())

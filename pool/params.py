@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeAlias, TypedDict, TypeVar, cast
 
 from llamaherd.pool.errors import BadRequest
+from llamaherd.pool.sampling import LIMITS, MAX_BIASES, SAMPLER_NAMES, problem_of, sampler_name
 from llamaherd.transport.messages import (
     MAX_MESSAGE_BYTES,
     Detokenize,
@@ -41,6 +42,8 @@ RANDOM_SEED: Final = 0xFFFFFFFF
 MAX_STOPS: Final = 64
 MAX_STOP_LENGTH: Final = 1024
 _INT32_MAX: Final = 2**31 - 1
+#: More decides no more, and no float holds every integer.
+_MOST_BIAS: Final = 1e9
 
 
 class GenerateParams(TypedDict, total=False):
@@ -48,21 +51,48 @@ class GenerateParams(TypedDict, total=False):
 
     Attributes:
         max_tokens: Most tokens to generate, 0 or more; -1, the default, means until the context is full.
-        temperature: 0.8 by default; 0 or less is greedy.
-        top_k: 40 by default; 0 or less considers the whole vocabulary.
-        top_p: 0.95 by default, 0 to 1.
-        min_p: 0.05 by default, 0 to 1.
         seed: 0 to 2**32 - 1; -1, the default, draws one at random.
         stop: A text, or up to 64 texts, that end the generation.
         cache_prompt: Whether computed prefixes may be reused, by default True.
         ignore_eos: Go on past the model's end-of-generation tokens, by default False.
+        samplers: Names of the samplers to use, in their order; the reference's spellings (``top-k``, ``topk``) are
+            understood.
+        logit_bias: ``(token id or text, bias)`` pairs, or a mapping of that (ids may be decimal texts there); a text
+            means each of its tokens, a bias of False that they are never chosen.
+        dry_sequence_breakers: Texts that no repetition is followed across.
+
+    The rest are numbers, described at :class:`~llamaherd.transport.messages.Sampling`.
     """
 
     max_tokens: int | None
     temperature: float | None
+    dynatemp_range: float | None
+    dynatemp_exponent: float | None
     top_k: int | None
     top_p: float | None
     min_p: float | None
+    typical_p: float | None
+    top_n_sigma: float | None
+    xtc_probability: float | None
+    xtc_threshold: float | None
+    min_keep: int | None
+    repeat_last_n: int | None
+    repeat_penalty: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    dry_multiplier: float | None
+    dry_base: float | None
+    dry_allowed_length: int | None
+    dry_penalty_last_n: int | None
+    dry_sequence_breakers: Sequence[str] | None
+    mirostat: int | None
+    mirostat_tau: float | None
+    mirostat_eta: float | None
+    adaptive_target: float | None
+    adaptive_decay: float | None
+    samplers: Sequence[str] | None
+    logit_bias: Sequence[Sequence[Any]] | Mapping[Any, Any] | None
+    n_probs: int | None
     seed: int | None
     stop: str | Sequence[str] | None
     cache_prompt: bool | None
@@ -143,17 +173,9 @@ def _generate(request: int, subject: dict[str, Any], params: GenerateParams) -> 
     unknown = set(params) - set(ChatParams.__annotations__)
     if unknown:
         raise BadRequest(f"unknown parameter {sorted(unknown)[0]!r}")
-    defaults = Sampling()
-    seed = _integer(params, "seed", -1, low=-1, high=RANDOM_SEED)
     command = Generate(
         request=request,
-        sampling=Sampling(
-            temperature=_number(params, "temperature", defaults.temperature),
-            top_k=_integer(params, "top_k", defaults.top_k, low=-1, high=_INT32_MAX),
-            top_p=_number(params, "top_p", defaults.top_p, low=0.0, high=1.0),
-            min_p=_number(params, "min_p", defaults.min_p, low=0.0, high=1.0),
-            seed=RANDOM_SEED if seed == -1 else seed,
-        ),
+        sampling=_sampling(params),
         max_tokens=_integer(params, "max_tokens", -1, low=-1, high=_INT32_MAX),
         stop=_stops(params.get("stop")),
         cache_prompt=_flag(params, "cache_prompt", True),
@@ -161,6 +183,75 @@ def _generate(request: int, subject: dict[str, Any], params: GenerateParams) -> 
         **subject,
     )
     return check_command(command)
+
+
+def _sampling(params: GenerateParams) -> Sampling:
+    defaults = Sampling()
+    values: dict[str, Any] = {}
+    for name, (low, high) in LIMITS.items():
+        default = getattr(defaults, name)
+        if name == "seed":
+            seed = _integer(params, name, -1, low=-1, high=RANDOM_SEED)
+            values[name] = default if seed == -1 else seed
+        elif isinstance(default, int):
+            values[name] = _integer(params, name, default, low=int(low), high=int(high))
+        else:
+            values[name] = _number(params, name, default, low=low, high=high)
+    if params.get("samplers") is not None:
+        values["samplers"] = _samplers(params.get("samplers"))
+    if params.get("dry_sequence_breakers") is not None:
+        values["dry_sequence_breakers"] = _texts(params.get("dry_sequence_breakers"), "dry_sequence_breakers")
+    if params.get("logit_bias") is not None:
+        values["logit_bias"] = _biases(params.get("logit_bias"))
+    sampling = Sampling(**values)
+    problem = problem_of(sampling)
+    if problem is not None:
+        raise BadRequest(problem)
+    return sampling
+
+
+def _samplers(value: object) -> tuple[str, ...]:
+    names = [(text, sampler_name(text)) for text in _texts(value, "samplers")]
+    unknown = [text for text, name in names if name is None]
+    if unknown:
+        known = ", ".join(sorted(SAMPLER_NAMES))
+        raise BadRequest(f"samplers: there is no {unknown[0][:50]!r}; known are {known}")
+    return tuple(name for _, name in names if name is not None)
+
+
+def _biases(value: object) -> tuple[tuple[int | str, float | None], ...]:
+    pairs: list[Any]
+    if isinstance(value, Mapping):
+        entries = cast("Mapping[object, object]", value).items()
+        pairs = [(int(key) if isinstance(key, str) and key.isdecimal() else key, bias) for key, bias in entries]
+    elif isinstance(value, list | tuple):
+        pairs = list(cast("Sequence[Any]", value))
+    else:
+        raise BadRequest("logit_bias must be a list of [token, bias] pairs or an object")
+    if len(pairs) > MAX_BIASES:
+        raise BadRequest(f"logit_bias has {len(pairs)} entries, and at most {MAX_BIASES} are allowed")
+    return tuple(_bias(pair) for pair in pairs)
+
+
+def _bias(pair: object) -> tuple[int | str, float | None]:
+    if not isinstance(pair, list | tuple) or len(cast("Sequence[object]", pair)) != 2:
+        raise BadRequest("logit_bias: each entry must be a token and its bias")
+    target, bias = cast("Sequence[object]", pair)
+    if isinstance(target, str):
+        target = _text(target, "logit_bias")
+    elif type(target) is not int or not 0 <= target <= _INT32_MAX:
+        raise BadRequest("logit_bias: a token must be an id, 0 or more, or a text")
+    if bias is False:
+        return target, None
+    if isinstance(bias, bool) or not isinstance(bias, int | float) or not abs(bias) < math.inf:
+        raise BadRequest(f"logit_bias of {target!r} must be a finite number, or false")
+    return target, float(min(max(bias, -_MOST_BIAS), _MOST_BIAS))
+
+
+def _texts(value: object, name: str) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple):
+        raise BadRequest(f"{name} must be a list of texts")
+    return tuple(_text(text, name) for text in cast("Sequence[object]", value))
 
 
 def _integer(params: GenerateParams, name: str, default: int, *, low: int, high: int) -> int:

@@ -4,6 +4,7 @@ The names are llama-server's. Most ranges are too; the others are where the arit
 turn into infinities.
 """
 
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
@@ -14,19 +15,18 @@ __all__ = ["LIMITS", "MAX_BIASES", "MAX_BREAKERS", "MAX_SAMPLERS", "SAMPLER_NAME
 
 _INT: Final = 2**31 - 1
 _LARGE: Final = 1e6
-_FLOAT: Final = 3e38
 
-#: The least and the greatest value of every number in :class:`Sampling`.
+#: The least and the greatest value of every number in :class:`Sampling`; all must be finite.
 LIMITS: Final[Mapping[str, tuple[float, float]]] = MappingProxyType(
     {
-        "temperature": (-_FLOAT, _FLOAT),
+        "temperature": (-math.inf, math.inf),
         "dynatemp_range": (0, _LARGE),
         "dynatemp_exponent": (0, _LARGE),
         "top_k": (-1, _INT),
         "top_p": (0, 1),
         "min_p": (0, 1),
         "typical_p": (0, 1),
-        "top_n_sigma": (-_FLOAT, _FLOAT),
+        "top_n_sigma": (-math.inf, math.inf),
         "xtc_probability": (0, 1),
         "xtc_threshold": (0, 1),
         "min_keep": (0, _INT),
@@ -41,7 +41,7 @@ LIMITS: Final[Mapping[str, tuple[float, float]]] = MappingProxyType(
         "mirostat": (0, 2),
         "mirostat_tau": (0, _LARGE),
         "mirostat_eta": (0, _LARGE),
-        "adaptive_target": (-_FLOAT, 1),
+        "adaptive_target": (-math.inf, 1),
         "adaptive_decay": (0, 0.99),
         "n_probs": (0, 100),
         "seed": (0, 2**32 - 1),
@@ -74,8 +74,9 @@ def problem_of(sampling: Sampling) -> str | None:
     """
     for name, (low, high) in LIMITS.items():
         value = getattr(sampling, name)
-        if not low <= value <= high:
-            return f"{name} is {value}; it must be {low:.9g} to {high:.9g}"
+        if not (low <= value <= high and math.isfinite(value)):
+            wanted = "a finite number" if math.isinf(low) else f"{low:.10g} to {high:.10g}"
+            return f"{name} is {value}; it must be {wanted}"
     unknown = [name for name in sampling.samplers if name not in SAMPLER_NAMES]
     if unknown:
         return f"samplers: there is no {unknown[0]!r}; known are {', '.join(sorted(SAMPLER_NAMES))}"
@@ -99,6 +100,6 @@ def _bias_problem(sampling: Sampling) -> str | None:
     for target, bias in sampling.logit_bias:
         if isinstance(target, str) and not 0 < len(target) <= _LONGEST_BIASED_TEXT:
             return f"logit_bias: a text must have 1 to {_LONGEST_BIASED_TEXT} characters"
-        if bias is not None and not -_FLOAT <= bias <= _FLOAT:
+        if bias is not None and not math.isfinite(bias):
             return f"logit_bias of {target!r} is {bias}; it must be a finite number, or false"
     return None

@@ -45,6 +45,10 @@ class Effects(Protocol):
         """Start a worker for the model. Answered by ``ready`` or ``exited``."""
         ...
 
+    def wake(self, model: str) -> None:
+        """Have the model's sleeping worker load it again. Answered by ``ready`` or ``exited``."""
+        ...
+
     def stop(self, model: str) -> None:
         """Stop the model's worker. Answered by ``exited``."""
         ...
@@ -89,6 +93,7 @@ class Phase(Enum):
     ABSENT = auto()
     STARTING = auto()
     READY = auto()
+    ASLEEP = auto()
     STOPPING = auto()
 
 
@@ -205,9 +210,14 @@ class Scheduler:
             raise ValueError(f"model {model!r} exists already")
         self._models[model] = _Model(model, slots, pinned)
 
-    def resize(self, model: str, memory: int) -> None:
-        """The model takes so many bytes: an estimate before its first start, a measurement after it."""
+    def resize(self, model: str, memory: int, *, measured: bool = False) -> None:
+        """The model takes so many bytes: an estimate before its first start, a measurement after it.
+
+        A model that was loaded fits, whatever was measured: it counts for no more than the whole budget.
+        """
         entry = self._models[model]
+        if measured and self._limits.memory_budget:
+            memory = min(memory, self._limits.memory_budget)
         self._count(entry, -1)
         entry.room = Room(places=1, memory=memory)
         self._count(entry, +1)
@@ -220,7 +230,8 @@ class Scheduler:
         A request that does not ``hold`` only wants the model ready: its grant is its end.
         """
         entry = self._models[model]
-        refusal = self._refusal(entry)
+        ready = entry.phase is Phase.READY and entry.drained_for is None and not entry.waiting
+        refusal = None if ready and (entry.has_slot or not holds) else self._refusal(entry)
         if refusal is not None:
             self._effects.reject(ticket, refusal)
             return
@@ -256,6 +267,16 @@ class Scheduler:
             self._touch(entry)
             self._decide()
 
+    def asleep(self, model: str) -> bool:
+        """The model's worker was told to sleep; the next request wakes it. Returns False, and does nothing, if it is
+        in use.
+        """
+        entry = self._models[model]
+        if entry.phase is not Phase.READY or entry.in_flight or entry.waiting:
+            return False
+        entry.phase = Phase.ASLEEP
+        return True
+
     def exited(self, model: str, error: PoolError | None = None) -> None:
         """The model's process is gone. Granted requests end with it; with an ``error``, those that wait for it end
         too.
@@ -279,7 +300,7 @@ class Scheduler:
         Returns False if it is not running. What was granted is the caller's to end.
         """
         entry = self._models[model]
-        if entry.phase not in (Phase.STARTING, Phase.READY):
+        if entry.phase in (Phase.ABSENT, Phase.STOPPING):
             return False
         self._reject_waiting(entry, error)
         self._stop(entry)
@@ -298,7 +319,10 @@ class Scheduler:
                 self._effects.threads(name, n)
 
     def _make_way(self) -> None:
-        """Start what is wanted and absent, as far as there is room or room can be made."""
+        """Wake what sleeps, and start what is absent, as far as there is room or room can be made."""
+        for model in [model for model in self._wanted.values() if model.phase is Phase.ASLEEP]:
+            model.phase = Phase.STARTING
+            self._effects.wake(model.name)
         promised = Room()
         for model in self._absent_in_turn():
             need = promised + model.room
@@ -362,7 +386,7 @@ class Scheduler:
         idle = [
             model
             for model in self._models.values()
-            if model.phase is Phase.READY
+            if model.phase in (Phase.READY, Phase.ASLEEP)
             and not model.in_flight
             and not model.pinned
             and (not model.waiting or model.drained_for is not None)
@@ -387,7 +411,7 @@ class Scheduler:
             return _too_large(model.name, model.room.memory, self._limits.memory_budget)
         held = model.room
         for other in self._models.values():
-            if other.pinned and other.phase in (Phase.STARTING, Phase.READY):
+            if other.pinned and other.phase not in (Phase.ABSENT, Phase.STOPPING):
                 held += other.room
         return None if self._fits(held) else _no_room(model.name)
 

@@ -5,7 +5,6 @@ nothing about models; the pool does.
 """
 
 import asyncio
-import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -60,6 +59,7 @@ class Worker:
         self._gone = asyncio.Event()
         self._kill_wanted = False
         self._reaped = False
+        self._pumping = False
 
     def __repr__(self) -> str:
         state = "gone" if self._gone.is_set() else "stopping" if self.stopping else "running"
@@ -84,22 +84,24 @@ class Worker:
         on_log: Callable[[bytes], None],
         env: Mapping[str, str] | None = None,
     ) -> None:
-        """Start the process and begin to listen. Raises OSError if it cannot be started; the worker is void then."""
-        endpoint: Endpoint = await transport.endpoint(f"{self.generation}", on_log)
+        """Start the process and begin to listen. Raises what the launcher or the transport raises; the worker is void
+        then, and nothing of it is left.
+        """
+        endpoint: Endpoint | None = None
         try:
+            endpoint = await transport.endpoint(f"{self.generation}", on_log)
             label = self.model if self.model.isascii() else ascii(self.model)
-            self._process = await launcher.launch(
-                LaunchSpec(label=label, endpoint=endpoint, on_log=on_log, env=env or {})
-            )
+            spec = LaunchSpec(label=label or "spare", endpoint=endpoint, on_log=on_log, env=env or {})
+            self._process = await launcher.launch(spec)
         except BaseException:
-            endpoint.discard()
+            if endpoint is not None:
+                endpoint.discard()
             self._gone.set()
             raise
         self._channel = endpoint.channel
         listening = self._spawn(self._listen(self._channel))
         self._spawn(self._watch(self._process, self._channel, listening))
-        if self._backlog:
-            self._spawn(self._pump(self._channel))
+        self._start_pump(self._channel)
         if self._kill_wanted:
             self._process.kill()
 
@@ -115,27 +117,41 @@ class Worker:
         """Send a message in its turn, without waiting. To a worker that is gone or broken this has no effect: its exit
         is news enough.
         """
-        if self._channel is None or self._backlog:
+        if self._channel is None or self._backlog or self._pumping:
             self._backlog.append(message)
             return
         try:
             self._channel.send_nowait(message)
         except ChannelFull:
             self._backlog.append(message)
-            self._spawn(self._pump(self._channel))
+            self._start_pump(self._channel)
         except ChannelError as error:
             _log.debug("%r did not take a message: %s", self, error)
+
+    def _start_pump(self, channel: Channel) -> None:
+        if self._backlog and not self._pumping:
+            self._pumping = True
+            self._spawn(self._pump(channel))
 
     async def _pump(self, channel: Channel) -> None:
         try:
             while self._backlog:
-                await channel.send(self._backlog[0])
-                self._backlog.popleft()
+                await channel.send(self._backlog.popleft())
         except ChannelError as error:
             _log.debug("%r did not take a message: %s", self, error)
             self._backlog.clear()
+        finally:
+            self._pumping = False
 
     async def _listen(self, channel: Channel) -> None:
+        try:
+            await self._hear(channel)
+        except Exception:
+            # A mistake of ours must cost this worker and not leave everyone who counts on it waiting.
+            _log.exception("%r: the pool could not handle a message", self)
+            self.fail("the pool could not handle a message of it")
+
+    async def _hear(self, channel: Channel) -> None:
         try:
             while True:
                 for message in await channel.receive():
@@ -149,7 +165,7 @@ class Worker:
 
     def fail(self, reason: str) -> None:
         """Kill the worker for a reason, which its exit is then explained with."""
-        if not self._gone.is_set() and not self.kill_reason:
+        if not self._reaped and not self.kill_reason:
             self.kill_reason = reason
         self.kill()
 
@@ -195,8 +211,7 @@ class Worker:
         end = await process.wait()
         self._reaped = True
         channel.peer_exited()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.shield(listening), LAST_MESSAGES_SECONDS)
+        await asyncio.wait([listening], timeout=LAST_MESSAGES_SECONDS)
         listening.cancel()
         if self._kill_timer is not None:
             self._kill_timer.cancel()

@@ -14,7 +14,6 @@ from llamaherd.pool.child.guards import arm_parent_death_signal, watch_lifeline
 from llamaherd.pool.child.serve import ExitCode, Service
 from llamaherd.transport import CHANNEL_ENV, connect, take_stdio
 
-
 #: The engine to import before any command; set by the pool for a spare worker.
 PRELOAD_ENV = "LLAMAHERD_PRELOAD"
 

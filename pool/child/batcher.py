@@ -312,15 +312,16 @@ class Batcher:
             elif sequence.full:
                 self._end(sequence, sequence.done("length"))  # max_tokens 0: the prompt was all that was asked for
             else:
-                delta, reason = sequence.accept(token, self._vocab, self._probs(sequence, index, len(parts), token))
+                count = sequence.request.sampling.n_probs
+                probs = (self._likeliest(index, len(parts), token, count),) if count else ()
+                delta, reason = sequence.accept(token, self._vocab, probs)
                 deltas.append(delta)
                 if reason is not None:
                     self._end(sequence, sequence.done(reason))
         return deltas
 
-    def _probs(self, sequence: Sequence, index: int, outputs: int, token: int) -> tuple[TokenProbs, ...]:
-        count = sequence.request.sampling.n_probs
-        return (likeliest(self._context.logits(outputs)[index], token, count, self._vocab),) if count else ()
+    def _likeliest(self, index: int, outputs: int, token: int, count: int) -> TokenProbs:
+        return likeliest(self._context.logits(outputs)[index], token, count, self._vocab)
 
 
 def _not_numbers(request: int) -> Failed:

@@ -27,6 +27,7 @@ import numpy.typing as npt
 __all__ = [
     "AbortFlag",
     "ContextSettings",
+    "DryRecipe",
     "batch_struct",
     "context_create",
     "context_free",
@@ -510,12 +511,22 @@ _dry = _bind(_short, "llama_sampler_init_dry", _ptr, _ptr, _f32, _f32, _i32, _i3
 _logit_bias = _bind(_short, "llama_sampler_init_logit_bias", _ptr, _i32, _i32, ctypes.POINTER(_low.llama_logit_bias))
 
 
-def sampler_dry(
-    vocab: int, *, multiplier: float, base: float, allowed_length: int, last_n: int, breakers: Sequence[bytes]
-) -> int:
+@dataclass(frozen=True, kw_only=True)
+class DryRecipe:
+    """The arguments of a DRY sampler. ``last_n`` entries are allocated at once."""
+
+    multiplier: float
+    base: float
+    allowed_length: int
+    last_n: int
+    breakers: tuple[bytes, ...]
+
+
+def sampler_dry(vocab: int, recipe: DryRecipe) -> int:
     """Return a DRY sampler. It searches the whole vocabulary for each breaker: 10 ms and more with a large one."""
-    texts = (ctypes.c_char_p * len(breakers))(*breakers)
-    handle: int = _dry(vocab, multiplier, base, allowed_length, last_n, texts, len(breakers))
+    texts = (ctypes.c_char_p * len(recipe.breakers))(*recipe.breakers)
+    numbers = (recipe.multiplier, recipe.base, recipe.allowed_length, recipe.last_n)
+    handle: int = _dry(vocab, *numbers, texts, len(recipe.breakers))
     return handle
 
 

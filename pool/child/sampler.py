@@ -1,12 +1,13 @@
 """How the next token is chosen: the highest logit, or a chain of llama.cpp's samplers."""
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from llamaherd.pool.child import bindings
+from llamaherd.pool.child.bindings import DryRecipe
 from llamaherd.pool.child.chain import Step, look_back, memory, plan
 from llamaherd.pool.child.context import Context
 from llamaherd.pool.child.engine import RequestError
@@ -51,7 +52,7 @@ class Samplers:
     def __init__(self, vocab: Vocab, context: int) -> None:
         self._vocab: Final = vocab
         self._context: Final = context
-        self._patterns: Final[dict[tuple[Any, ...], int]] = {}
+        self._patterns: Final[dict[DryRecipe, int]] = {}
 
     def check(self, sampling: Sampling) -> None:
         """Raise RequestError for what the samplers cannot take."""
@@ -94,16 +95,15 @@ class Samplers:
 
     def _dry_pattern(self, sampling: Sampling) -> int:
         """Return a DRY sampler to clone. Making one takes tens of milliseconds, in which nobody gets a token."""
-        values = {
-            "multiplier": sampling.dry_multiplier,
-            "base": sampling.dry_base,
-            "allowed_length": sampling.dry_allowed_length,
-            "last_n": look_back(sampling.dry_penalty_last_n, self._context),
-            "breakers": tuple(text.encode("utf-8", "replace") for text in sampling.dry_sequence_breakers),
-        }
-        key = tuple(values.values())
-        pattern = self._patterns.pop(key, 0) or self._vocab.dry_sampler(**values)
-        self._patterns[key] = pattern
+        recipe = DryRecipe(
+            multiplier=sampling.dry_multiplier,
+            base=sampling.dry_base,
+            allowed_length=sampling.dry_allowed_length,
+            last_n=look_back(sampling.dry_penalty_last_n, self._context),
+            breakers=tuple(text.encode("utf-8", "replace") for text in sampling.dry_sequence_breakers),
+        )
+        pattern = self._patterns.pop(recipe, 0) or self._vocab.dry_sampler(recipe)
+        self._patterns[recipe] = pattern
         if len(self._patterns) > _MOST_PATTERNS:
             bindings.sampler_free(self._patterns.pop(next(iter(self._patterns))))
         return pattern

@@ -22,7 +22,7 @@ from typing import Final
 from llamaherd.pool.child.engine import Engine, EngineError, ModelInfo, RequestError
 from llamaherd.pool.machine import resident_bytes
 from llamaherd.transport.channel import ChildChannel
-from llamaherd.transport.errors import ChannelError
+from llamaherd.transport.errors import ChannelError, MessageTooLarge
 from llamaherd.transport.messages import (
     Cancel,
     ChildMessage,
@@ -119,6 +119,9 @@ class Service:
         except ChannelError:
             if not self._leaving.is_set():
                 os._exit(ExitCode.ORPHANED)
+        except BaseException as error:  # a worker that cannot hear must not live on
+            sys.excepthook(type(error), error, error.__traceback__)
+            os._exit(ExitCode.ENGINE_BROKE)
 
     # --- engine thread ---
 
@@ -206,6 +209,9 @@ class Service:
                     self._channel.send(Result(request=command.request, text=engine.detokenize(command)))
                 case Template():
                     self._channel.send(Result(request=command.request, text=engine.template(command)))
+        except MessageTooLarge as error:
+            failure = Failed(request=command.request, message=str(error), fault="caller", code="too_large")
+            self._channel.send(failure)
         except RequestError as error:
             fault: Fault = "worker" if error.code == "not_loaded" else "caller"
             self._channel.send(Failed(request=command.request, message=str(error), fault=fault, code=error.code))
@@ -223,9 +229,9 @@ class Service:
             self._channel.send(State(state="ready", payload=ready_payload(command, info)))
 
     def _wake(self) -> None:
-        if self._load is None or self._awake:
+        if self._load is None:
             log("ignored a wake command: there is nothing to wake")
-        elif self._load_model(self._load) is not None:
+        elif self._awake or self._load_model(self._load) is not None:
             self._channel.send(State(state="ready"))
 
     def _sleep(self) -> None:

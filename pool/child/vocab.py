@@ -29,7 +29,9 @@ class Vocab:
         self.adds_eos: Final = bindings.vocab_add_eos(self._handle)
         #: Tokens that the model's maker wants never to be generated.
         self.suppressed: Final = bindings.vocab_suppressed(self._handle)
+        # Filled as tokens come: asking llama.cpp costs several times a look-up, and for all tokens it would take long.
         self._pieces: Final[dict[int, bytes]] = {}
+        self._ends: Final[dict[int, bool]] = {}
         self._longest = 0
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool = False) -> list[int]:
@@ -69,18 +71,9 @@ class Vocab:
         """Return the bytes of a token; control tokens are spelled by their name."""
         return self.piece(token) or bindings.token_to_piece(self._handle, token, special=True)
 
-    def dry_sampler(
-        self, *, multiplier: float, base: float, allowed_length: int, last_n: int, breakers: Sequence[bytes]
-    ) -> int:
-        """Return a new sampler against repetition, which knows this vocabulary's spellings of ``breakers``."""
-        return bindings.sampler_dry(
-            self._handle,
-            multiplier=multiplier,
-            base=base,
-            allowed_length=allowed_length,
-            last_n=last_n,
-            breakers=breakers,
-        )
+    def dry_sampler(self, recipe: bindings.DryRecipe) -> int:
+        """Return a new sampler against repetition, which knows how this vocabulary spells the sequence breakers."""
+        return bindings.sampler_dry(self._handle, recipe)
 
     def name(self, token: int) -> str:
         """Return the text of a token, control tokens by their name; empty for -1, "this model has none"."""
@@ -96,7 +89,10 @@ class Vocab:
 
     def ends(self, token: int) -> bool:
         """Whether a token ends the generation."""
-        return bindings.vocab_is_eog(self._handle, token)
+        ends = self._ends.get(token)
+        if ends is None:
+            ends = self._ends[token] = bindings.vocab_is_eog(self._handle, token)
+        return ends
 
     def least_tokens(self, length: int, limit: int) -> int:
         """Return how many tokens a text of ``length`` characters has at least; 0 if it may be fewer than ``limit``.

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from herding import run
-from llamaherd.pool import Generation, WorkerFailed
+from llamaherd.pool import Generation, TokenProb, TokenProbs, WorkerFailed
 from llamaherd.pool.generation import MAX_WAITING_PIECES
 from llamaherd.transport.messages import Delta, Done, Usage
 
@@ -137,5 +137,19 @@ def test_leaving_the_block_early_cancels() -> None:
         async with caller.generation:
             pass
         assert caller.cancelled == 1
+
+    run(scene())
+
+
+def test_probabilities_follow_their_tokens_even_to_a_slow_reader() -> None:
+    async def scene() -> None:
+        caller = Caller()
+        fed = [TokenProbs(TokenProb(number, -1.0, b"a")) for number in range(MAX_WAITING_PIECES + 5)]
+        for number, probs in enumerate(fed):
+            caller.generation.feed(Delta(1, "a", (number,), (probs,)))
+        caller.generation.finish(DONE)
+        whole = await caller.generation.collect()
+        assert whole.probs == tuple(fed)
+        assert whole.tokens == tuple(range(len(fed)))
 
     run(scene())

@@ -1,7 +1,7 @@
 """What callers may say of a request, and the message that it becomes."""
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -15,7 +15,12 @@ from llamaherd.transport.messages import Generate, Sampling, decode, encode
 
 
 def sampling(**params: Any) -> Sampling:
-    return completion_request(1, "x", GenerateParams(**params)).sampling  # type: ignore[typeddict-item]
+    return completion_request(1, "x", cast(GenerateParams, params)).sampling
+
+
+def with_number(name: str, value: float) -> Sampling:
+    fields: dict[str, Any] = {name: value}
+    return Sampling(**fields)
 
 
 def refusal(**params: Any) -> str:
@@ -47,8 +52,8 @@ def test_the_bounds_of_a_number_are_allowed_and_nothing_beyond(name: str) -> Non
         if name != "seed":
             assert getattr(sampling(**{name: value}), name) == value
             assert refusal(**{name: int(beyond) if whole else beyond}).startswith(f"{name} must be ")
-        assert problem_of(Sampling(**{name: value})) is None
-        assert problem_of(Sampling(**{name: beyond})) is not None
+        assert problem_of(with_number(name, value)) is None
+        assert problem_of(with_number(name, beyond)) is not None
 
 
 @pytest.mark.parametrize("name", sorted(LIMITS))

@@ -313,6 +313,30 @@ def test_an_assertion_of_llama_cpp_leaves_its_words_on_stderr() -> None:
     assert "GGML_ASSERT" in done.stderr[-1000:]
 
 
+NARROW = """
+import sys
+from llamaherd.pool.child.llama_engine import LlamaEngine
+from llamaherd.transport.messages import EngineOptions, Load
+
+for path in sys.argv[1:]:
+    for options in (
+        EngineOptions(n_ctx=256, n_parallel=8, n_batch=1, n_ubatch=1),
+        EngineOptions(n_ctx=256, n_parallel=256),
+        EngineOptions(n_ctx=256, n_parallel=1, n_cached=255, n_batch=1),
+        EngineOptions(n_ctx=256, n_parallel=8, n_cached=0, swa_full=False),
+    ):
+        engine = LlamaEngine()
+        engine.load(Load(model="x", path=path, options=options), lambda _: True)
+        engine.unload()
+print("all loaded")
+"""
+
+
+def test_extreme_counts_of_slots_and_rows_load_with_every_kind_of_model() -> None:
+    done = in_a_process(NARROW, *(tiny_model(name) for name in ("random", "mamba", "gemma2", "bert", "rank")))
+    assert done.stdout == "all loaded\n", done.stderr[-1000:]
+
+
 LIGHT = """
 import sys
 import llamaherd.pool.child.llama_engine

@@ -184,7 +184,7 @@ def test_threads_are_handed_to_the_engine(shop: Shop) -> None:
 def test_what_nobody_understands_is_ignored(shop: Shop) -> None:
     shop.load()
     again = Load(model="second", engine="fake")
-    shop.desk.tell(Unknown("riddle", "unknown kind"), again, Wake(), Tokenize(request=1, text=""))
+    shop.desk.tell(Unknown("riddle", "unknown kind"), again, Tokenize(request=1, text=""))
     assert isinstance(shop.desk.hear(), Result)
 
 
