@@ -3,22 +3,25 @@
 import secrets
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from starlette.requests import Request
 from starlette.responses import Response
 
+from llamaherd.http.choices import Choices, collect_all
 from llamaherd.http.connection import while_connected
 from llamaherd.http.front import Front, json_response
 from llamaherd.http.problems import problem_of
 from llamaherd.http.schema import GenerateBody
 from llamaherd.http.sse import DONE, EventStream, frame
+from llamaherd.http.tally import Meter
 from llamaherd.pool import Completion, Generation, Piece, Timings, Usage, WorkerFailed
 
-__all__ = ["Answer", "respond", "timings_json", "usage_json"]
+__all__ = ["FINGERPRINT", "Answer", "OpenAIAnswer", "Summary", "respond", "timings_json", "usage_json"]
 
+#: Who made an answer.
 FINGERPRINT: Final = f"llamaherd-{version('llamaherd')}"
 
 
@@ -54,6 +57,65 @@ def _pace(name: str, count: int, ms: float) -> dict[str, Any]:
 class Answer(ABC):
     """The JSON of one answer, whole or in chunks; each API has its own.
 
+    Attributes:
+        ending: What a stream ends with, after its last chunk.
+    """
+
+    ending: bytes = DONE
+
+    @abstractmethod
+    def whole(self, completions: Sequence[Completion]) -> dict[str, Any]:
+        """Return the answer to a request without ``stream``."""
+
+    @abstractmethod
+    def opening(self, index: int) -> Iterable[dict[str, Any]]:
+        """Return the chunks that come before the first text of a choice."""
+
+    @abstractmethod
+    def middle(self, index: int, piece: Piece) -> Iterable[dict[str, Any]]:
+        """Return the chunks that a piece of a choice before its last becomes."""
+
+    @abstractmethod
+    def closing(self, index: int, piece: Piece, summary: "Summary | None") -> Iterable[dict[str, Any]]:
+        """Return the chunks that the last piece of a choice becomes; with the summary, the stream ends with them."""
+
+
+class Summary(NamedTuple):
+    """What all choices of an answer took together.
+
+    Attributes:
+        usage: The prompt counts once, as OpenAI has it.
+        timings: None where several generations ran side by side.
+        wanted: Whether the client has asked for the usage.
+    """
+
+    usage: Usage
+    timings: Timings | None
+    wanted: bool = False
+
+    @classmethod
+    def of(cls, ends: Sequence[Completion | Piece], *, wanted: bool = False) -> "Summary":
+        """Return the summary of answers, or of their last pieces."""
+        usages = [end.usage or Usage() for end in ends]
+        usage = Usage(
+            prompt_tokens=usages[0].prompt_tokens,
+            cached_tokens=usages[0].cached_tokens,
+            completion_tokens=sum(usage.completion_tokens for usage in usages),
+        )
+        return cls(usage, (ends[0].timings or Timings()) if len(ends) == 1 else None, wanted)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return ``usage``, and ``timings`` where there are some."""
+        return {"usage": usage_json(self.usage), **self.timings_json()}
+
+    def timings_json(self) -> dict[str, Any]:
+        """Return ``timings`` where there are some."""
+        return {} if self.timings is None else {"timings": timings_json(self.usage, self.timings)}
+
+
+class OpenAIAnswer(Answer):
+    """What the objects of the OpenAI family share.
+
     Args:
         model: The name under which the pool knows the model.
         prefix: How the answer's id begins.
@@ -70,66 +132,59 @@ class Answer(ABC):
     def _object(self, kind: str, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
         return {"choices": choices, **self._common, "object": kind, **more}
 
-    @abstractmethod
-    def whole(self, completion: Completion) -> dict[str, Any]:
-        """Return the answer to a request without ``stream``."""
 
-    @abstractmethod
-    def opening(self) -> Iterable[dict[str, Any]]:
-        """Return the chunks that come before the first text."""
-
-    @abstractmethod
-    def middle(self, text: str) -> dict[str, Any]:
-        """Return the chunk of a text."""
-
-    @abstractmethod
-    def closing(self, piece: Piece, *, include_usage: bool) -> Iterable[dict[str, Any]]:
-        """Return the chunks that the last piece becomes."""
-
-
-async def respond(front: Front, request: Request, body: GenerateBody, work: Generation, answer: Answer) -> Response:
-    """Return the response that carries a generation to its client; a client that leaves cancels it."""
+async def respond(
+    front: Front, request: Request, body: GenerateBody, works: Sequence[Generation], answer: Answer
+) -> Response:
+    """Return the response that carries generations to their client; a client that leaves cancels them."""
+    meters = [front.meter(work) for work in works]
     if body.stream:
         wish = body.sse_ping_interval
         ping = front.stream_ping if wish is None else float(wish) if wish > 0 else None
-        return EventStream(_Chunks(work, answer, include_usage=body.include_usage), ping=ping, on_error=_error_frame)
-    completion = await while_connected(request.receive, work.collect())
-    if completion.finish_reason == "cancelled":
+        return EventStream(_Chunks(meters, answer, include_usage=body.include_usage), ping=ping, on_error=_error_frame)
+    completions = await while_connected(request.receive, collect_all(meters))
+    if any(completion.finish_reason == "cancelled" for completion in completions):
         raise _cancelled()
-    return json_response(answer.whole(completion))
+    return json_response(answer.whole(completions))
 
 
 class _Chunks:
-    """A generation as frames. ``anext`` on a generation loses nothing when cancelled, so neither does this."""
+    """Generations as frames. ``anext`` on choices loses nothing when cancelled, so neither does this."""
 
-    def __init__(self, work: Generation, answer: Answer, *, include_usage: bool) -> None:
-        self._work = work
+    def __init__(self, meters: Sequence[Meter], answer: Answer, *, include_usage: bool) -> None:
+        self._choices = Choices(meters)
         self._answer = answer
         self._include_usage = include_usage
-        self._opened = False
+        self._opened: set[int] = set()
+        self._ends: dict[int, Piece] = {}
+        self._count = len(meters)
 
     async def __anext__(self) -> bytes:
         while True:
-            frames = self._frames(await anext(self._work))
+            frames = self._frames(*await anext(self._choices))
             if frames:
                 return frames
 
-    def _frames(self, piece: Piece) -> bytes:
+    def _frames(self, index: int, piece: Piece) -> bytes:
         if piece.finish_reason == "cancelled":
             raise _cancelled()
         chunks: list[dict[str, Any]] = []
-        if not self._opened:
-            self._opened = True
-            chunks.extend(self._answer.opening())
-        if piece.text:
-            chunks.append(self._answer.middle(piece.text))
-        if piece.finish_reason is not None:
-            chunks.extend(self._answer.closing(piece, include_usage=self._include_usage))
-        frames = b"".join(map(frame, chunks))
-        return frames if piece.finish_reason is None else frames + DONE
+        if index not in self._opened:
+            self._opened.add(index)
+            chunks.extend(self._answer.opening(index))
+        if piece.finish_reason is None:
+            chunks.extend(self._answer.middle(index, piece))
+            return b"".join(map(frame, chunks))
+        self._ends[index] = piece
+        summary = None
+        if len(self._ends) == self._count:
+            ends = [self._ends[number] for number in range(self._count)]
+            summary = Summary.of(ends, wanted=self._include_usage)
+        chunks.extend(self._answer.closing(index, piece, summary))
+        return b"".join(map(frame, chunks)) + (self._answer.ending if summary is not None else b"")
 
     async def aclose(self) -> None:
-        await self._work.aclose()
+        await self._choices.aclose()
 
 
 def _cancelled() -> WorkerFailed:

@@ -1,7 +1,7 @@
 """The application: which path leads to which handler, and how whatever is raised becomes an answer."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 
 from starlette.applications import Starlette
@@ -14,11 +14,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llamaherd.http.chat import chat_completions
 from llamaherd.http.completions import completions
-from llamaherd.http.front import DEFAULT_MAX_BODY_BYTES, Front
+from llamaherd.http.front import DEFAULT_BODY_SECONDS, DEFAULT_MAX_BODY_BYTES, Front
+from llamaherd.http.gate import Gate
 from llamaherd.http.health import health
+from llamaherd.http.metrics import metrics as get_metrics
 from llamaherd.http.models import list_models, load_model, model_events, unload_model
+from llamaherd.http.native import native_completion
 from llamaherd.http.problems import UNAVAILABLE, Problem, problem_of
-from llamaherd.pool import Pool, PoolError
+from llamaherd.http.props import props
+from llamaherd.http.security import Security
+from llamaherd.http.text import apply_template, detokenize, tokenize
+from llamaherd.pool import ModelSpec, Pool, PoolError
 
 __all__ = ["create_app"]
 
@@ -28,8 +34,13 @@ def create_app(
     *,
     default_model: str | None = None,
     autoload: bool = True,
+    manage: bool = True,
+    metrics: bool = True,
+    specs: Iterable[ModelSpec] = (),
+    security: Security | None = None,
     max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
-    stream_ping: float = 10.0,
+    body_seconds: float = DEFAULT_BODY_SECONDS,
+    stream_ping: float | None = 10.0,
     event_ping: float = 15.0,
 ) -> Starlette:
     """Return the application that serves a pool. The pool is opened and closed by the caller.
@@ -37,9 +48,14 @@ def create_app(
     Args:
         default_model: Serves requests that name no model; None refuses them.
         autoload: Whether a request loads its model; ``?autoload=`` overrides it.
+        manage: Whether clients may load and unload models by ``/models/load`` and ``/models/unload``.
+        metrics: Whether ``/metrics`` answers.
+        specs: The models' settings, which ``/props`` tells of; models without one have fewer properties.
+        security: Who may use it. By default everybody who can reach it, except for pages of strangers in a browser.
         max_body_bytes: Largest request body; a larger one is refused with 413.
+        body_seconds: Seconds to wait for the next part of a body before the request is refused with 408.
         stream_ping: Seconds of silence before a generation's stream sends a comment; also how long the first piece is
-            waited for before the headers go out.
+            waited for before the headers go out. None sends none, and waits.
         event_ping: Seconds of silence before ``/models/sse`` sends a comment.
 
     The app's ``state.front`` is the :class:`~llamaherd.http.front.Front` behind it.
@@ -48,13 +64,17 @@ def create_app(
         pool=pool,
         default_model=default_model,
         autoload=autoload,
+        manage=manage,
+        metrics=metrics,
+        specs={spec.name: spec for spec in specs},
         max_body_bytes=max_body_bytes,
+        body_seconds=body_seconds,
         stream_ping=stream_ping,
         event_ping=event_ping,
     )
     app = Starlette(
         routes=_routes(front),
-        middleware=[Middleware(_LastResort)],
+        middleware=[Middleware(Gate, security=security or Security()), Middleware(_LastResort)],
         exception_handlers={
             PoolError: _answer_problem,
             Problem: _answer_problem,
@@ -82,6 +102,13 @@ def _routes(front: Front) -> list[Route]:
         route("/chat/completions", chat_completions, "POST"),
         route("/v1/chat/completions", chat_completions, "POST"),
         route("/v1/completions", completions, "POST"),
+        route("/completion", native_completion, "POST"),
+        route("/completions", native_completion, "POST"),
+        route("/tokenize", tokenize, "POST"),
+        route("/detokenize", detokenize, "POST"),
+        route("/apply-template", apply_template, "POST"),
+        route("/props", props, "GET"),
+        route("/metrics", get_metrics, "GET"),
     ]
 
 

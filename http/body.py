@@ -1,5 +1,6 @@
 """A request's body: read within a limit, and parsed to JSON that everything behind it can carry."""
 
+import asyncio
 from typing import Any, Final, cast
 
 import msgspec
@@ -13,21 +14,24 @@ __all__ = ["MAX_DEPTH", "read_json"]
 MAX_DEPTH: Final = 100
 
 _TOO_LARGE: Final = Kind(413, INVALID_REQUEST.type)
+_TOO_SLOW: Final = Kind(408, INVALID_REQUEST.type)
+_CLOSE: Final = {"Connection": "close"}
 _decoder: Final = msgspec.json.Decoder()
 
 
-async def read_json(request: Request, limit: int) -> dict[str, Any]:
+async def read_json(request: Request, limit: int, *, patience: float) -> dict[str, Any]:
     """Return the body as an object.
 
     Args:
         limit: Most bytes to take.
+        patience: Seconds to wait for its next part.
 
     Raises:
-        Problem: 413 if the body is larger than that; 400 if it is no JSON object, or nested deeper than
-            :data:`MAX_DEPTH`.
+        Problem: 413 if the body is larger than that; 408 if it stays away; 400 if it is no JSON object, or nested
+            deeper than :data:`MAX_DEPTH`.
         ClientDisconnect: the client left before the end of the body.
     """
-    raw = await _read(request, limit)
+    raw = await _read(request, limit, patience)
     if not raw:
         raise Problem(INVALID_REQUEST, "the request body is empty, a JSON object is expected")
     try:
@@ -43,21 +47,30 @@ async def read_json(request: Request, limit: int) -> dict[str, Any]:
     return body
 
 
-async def _read(request: Request, limit: int) -> bytes:
+async def _read(request: Request, limit: int, patience: float) -> bytes:
     announced = request.headers.get("content-length", "")
     if announced.isascii() and announced.isdigit() and int(announced[:20]) > limit:
         raise _too_large(limit)
     received = bytearray()
-    async for chunk in request.stream():
+    stream = request.stream()
+    while True:
+        try:
+            async with asyncio.timeout(patience):
+                chunk = await anext(stream)
+        except StopAsyncIteration:
+            return bytes(received)
+        except TimeoutError:
+            raise Problem(
+                _TOO_SLOW, f"nothing of the request body came for {patience:g} seconds", headers=_CLOSE
+            ) from None
         received += chunk
         if len(received) > limit:
             raise _too_large(limit)
-    return bytes(received)
 
 
 def _too_large(limit: int) -> Problem:
     # Closing spares both sides the rest of the upload.
-    return Problem(_TOO_LARGE, f"the request body is over the limit of {limit} bytes", headers={"Connection": "close"})
+    return Problem(_TOO_LARGE, f"the request body is over the limit of {limit} bytes", headers=_CLOSE)
 
 
 def _too_deep() -> Problem:

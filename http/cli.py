@@ -26,6 +26,7 @@ from llamaherd.http.options import (
     stop_timeout_option,
     transport_option,
 )
+from llamaherd.http.server_options import ServerSettings, server_options
 from llamaherd.http.terminal import log_to_stderr, printable, report, restore
 from llamaherd.pool import (
     Catalog,
@@ -62,18 +63,7 @@ def cli(context: click.Context) -> None:
 @model_option
 @models_dir_option
 @alias_option
-@click.option(
-    "--host", default="127.0.0.1", show_default=True, envvar="LLAMA_ARG_HOST", help="The address to listen on."
-)
-@click.option(
-    "--port",
-    type=Whole(0, 65535),
-    metavar="PORT",
-    default=8080,
-    show_default=True,
-    envvar="LLAMA_ARG_PORT",
-    help="The port to listen on. 0 takes a free one.",
-)
+@server_options
 @click.option(
     "--models-max",
     type=Whole(0),
@@ -90,8 +80,7 @@ def serve(
     models: Sequence[str],
     models_dir: Path | None,
     alias: str,
-    host: str,
-    port: int,
+    settings: ServerSettings,
     models_max: int,
     transport: str,
     stop_timeout: float,
@@ -110,14 +99,23 @@ def serve(
         raise ModelNotFound(f"there is no model in {models_dir}")
     names = [spec.name for spec in catalog.models]
     log_to_stderr()
+    settings.warn()
 
     async def listen(guard: signals.SignalGuard) -> None:
         async with Pool(catalog.models, transport=transport, models_max=models_max, stop_timeout=stop_timeout) as pool:
             await guard.guard(
                 server.serve(
                     pool,
-                    host=host,
-                    port=port,
+                    host=settings.host,
+                    port=settings.port,
+                    limits=settings.limits,
+                    tls=settings.tls,
+                    security=settings.security,
+                    autoload=settings.autoload,
+                    manage=settings.manage,
+                    metrics=settings.metrics,
+                    stream_ping=settings.stream_ping,
+                    specs=catalog.models,
                     default_model=names[0] if models_dir is None and len(names) == 1 else None,
                     on_ready=lambda url: click.echo(_listening(url, names)),
                 )

@@ -1,21 +1,27 @@
 """The front end's state: which pool it serves, its limits, and who listens to its events."""
 
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from llamaherd.http.problems import INVALID_REQUEST, UNAVAILABLE, Problem
+from llamaherd.http.body import read_json
+from llamaherd.http.problems import DISABLED, INVALID_REQUEST, UNAVAILABLE, Problem
 from llamaherd.http.schema import ModelBody
-from llamaherd.pool import Pool, Subscription
+from llamaherd.http.tally import Meter, Tally
+from llamaherd.pool import Generation, ModelNotLoaded, ModelSpec, Pool, State, Subscription
 
-__all__ = ["DEFAULT_MAX_BODY_BYTES", "MAX_LISTENERS", "Front", "json_response"]
+__all__ = ["DEFAULT_BODY_SECONDS", "DEFAULT_MAX_BODY_BYTES", "MAX_LISTENERS", "Front", "json_response"]
 
 DEFAULT_MAX_BODY_BYTES: Final = 64 * 1024 * 1024
+DEFAULT_BODY_SECONDS: Final = 30.0
 #: Most clients of ``/models/sse`` at a time.
 MAX_LISTENERS: Final = 256
+_RUNNING: Final = frozenset({State.LOADING, State.LOADED, State.SLEEPING})
 
 
 @dataclass(kw_only=True)
@@ -25,20 +31,34 @@ class Front:
     Attributes:
         default_model: Serves requests that name no model; None refuses them.
         autoload: Whether a request loads its model; ``?autoload=`` overrides it.
+        manage: Whether clients may load and unload models.
         max_body_bytes: Largest request body.
+        body_seconds: Seconds to wait for the next part of a request's body.
         stream_ping: Seconds of silence before a generation's stream sends a comment; also how long the first piece is
-            waited for before the headers go out.
+            waited for before the headers go out. None sends none, and waits.
         event_ping: The same for ``/models/sse``.
+        metrics: Whether ``/metrics`` answers.
+        specs: What is known of the models' settings, by name.
+        tallies: What was counted, by model.
         listeners: The open ``/models/sse`` streams.
     """
 
     pool: Pool
     default_model: str | None = None
     autoload: bool = True
+    manage: bool = True
     max_body_bytes: int = DEFAULT_MAX_BODY_BYTES
-    stream_ping: float = 10.0
+    body_seconds: float = DEFAULT_BODY_SECONDS
+    stream_ping: float | None = 10.0
     event_ping: float = 15.0
+    metrics: bool = True
+    specs: Mapping[str, ModelSpec] = field(default_factory=dict[str, ModelSpec])
+    tallies: defaultdict[str, Tally] = field(default_factory=lambda: defaultdict(Tally))
     listeners: set[Subscription] = field(default_factory=set[Subscription])
+
+    async def read(self, request: Request) -> dict[str, Any]:
+        """Return a request's body. Raises as :func:`~llamaherd.http.body.read_json`."""
+        return await read_json(request, self.max_body_bytes, patience=self.body_seconds)
 
     def model_of(self, body: ModelBody) -> str:
         """Return the model that a body names. Raises Problem if it names none and there is no default."""
@@ -51,6 +71,27 @@ class Front:
         """Return whether a request may load its model."""
         wish = request.query_params.get("autoload", "")
         return wish in ("true", "1") if wish else self.autoload
+
+    def meter(self, work: Generation) -> Meter:
+        """Return the generation as one whose pieces are counted."""
+        return Meter(work, self.tallies[work.model])
+
+    def find_ready(self, request: Request, body: ModelBody) -> str:
+        """Return the name of the model that a body names, and that the request may use.
+
+        Raises:
+            Problem, ModelNotFound: as :meth:`model_of` and the pool.
+            ModelNotLoaded: it is not running, and the request may not load it.
+        """
+        status = self.pool.status(self.model_of(body))
+        if status.state not in _RUNNING and not self.autoload_of(request):
+            raise ModelNotLoaded(f"model {status.name!r} is not loaded", code="model_not_loaded")
+        return status.name
+
+    def check_manage(self) -> None:
+        """Raise Problem if clients may not load and unload models."""
+        if not self.manage:
+            raise Problem(DISABLED, "this feature is disabled")
 
     def listen(self) -> Subscription:
         """Return a new subscription to the pool's events. Raises Problem if there are too many."""

@@ -6,7 +6,6 @@ from typing import Any, Final
 from starlette.requests import Request
 from starlette.responses import Response
 
-from llamaherd.http.body import read_json
 from llamaherd.http.front import Front, json_response
 from llamaherd.http.problems import INVALID_REQUEST, NOT_FOUND, Problem, problem_of
 from llamaherd.http.schema import ModelBody, parse
@@ -26,7 +25,8 @@ async def list_models(front: Front, request: Request) -> Response:
 
 async def load_model(front: Front, request: Request) -> Response:
     """Begin to load a model. What becomes of it is told by ``/models/sse`` and the list."""
-    model = front.model_of(parse(await read_json(request, front.max_body_bytes), ModelBody))
+    front.check_manage()
+    model = front.model_of(parse(await front.read(request), ModelBody))
     try:
         front.pool.start_load(model)
     except ModelNotFound:
@@ -36,7 +36,8 @@ async def load_model(front: Front, request: Request) -> Response:
 
 async def unload_model(front: Front, request: Request) -> Response:
     """Begin to unload a model."""
-    model = front.model_of(parse(await read_json(request, front.max_body_bytes), ModelBody))
+    front.check_manage()
+    model = front.model_of(parse(await front.read(request), ModelBody))
     try:
         front.pool.start_unload(model)
     except ModelNotFound:

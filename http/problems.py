@@ -30,10 +30,14 @@ from llamaherd.pool import (
 )
 
 __all__ = [
+    "AUTHENTICATION",
+    "DISABLED",
     "EXCEED_CONTEXT",
     "INVALID_REQUEST",
     "NOT_FOUND",
+    "NOT_OFFERED",
     "NOT_SUPPORTED",
+    "PERMISSION",
     "SERVER_ERROR",
     "TABLE",
     "UNAVAILABLE",
@@ -56,8 +60,12 @@ INVALID_REQUEST: Final = Kind(400, "invalid_request_error")
 EXCEED_CONTEXT: Final = Kind(400, "exceed_context_size_error")
 # llama-server has this word with 501; a 4xx says better that the same request will not do next time either.
 NOT_SUPPORTED: Final = Kind(400, "not_supported_error")
+AUTHENTICATION: Final = Kind(401, "authentication_error")
+PERMISSION: Final = Kind(403, "permission_error")
+DISABLED: Final = Kind(403, "feature_disabled")
 NOT_FOUND: Final = Kind(404, "not_found_error")
 SERVER_ERROR: Final = Kind(500, "server_error")
+NOT_OFFERED: Final = Kind(501, NOT_SUPPORTED.type)
 UNAVAILABLE: Final = Kind(503, "unavailable_error")
 
 #: What each error of the pool is to a client. An unknown model is 400, as in llama-server's router.

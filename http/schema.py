@@ -14,20 +14,34 @@ import msgspec
 from llamaherd.http.problems import INVALID_REQUEST, NOT_SUPPORTED, Problem
 from llamaherd.pool import ChatParams, GenerateParams
 
-__all__ = ["UNSUPPORTED", "ChatBody", "CompletionBody", "GenerateBody", "ModelBody", "StreamOptions", "parse"]
+__all__ = [
+    "MAX_CHOICES",
+    "RANDOM_SEED",
+    "UNSUPPORTED",
+    "ChatBody",
+    "CompletionBody",
+    "DetokenizeBody",
+    "GenerateBody",
+    "ModelBody",
+    "NativeBody",
+    "StreamOptions",
+    "TokenizeBody",
+    "parse",
+]
 
 #: Known fields that cannot be served yet, each with the values that mean "off" and pass.
 UNSUPPORTED: Final[Mapping[str, tuple[Any, ...]]] = MappingProxyType(
     {
         # what is answered
-        "n": (None, 1),
-        "n_cmpl": (None, 1),
         "best_of": (None, 1),
         "echo": (None, False),
         "suffix": (None, ""),
         "logprobs": (None, False, 0),
         "top_logprobs": (None, 0),
         "n_probs": (None, 0),
+        "post_sampling_probs": (None, False),
+        "return_progress": (None, False),
+        "timings_per_token": (None, False),
         "continue_final_message": (None, False),
         # what may be answered
         "tools": (None, []),
@@ -49,8 +63,19 @@ UNSUPPORTED: Final[Mapping[str, tuple[Any, ...]]] = MappingProxyType(
         "top_n_sigma": (None, -1),
         "typical_p": (None, 1),
         "xtc_probability": (None, 0),
+        "adaptive_target": (None, -1),
+        "samplers": (None, []),
+        "min_keep": (None, 0),
+        # how it ends
+        "t_max_predict_ms": (None, -1, 0),
+        "n_indent": (None, 0),
     }
 )
+
+#: Most answers to one request: each takes a slot, and one client must not take them all.
+MAX_CHOICES: Final = 16
+#: The seed that draws one at random; a seed that is counted up must not become it.
+RANDOM_SEED: Final = 0xFFFFFFFF
 
 
 class StreamOptions(msgspec.Struct, frozen=True):
@@ -70,6 +95,7 @@ class GenerateBody(ModelBody, frozen=True, kw_only=True):
 
     Attributes:
         n_predict, max_completion_tokens, max_tokens: One setting by three names, in order of precedence.
+        n, n_cmpl: How many answers, each generated from a seed of its own. Two names, the first takes precedence.
         sse_ping_interval: Seconds between the comments of a silent stream; 0 or less sends none.
     """
 
@@ -87,14 +113,24 @@ class GenerateBody(ModelBody, frozen=True, kw_only=True):
     cache_prompt: bool | None = None
     ignore_eos: bool | None = None
     sse_ping_interval: int | None = None
+    n: int | None = None
+    n_cmpl: int | None = None
+
+    @property
+    def choices(self) -> int:
+        """How many answers are wanted. Raises Problem if that is out of range."""
+        count = self.n if self.n is not None else self.n_cmpl if self.n_cmpl is not None else 1
+        if not 1 <= count <= MAX_CHOICES:
+            raise Problem(INVALID_REQUEST, f"n must be an integer from 1 to {MAX_CHOICES}", param="n")
+        return count
 
     @property
     def include_usage(self) -> bool:
         """Whether a stream shall end with a chunk of token counts."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
-    def to_params(self) -> GenerateParams:
-        """Return the pool's parameters."""
+    def to_params(self, index: int = 0) -> GenerateParams:
+        """Return the pool's parameters for one of the answers."""
         limits = (self.n_predict, self.max_completion_tokens, self.max_tokens)
         return GenerateParams(
             max_tokens=next((limit for limit in limits if limit is not None), None),
@@ -102,7 +138,7 @@ class GenerateBody(ModelBody, frozen=True, kw_only=True):
             top_k=self.top_k,
             top_p=self.top_p,
             min_p=self.min_p,
-            seed=self.seed,
+            seed=self.seed if self.seed is None or self.seed < 0 or not index else (self.seed + index) % RANDOM_SEED,
             stop=self.stop,
             cache_prompt=self.cache_prompt,
             ignore_eos=self.ignore_eos,
@@ -115,9 +151,9 @@ class ChatBody(GenerateBody, frozen=True, kw_only=True):
     messages: list[dict[str, Any]] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
-    def to_chat_params(self) -> ChatParams:
-        """Return the pool's parameters."""
-        return ChatParams(**self.to_params(), template_kwargs=self.chat_template_kwargs)
+    def to_chat_params(self, index: int = 0) -> ChatParams:
+        """Return the pool's parameters for one of the answers."""
+        return ChatParams(**self.to_params(index), template_kwargs=self.chat_template_kwargs)
 
 
 class CompletionBody(GenerateBody, frozen=True, kw_only=True):
@@ -139,6 +175,33 @@ class CompletionBody(GenerateBody, frozen=True, kw_only=True):
         if len(prompt) > 1 or isinstance(first, int):
             raise Problem(NOT_SUPPORTED, "prompt: only one prompt per request is supported", param="prompt")
         return first
+
+
+class NativeBody(CompletionBody, frozen=True, kw_only=True):
+    """``POST /completion``: as the above, in llama-server's own terms.
+
+    Attributes:
+        return_tokens: Give the ids of the answer's tokens too; a stream always does.
+        response_fields: The fields to answer with; ``a/b`` takes the field ``b`` out of the object ``a``.
+    """
+
+    return_tokens: bool | None = None
+    response_fields: list[str] | None = None
+
+
+class TokenizeBody(ModelBody, frozen=True, kw_only=True):
+    """``POST /tokenize``."""
+
+    content: str | None = None
+    add_special: bool | None = None
+    parse_special: bool | None = None
+    with_pieces: bool | None = None
+
+
+class DetokenizeBody(ModelBody, frozen=True, kw_only=True):
+    """``POST /detokenize``."""
+
+    tokens: list[int] | None = None
 
 
 B = TypeVar("B", bound=ModelBody)

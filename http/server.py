@@ -6,15 +6,23 @@ what they shall do to a server is to cancel it, which ends it in order.
 
 import asyncio
 import contextlib
-import errno
 import socket
+import ssl
 from collections.abc import Callable, Generator
-from typing import Final
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
 
 import uvicorn
 from starlette.applications import Starlette
 
 from llamaherd.http.app import create_app
+from llamaherd.http.front import Front
+from llamaherd.http.limits import Limits
+from llamaherd.http.listen import CannotListen, Listener, PortInUse, make_tls
+from llamaherd.http.metrics import LoadWatch
+from llamaherd.http.protocol import bounded_protocol
+from llamaherd.http.security import Security
 from llamaherd.pool import Pool
 
 __all__ = ["DEFAULT_HOST", "DEFAULT_PORT", "CannotListen", "PortInUse", "serve", "serve_app"]
@@ -26,15 +34,6 @@ DEFAULT_PORT: Final = 8080
 DRAIN_SECONDS: Final = 10
 #: Seconds that an idle connection is kept: longer than proxies keep theirs, so that it is they who close.
 KEEP_ALIVE_SECONDS: Final = 75
-_BACKLOG: Final = 2048
-
-
-class CannotListen(OSError):
-    """The address cannot be listened on. The text is one line, for people."""
-
-
-class PortInUse(CannotListen):
-    """Another program listens there already."""
 
 
 async def serve(
@@ -42,18 +41,26 @@ async def serve(
     *,
     host: str = DEFAULT_HOST,
     port: int = DEFAULT_PORT,
-    default_model: str | None = None,
     on_ready: Callable[[str], None] | None = None,
+    limits: Limits | None = None,
+    tls: tuple[Path, Path] | None = None,
+    security: Security | None = None,
+    **settings: Any,
 ) -> None:
     """Serve an open pool until cancelled. The pool stays open.
 
     When cancelled, it listens no more and gives requests in flight 10 seconds to end; a second cancellation cuts that
-    short. Arguments as :func:`serve_app` and :func:`~llamaherd.http.app.create_app` take them.
+    short. Arguments as :func:`serve_app` and :func:`~llamaherd.http.app.create_app` take them; the server goes by the
+    name ``host`` too.
 
     Raises:
         PortInUse, CannotListen: nothing was served.
     """
-    await serve_app(create_app(pool, default_model=default_model), host=host, port=port, on_ready=on_ready)
+    policy = security or Security()
+    if policy.own_names == ():
+        policy = replace(policy, own_names=(host,))
+    app = create_app(pool, security=policy, **settings)
+    await serve_app(app, host=host, port=port, on_ready=on_ready, limits=limits, tls=tls)
 
 
 async def serve_app(
@@ -62,32 +69,31 @@ async def serve_app(
     host: str = DEFAULT_HOST,
     port: int = DEFAULT_PORT,
     on_ready: Callable[[str], None] | None = None,
+    limits: Limits | None = None,
+    tls: tuple[Path, Path] | None = None,
 ) -> None:
     """Serve an application made by :func:`~llamaherd.http.app.create_app` until cancelled, as :func:`serve` does.
 
     Args:
+        host: An address or a name, or the path of a Unix socket, which ends in ``.sock``.
         port: 0 takes a free one.
         on_ready: Called with the base URL once connections are answered.
+        limits: Of connections and heads.
+        tls: The PEM files of a certificate and its private key; None speaks plain HTTP.
 
     Raises:
         PortInUse, CannotListen: nothing was served.
     """
-    listener = _listen(host, port)
-    config = uvicorn.Config(
+    context = make_tls(*tls) if tls is not None else None
+    listener = Listener(host, port, tls=context is not None)
+    server = _Server(
+        _config(app, limits or Limits(), context),
         app,
-        http="httptools",
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        headers=[("Server", "llamaherd")],
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=DRAIN_SECONDS,
+        lambda: on_ready(listener.url) if on_ready is not None else None,
     )
-    server = _Server(config, app, lambda: on_ready(_url(listener)) if on_ready is not None else None)
-    serving = asyncio.ensure_future(server.serve([listener]))
+    front: Front = app.state.front
+    watching = asyncio.ensure_future(LoadWatch(front.pool, front.tallies).run())
+    serving = asyncio.ensure_future(server.serve([listener.socket]))
     try:
         await asyncio.shield(serving)
     except asyncio.CancelledError:
@@ -99,7 +105,29 @@ async def serve_app(
             await serving
         raise
     finally:
+        watching.cancel()
         listener.close()
+
+
+def _config(app: Starlette, limits: Limits, context: ssl.SSLContext | None) -> uvicorn.Config:
+    def tls(_config: uvicorn.Config, _default: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
+        assert context is not None
+        return context
+
+    return uvicorn.Config(
+        app,
+        http=bounded_protocol(limits),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        headers=[("Server", "llamaherd")],
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=DRAIN_SECONDS,
+        ssl_context_factory=None if context is None else tls,
+    )
 
 
 class _Server(uvicorn.Server):
@@ -126,29 +154,3 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None]:
         yield
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-    except (socket.gaierror, UnicodeError, OverflowError) as error:
-        raise CannotListen(f"cannot listen on {host} port {port}: {error}") from None
-    listener = socket.socket(family, kind, protocol)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(_BACKLOG)  # only this finds out for certain whether the port is free
-    except (OSError, OverflowError) as error:
-        listener.close()
-        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
-            raise PortInUse(error.errno, f"port {port} on {host} is in use by another program") from None
-        raise CannotListen(f"cannot listen on {host} port {port}: {error}") from None
-    listener.setblocking(False)
-    return listener
-
-
-def _url(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if listener.family == socket.AF_INET6 else f"http://{host}:{port}"

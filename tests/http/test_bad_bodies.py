@@ -94,7 +94,7 @@ WRONG_CHATS: list[dict[str, Any]] = [
     {"messages": [{"role": "user", "content": {"type": "text"}}]},
     {"chat_template_kwargs": []},
     {"stream": "true"},
-    {"n": 2},
+    {"n": 17},
     {"n": 0},
     {"n": "x"},
 ]

@@ -10,8 +10,6 @@ from llamaherd.http.schema import UNSUPPORTED, ChatBody, CompletionBody, parse
 PROMPT = {"model": "m", "prompt": "hello"}
 
 ON: dict[str, Any] = {
-    "n": 2,
-    "n_cmpl": 2,
     "best_of": 2,
     "echo": True,
     "suffix": "end",

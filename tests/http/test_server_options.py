@@ -88,11 +88,20 @@ def test_the_rest_has_the_references_names() -> None:
         *("--host", "::1", "--port", "9", "--ssl-key-file", "key.pem", "--ssl-cert-file", "cert.pem"),
         *("--max-connections", "7", "--allowed-host", "a.example", "--allowed-host", "b.example"),
         *("--cors-origins", "https://a.example, localhost", "--cors-methods", "GET", "--cors-headers", "x-a"),
-        *("--no-cors-credentials", "--no-models-autoload", "--no-models-manage", "--no-metrics"),
+        *(
+            "--sse-ping-interval",
+            "3",
+            "--no-cors-credentials",
+            "--no-models-autoload",
+            "--no-models-manage",
+            "--no-metrics",
+        ),
     )
     assert (settings.host, settings.port) == ("::1", 9)
     assert settings.tls == (Path("cert.pem"), Path("key.pem"))
     assert settings.limits.max_connections == 7
+    assert settings.stream_ping == 3
+    assert parsed("--sse-ping-interval", "-1").stream_ping is None
     assert settings.security.allowed_hosts == ("a.example", "b.example")
     assert settings.security.cors == Cors(
         origins=("https://a.example", "localhost"), methods="GET", headers="x-a", credentials=False

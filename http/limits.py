@@ -1,0 +1,19 @@
+"""What one server puts up with from its clients."""
+
+import msgspec
+
+__all__ = ["Limits"]
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """Bounds of connections and of what comes before a request's body.
+
+    Attributes:
+        max_connections: Open connections, idle ones included.
+        head_bytes: Size of a request's line and headers.
+        head_seconds: Time that they may take to arrive.
+    """
+
+    max_connections: int = 512
+    head_bytes: int = 64 * 1024
+    head_seconds: float = 30.0

@@ -1,0 +1,155 @@
+"""``GET /metrics``: all models in one scrape, in the words of Prometheus. Reading it wakes and changes nothing.
+
+Where llama-server measures the same thing it has the same name here, with a label for the model; the rest begins with
+``llamaherd_``.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, Final
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+from starlette.requests import Request
+from starlette.responses import Response
+
+from llamaherd.http.front import Front
+from llamaherd.http.problems import NOT_OFFERED, Problem
+from llamaherd.http.tally import Histogram, Tally
+from llamaherd.pool import Event, ModelStatus, Pool, State
+
+__all__ = ["LoadWatch", "Metrics", "metrics"]
+
+_CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+_MODEL: Final = ("model",)
+
+#: Counters of one number per model: name, help, value.
+_COUNTERS: Final[Mapping[str, tuple[str, Callable[[Tally], float]]]] = MappingProxyType(
+    {
+        "llamacpp:prompt_tokens": ("Prompt tokens computed.", lambda tally: tally.prompt_tokens),
+        "llamacpp:prompt_seconds": ("Time spent on prompts.", lambda tally: tally.prompt_seconds),
+        "llamacpp:tokens_predicted": ("Tokens generated.", lambda tally: tally.predicted_tokens),
+        "llamacpp:tokens_predicted_seconds": ("Time spent generating.", lambda tally: tally.predicted_seconds),
+        "llamaherd_prompt_tokens_cached": ("Prompt tokens found in the cache.", lambda tally: tally.cached_tokens),
+        "llamaherd_loads": ("Times that the model was loaded.", lambda tally: tally.loads),
+        "llamaherd_load_failures": ("Times that the model could not be loaded.", lambda tally: tally.load_failures),
+    }
+)
+_GAUGES: Final[Mapping[str, tuple[str, Callable[[ModelStatus], float]]]] = MappingProxyType(
+    {
+        "llamacpp:requests_processing": ("Requests in a worker.", lambda status: status.in_flight),
+        "llamacpp:requests_deferred": ("Requests waiting for the model.", lambda status: status.queued),
+        "llamaherd_memory_bytes": ("What the model takes, or is expected to.", lambda status: status.memory),
+    }
+)
+_HISTOGRAMS: Final[Mapping[str, tuple[str, Callable[[Tally], Histogram]]]] = MappingProxyType(
+    {
+        "llamaherd_time_to_first_token_seconds": (
+            "From a request's acceptance to its first token, waiting and loading included.",
+            lambda tally: tally.first_token,
+        ),
+        "llamaherd_inter_token_seconds": ("From one token to the next.", lambda tally: tally.token_gap),
+    }
+)
+
+
+async def metrics(front: Front, request: Request) -> Response:
+    """Answer with the figures of all models."""
+    if not front.metrics:
+        raise Problem(NOT_OFFERED, "This server does not support metrics endpoint. Start it with `--metrics`")
+    return Response(Metrics(front.pool, front.tallies).render(), media_type=_CONTENT_TYPE)
+
+
+class Metrics(Collector):
+    """The figures as Prometheus takes them.
+
+    Args:
+        tallies: By model; models without any are shown with zeros.
+    """
+
+    def __init__(self, pool: Pool, tallies: Mapping[str, Tally]) -> None:
+        self._pool = pool
+        self._tallies = tallies
+
+    def render(self) -> bytes:
+        """Return the text of one scrape."""
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(self)
+        return generate_latest(registry)
+
+    def collect(self) -> Iterable[Metric]:
+        """Return the families of all metrics."""
+        statuses = self._pool.models()
+        rows = [(status, self._tallies.get(status.name) or Tally()) for status in statuses]
+        yield from _of_one_number(rows)
+        yield from _of_more(rows)
+
+
+def _of_one_number(rows: list[tuple[ModelStatus, Tally]]) -> Iterator[Metric]:
+    for name, (text, value) in _COUNTERS.items():
+        counter = CounterMetricFamily(name, text, labels=_MODEL)
+        for status, tally in rows:
+            counter.add_metric([status.name], value(tally))
+        yield counter
+    for name, (text, level) in _GAUGES.items():
+        gauge = GaugeMetricFamily(name, text, labels=_MODEL)
+        for status, _ in rows:
+            gauge.add_metric([status.name], level(status))
+        yield gauge
+    for name, (text, values) in _HISTOGRAMS.items():
+        histogram = HistogramMetricFamily(name, text, labels=_MODEL)
+        for status, tally in rows:
+            observed = values(tally)
+            histogram.add_metric([status.name], observed.buckets(), sum_value=observed.sum)
+        yield histogram
+
+
+def _of_more(rows: list[tuple[ModelStatus, Tally]]) -> Iterator[Metric]:
+    requests = CounterMetricFamily("llamaherd_requests", "Generations, by how they ended.", labels=("model", "outcome"))
+    exits = CounterMetricFamily(
+        "llamaherd_worker_exits", "Ends of workers, by exit code, negative for a signal.", labels=("model", "code")
+    )
+    states = GaugeMetricFamily(
+        "llamaherd_model_state", "1 for the state that the model is in.", labels=("model", "state")
+    )
+    for status, tally in rows:
+        for outcome in ("stop", "length", "cancelled", "failed"):
+            requests.add_metric([status.name, outcome], tally.requests[outcome])
+        for code, count in tally.exits.items():
+            exits.add_metric([status.name, "unknown" if code is None else str(code)], count)
+        for state in State:
+            states.add_metric([status.name, state], float(status.state == state))
+    yield from (requests, exits, states)
+
+
+class LoadWatch:
+    """Counts loads and ends of workers from the pool's events."""
+
+    def __init__(self, pool: Pool, tallies: Mapping[str, Tally]) -> None:
+        self._pool = pool
+        self._tallies = tallies
+        self._states: dict[str, Any] = {}
+
+    async def run(self) -> None:
+        """Follow the events until the pool closes or this is cancelled."""
+        async with self._pool.events() as events:
+            async for event in events:
+                self.note(event)
+
+    def note(self, event: Event) -> None:
+        """Count what one event tells."""
+        if event.event == "snapshot":
+            self._states = {model["name"]: model["state"] for model in event.data["models"]}
+        status = event.data.get("status")
+        if status is None:
+            return
+        before, self._states[event.model] = self._states.get(event.model), status
+        tally = self._tallies[event.model]
+        if status == State.LOADED and before == State.LOADING:
+            tally.loads += 1
+        if "exit_code" in event.data:
+            tally.exits[event.data["exit_code"]] += 1
+            # A load that was called off ends in the same way, except that it is nobody's failure.
+            if before == State.LOADING and self._pool.status(event.model).failed:
+                tally.load_failures += 1

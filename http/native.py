@@ -1,0 +1,124 @@
+"""``POST /completion`` (and ``/completions``, without ``/v1``): llama-server's own way to continue a prompt."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, cast
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from llamaherd.http.answers import Answer, Summary, respond, timings_json
+from llamaherd.http.front import Front
+from llamaherd.http.problems import NOT_SUPPORTED, Problem
+from llamaherd.http.schema import GenerateBody, NativeBody, parse
+from llamaherd.pool import Completion, GenerateParams, Piece, Timings, Usage
+
+__all__ = ["DEFAULT_SETTINGS", "NativeAnswer", "native_completion", "settings_json"]
+
+#: What a request gets that asks for nothing else; the pool's own defaults, under llama-server's names.
+DEFAULT_SETTINGS: Final[dict[str, Any]] = {
+    "seed": 0xFFFFFFFF,
+    "temperature": 0.8,
+    "top_k": 40,
+    "top_p": 0.95,
+    "min_p": 0.05,
+    "stop": [],
+    "max_tokens": -1,
+    "n_predict": -1,
+    "ignore_eos": False,
+    "stream": False,
+}
+
+
+async def native_completion(front: Front, request: Request) -> Response:
+    """Continue a prompt."""
+    body = parse(await front.read(request), NativeBody)
+    model = front.model_of(body)
+    if body.choices > 1:
+        raise Problem(NOT_SUPPORTED, "n_cmpl: only one answer per request is supported here", param="n_cmpl")
+    work = front.pool.complete(model, body.to_prompt(), autoload=front.autoload_of(request), **body.to_params())
+    return await respond(front, request, body, [work], NativeAnswer(work.model, body))
+
+
+def settings_json(body: GenerateBody) -> dict[str, Any]:
+    """Return what a request was generated with, defaults included: llama-server's ``generation_settings``."""
+    params: GenerateParams = body.to_params()
+    given = {name: value for name, value in params.items() if name in DEFAULT_SETTINGS and value is not None}
+    settings = {**DEFAULT_SETTINGS, **given, "stream": bool(body.stream)}
+    settings["n_predict"] = settings["max_tokens"]
+    if settings["seed"] == -1:
+        settings["seed"] = DEFAULT_SETTINGS["seed"]
+    if isinstance(settings["stop"], str):
+        settings["stop"] = [settings["stop"]]
+    return settings
+
+
+class NativeAnswer(Answer):
+    """llama-server's object, whole or in parts. Fields whose content the pool does not know are left out."""
+
+    ending = b""
+
+    def __init__(self, model: str, body: NativeBody) -> None:
+        self._model = model
+        self._body = body
+        self._predicted = 0
+        self._new_line = False
+
+    def whole(self, completions: Sequence[Completion]) -> dict[str, Any]:
+        (completion,) = completions
+        self._new_line = "\n" in completion.text
+        tokens = completion.tokens if self._body.return_tokens else ()
+        piece = msgspec.convert(completion, Piece, from_attributes=True)
+        return self._last(piece, completion.text, tokens)
+
+    def opening(self, index: int) -> Iterable[dict[str, Any]]:
+        return []
+
+    def middle(self, index: int, piece: Piece) -> Iterable[dict[str, Any]]:
+        self._predicted += len(piece.tokens)
+        self._new_line = self._new_line or "\n" in piece.text
+        part = {"content": piece.text, "tokens": piece.tokens, "stop": False, "tokens_predicted": self._predicted}
+        return [{"index": 0, **part}]
+
+    def closing(self, index: int, piece: Piece, summary: Summary | None) -> Iterable[dict[str, Any]]:
+        return [self._last(piece, piece.text, piece.tokens)]
+
+    def _last(self, piece: Piece, text: str, tokens: tuple[int, ...]) -> dict[str, Any]:
+        usage = piece.usage or Usage()
+        settings = settings_json(self._body)
+        limit = settings["n_predict"]
+        stopped = "limit" if piece.finish_reason == "length" else "word" if piece.stopping_word else "eos"
+        answer = {
+            "index": 0,
+            "content": text,
+            "tokens": tokens,
+            "stop": True,
+            "model": self._model,
+            "tokens_predicted": usage.completion_tokens,
+            "tokens_evaluated": usage.prompt_tokens,
+            "generation_settings": settings,
+            "has_new_line": self._new_line,
+            # A limit that was not the request's own is the end of the context.
+            "truncated": stopped == "limit" and not 0 <= limit <= usage.completion_tokens,
+            "stop_type": stopped,
+            "stopping_word": piece.stopping_word,
+            "tokens_cached": usage.cached_tokens,
+            "timings": timings_json(usage, piece.timings or Timings()),
+        }
+        if isinstance(self._body.prompt, str):
+            answer["prompt"] = self._body.prompt
+        return answer if not self._body.response_fields else _only(self._body.response_fields, answer)
+
+
+def _only(fields: list[str], answer: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of these paths, each under the last part of its path; those that do not exist are left out."""
+    chosen: dict[str, Any] = {}
+    for path in fields:
+        value: Any = answer
+        for name in path.split("/"):
+            if not isinstance(value, dict) or name not in value:
+                break
+            value = cast("dict[str, Any]", value)[name]
+        else:
+            chosen[path.rpartition("/")[2]] = value
+    return chosen

@@ -1,0 +1,126 @@
+"""HTTP over one connection, within limits that uvicorn does not set: a head's size and time, and how many there are."""
+
+import asyncio
+import http
+from typing import Any, ClassVar, Final
+
+import msgspec
+from starlette.types import Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from llamaherd.http.limits import Limits
+from llamaherd.http.problems import INVALID_REQUEST, UNAVAILABLE, Kind, Problem
+
+__all__ = ["BoundedProtocol", "bounded_protocol"]
+
+#: Connections above the limit that are still told so; further ones are cut off.
+_COURTESY: Final = 64
+_CLOSE: Final = {"Connection": "close"}
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """uvicorn's protocol, within its limits. Trailers are dropped: nothing here reads them."""
+
+    limits: ClassVar[Limits] = Limits()
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._in_head = True
+        self._received = 0
+        self._head_size = 0
+        self._timer: asyncio.TimerHandle | None = None
+        super().connection_made(transport)
+        surplus = len(self.connections) - self.limits.max_connections
+        if surplus > _COURTESY:
+            transport.abort()
+            return
+        if surplus > 0:
+            headers = {**_CLOSE, "Retry-After": "5"}
+            message = f"{self.limits.max_connections} connections are open already"
+            self.app = _refuser(Problem(UNAVAILABLE, message, headers=headers))
+        self._start_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._in_head:
+            if self._timer is None:
+                self._start_timer()
+            self._received += len(data)
+        super().data_received(data)
+        # The parser keeps a header that has no end yet to itself, so the bytes are counted too.
+        if self._in_head and self._received > self.limits.head_bytes and not self.transport.is_closing():
+            self._refuse(_head_too_large(self.limits.head_bytes))
+
+    def on_url(self, url: bytes) -> None:
+        self._head_size += len(url)
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head:
+            self._head_size += len(name) + len(value) + len(b": \r\n")
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._stop_timer()
+        size, self._head_size = self._head_size, 0
+        self._in_head = False
+        self._received = 0
+        if size > self.limits.head_bytes:
+            self.app = _refuser(_head_too_large(self.limits.head_bytes))
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._in_head = True
+        super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(Problem(INVALID_REQUEST, msg, headers=_CLOSE))
+
+    def _refuse(self, problem: Problem) -> None:
+        body = msgspec.json.encode(problem.to_dict())
+        status = http.HTTPStatus(problem.kind.status)
+        head = (
+            f"HTTP/1.1 {status.value} {status.phrase}\r\nServer: llamaherd\r\nConnection: close\r\n"
+            f"Content-Type: application/json; charset=utf-8\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+        self.transport.close()
+
+    def _start_timer(self) -> None:
+        self._timer = self.loop.call_later(self.limits.head_seconds, self._on_timeout)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _on_timeout(self) -> None:
+        if self.transport.is_closing():
+            return
+        if self._received:
+            message = f"the request's headers did not arrive within {self.limits.head_seconds:g} seconds"
+            self._refuse(Problem(Kind(408, INVALID_REQUEST.type), message))
+        else:
+            self.transport.close()
+
+
+def bounded_protocol(limits: Limits) -> type[BoundedProtocol]:
+    """Return the protocol with these limits, for uvicorn to make one of for each connection."""
+    return type("BoundedProtocol", (BoundedProtocol,), {"limits": limits})
+
+
+def _refuser(problem: Problem) -> Any:
+    """Return an application that has one answer for everybody."""
+
+    async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
+        await problem.to_response()(scope, receive, send)
+
+    return refuse
+
+
+def _head_too_large(limit: int) -> Problem:
+    return Problem(
+        Kind(431, INVALID_REQUEST.type), f"the request's headers are over the limit of {limit} bytes", headers=_CLOSE
+    )

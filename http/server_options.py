@@ -1,0 +1,267 @@
+"""The command line's options of the server itself: where it listens, whom it lets in, and what it lets them do.
+
+Names, environment variables and meanings are llama-server's, except where the help says otherwise.
+"""
+
+import functools
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from llamaherd.http.limits import Limits
+from llamaherd.http.options import Whole
+from llamaherd.http.security import ANY, ApiKeys, Cors, Security, is_loopback, read_keys
+
+__all__ = ["ServerSettings", "server_options"]
+
+logger: Final = logging.getLogger("llamaherd.http")
+
+_Command = Callable[..., Any]
+
+
+class _Words(click.ParamType[str]):
+    """A text with words separated by commas. Of the environment variable the whole value is one text."""
+
+    name = "words"
+
+    def split_envvar_value(self, rv: str) -> Sequence[str]:
+        return [rv] if rv else []
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """What the options say. Arguments of :func:`~llamaherd.http.server.serve` of the same names."""
+
+    host: str
+    port: int
+    limits: Limits
+    tls: tuple[Path, Path] | None
+    security: Security
+    autoload: bool
+    manage: bool
+    metrics: bool
+    stream_ping: float | None
+
+    def warn(self) -> None:
+        """Log what an operator should know who lets strangers in."""
+        if self.security.keys:
+            return
+        if not (self.host.endswith(".sock") or self.host == "localhost" or is_loopback(self.host)):
+            logger.warning("no API key is set: everybody who can reach %s may use this server", self.host)
+        if ANY in self.security.origins:
+            logger.warning("no API key is set and --cors-origins allows every web page to use this server")
+
+
+def _option(*names: str, **settings: Any) -> Callable[[_Command], _Command]:
+    return click.option(*names, show_default=settings.pop("show_default", "default" in settings), **settings)
+
+
+_LISTENING: Final[Sequence[Callable[[_Command], _Command]]] = (
+    _option(
+        "--host",
+        default="127.0.0.1",
+        envvar="LLAMA_ARG_HOST",
+        help="The address to listen on, or the path of a Unix socket, which ends in .sock.",
+    ),
+    _option(
+        "--port",
+        type=Whole(0, 65535),
+        metavar="PORT",
+        default=8080,
+        envvar="LLAMA_ARG_PORT",
+        help="The port to listen on. 0 takes a free one.",
+    ),
+    _option(
+        "--ssl-key-file",
+        type=click.Path(path_type=Path),
+        metavar="PATH",
+        envvar="LLAMA_ARG_SSL_KEY_FILE",
+        help="The private key for TLS, a PEM file without a password.",
+    ),
+    _option(
+        "--ssl-cert-file",
+        type=click.Path(path_type=Path),
+        metavar="PATH",
+        envvar="LLAMA_ARG_SSL_CERT_FILE",
+        help="The certificate for TLS, a PEM file with its chain.",
+    ),
+    _option(
+        "--max-connections",
+        type=Whole(1),
+        metavar="N",
+        default=Limits().max_connections,
+        help="Most connections at a time, idle ones included.",
+    ),
+)
+_SECURITY: Final[Sequence[Callable[[_Command], _Command]]] = (
+    _option(
+        "--api-key",
+        "api_keys",
+        type=_Words(),
+        multiple=True,
+        metavar="KEY",
+        envvar="LLAMA_API_KEY",
+        help="A key that requests must carry; several separated by commas. May be repeated. Others on this machine can "
+        "see command lines: better use the environment variable or a file.",
+    ),
+    _option(
+        "--api-key-file",
+        type=click.Path(path_type=Path),
+        metavar="PATH",
+        envvar="LLAMA_ARG_API_KEY_FILE",
+        help="A file of keys, one per line; lines that begin with # are none.",
+    ),
+    _option(
+        "--allowed-host",
+        "allowed_hosts",
+        multiple=True,
+        metavar="NAME",
+        help="A further host name that the server answers to, such as a proxy's; * for any. May be repeated.",
+    ),
+    _option(
+        "--cors-origins",
+        type=_Words(),
+        metavar="ORIGINS",
+        envvar="LLAMA_ARG_CORS_ORIGINS",
+        help="Origins whose web pages may use the server, separated by commas: 'localhost' for those of this machine, "
+        "* for all.  [default: * with API keys, otherwise localhost]",
+    ),
+    _option(
+        "--cors-methods",
+        metavar="METHODS",
+        default=Cors().methods,
+        envvar="LLAMA_ARG_CORS_METHODS",
+        help="Methods that web pages may use.",
+    ),
+    _option(
+        "--cors-headers",
+        metavar="HEADERS",
+        default=Cors().headers,
+        envvar="LLAMA_ARG_CORS_HEADERS",
+        help="Headers that web pages may send.",
+    ),
+    _option(
+        "--cors-credentials/--no-cors-credentials",
+        default=True,
+        envvar="LLAMA_ARG_CORS_CREDENTIALS",
+        help="Whether browsers may send cookies and the like along.",
+    ),
+)
+_OFFER: Final[Sequence[Callable[[_Command], _Command]]] = (
+    _option(
+        "--models-autoload/--no-models-autoload",
+        "autoload",
+        default=True,
+        envvar="LLAMA_ARG_MODELS_AUTOLOAD",
+        help="Whether a request loads its model. ?autoload=true|false says so for one request.",
+    ),
+    _option(
+        "--models-manage/--no-models-manage",
+        "manage",
+        default=True,
+        help="Whether clients may use /models/load and /models/unload.",
+    ),
+    _option(
+        "--sse-ping-interval",
+        "ping",
+        type=Whole(-1),
+        metavar="SECONDS",
+        default=10,
+        envvar="LLAMA_ARG_SSE_PING_INTERVAL",
+        help="Seconds of silence before an answer's stream sends a comment (llama-server: 30). -1 sends none.",
+    ),
+    _option(
+        "--metrics/--no-metrics",
+        default=True,
+        envvar="LLAMA_ARG_ENDPOINT_METRICS",
+        help="Whether /metrics answers.",
+    ),
+)
+
+
+def server_options(command: _Command) -> _Command:
+    """Give a command the server's options; it receives them as one argument ``settings``, a ``ServerSettings``."""
+
+    @functools.wraps(command)
+    def with_options(
+        *args: Any,
+        host: str,
+        port: int,
+        ssl_key_file: Path | None,
+        ssl_cert_file: Path | None,
+        max_connections: int,
+        api_keys: Sequence[str],
+        api_key_file: Path | None,
+        allowed_hosts: Sequence[str],
+        cors_origins: str | None,
+        cors_methods: str,
+        cors_headers: str,
+        cors_credentials: bool,
+        autoload: bool,
+        manage: bool,
+        metrics: bool,
+        ping: int,
+        **values: Any,
+    ) -> Any:
+        settings = ServerSettings(
+            host=host,
+            port=port,
+            limits=Limits(max_connections=max_connections),
+            tls=_tls(ssl_key_file, ssl_cert_file),
+            security=Security(
+                keys=_keys(api_keys, api_key_file),
+                cors=Cors(
+                    origins=None if cors_origins is None else tuple(_words(cors_origins)),
+                    methods=cors_methods,
+                    headers=cors_headers,
+                    credentials=cors_credentials,
+                ),
+                allowed_hosts=tuple(allowed_hosts),
+            ),
+            autoload=autoload,
+            manage=manage,
+            metrics=metrics,
+            stream_ping=float(ping) if ping > 0 else None,
+        )
+        return command(*args, settings=settings, **values)
+
+    decorated: _Command = with_options
+    for option in reversed((*_LISTENING, *_SECURITY, *_OFFER)):
+        decorated = option(decorated)
+    return decorated
+
+
+def _keys(given: Sequence[str], file: Path | None) -> ApiKeys:
+    keys: list[str] = []
+    for words in given:
+        found = _words(words)
+        if not found:
+            # An unset variable of a shell, most likely; without a key everybody would get in.
+            raise click.BadParameter("the key is empty.", param_hint="'--api-key'")
+        keys.extend(found)
+    if file is not None:
+        try:
+            keys.extend(read_keys(file))
+        except OSError as error:
+            raise click.BadParameter(
+                f"{file} cannot be read: {error.strerror}.", param_hint="'--api-key-file'"
+            ) from None
+        except ValueError as error:
+            raise click.BadParameter(f"{error}.", param_hint="'--api-key-file'") from None
+    return ApiKeys(keys)
+
+
+def _tls(key: Path | None, certificate: Path | None) -> tuple[Path, Path] | None:
+    if key is None and certificate is None:
+        return None
+    if key is None or certificate is None:
+        raise click.UsageError("--ssl-key-file and --ssl-cert-file go together.")
+    return certificate, key
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]

@@ -1,0 +1,149 @@
+"""What is counted of a model while it answers: plain numbers on the event loop, read by whoever scrapes them."""
+
+import time
+from bisect import bisect_left
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Final
+
+from llamaherd.pool import Completion, Generation, Piece, Timings, Usage
+
+__all__ = ["FIRST_TOKEN_BOUNDS", "TOKEN_GAP_BOUNDS", "Histogram", "Meter", "Tally"]
+
+#: Upper bounds in seconds. A first token may have to wait for a model of many gigabytes to load.
+FIRST_TOKEN_BOUNDS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+TOKEN_GAP_BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+
+
+class Histogram:
+    """How many of the observed values are at most as large as each bound."""
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float, times: int = 1) -> None:
+        """Count a value."""
+        self._counts[bisect_left(self._bounds, value)] += times
+        self.sum += value * times
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """Return the bounds as Prometheus writes them, each with the count of values up to it."""
+        total = 0
+        rows: list[tuple[str, float]] = []
+        for bound, count in zip((*self._bounds, float("inf")), self._counts, strict=True):
+            total += count
+            rows.append(("+Inf" if bound == float("inf") else repr(bound), total))
+        return rows
+
+
+@dataclass
+class Tally:
+    """The figures of one model, all since the server's start.
+
+    Attributes:
+        requests: Generations by how they ended: ``stop``, ``length``, ``cancelled`` or ``failed``.
+        prompt_tokens: Tokens of prompts that were computed, that is, without those found in the cache.
+        cached_tokens: Tokens of prompts that were found in the cache.
+        predicted_tokens: Tokens generated, also for requests that did not end in order.
+        prompt_seconds, predicted_seconds: Time in the worker, of requests that ended in order.
+        first_token: Seconds from a request's acceptance to its first token, waiting and loading included.
+        token_gap: Seconds between tokens, as they come out of the pool.
+        loads, load_failures: How often the model was loaded, and could not be.
+        exits: Ends of workers, by exit code (negative for a signal), None where it is not known.
+    """
+
+    requests: Counter[str] = field(default_factory=Counter[str])
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    predicted_tokens: int = 0
+    prompt_seconds: float = 0.0
+    predicted_seconds: float = 0.0
+    first_token: Histogram = field(default_factory=lambda: Histogram(FIRST_TOKEN_BOUNDS))
+    token_gap: Histogram = field(default_factory=lambda: Histogram(TOKEN_GAP_BOUNDS))
+    loads: int = 0
+    load_failures: int = 0
+    exits: Counter[int | None] = field(default_factory=Counter[int | None])
+
+
+class Meter:
+    """A generation whose pieces are counted on their way. Close it, or read it to its end."""
+
+    def __init__(self, work: Generation, tally: Tally) -> None:
+        self._work = work
+        self._tally = tally
+        self._last = time.monotonic()
+        self._predicted = 0
+        self._ended = False
+
+    @property
+    def model(self) -> str:
+        """The name under which the pool knows the model."""
+        return self._work.model
+
+    async def __anext__(self) -> Piece:
+        """Return the next piece. A cancelled call loses nothing. Raises what the generation raises."""
+        try:
+            piece = await anext(self._work)
+        except Exception:
+            self._end("failed")
+            raise
+        self._count(piece)
+        return piece
+
+    async def collect(self) -> Completion:
+        """Return the whole answer; a cancelled call cancels the work."""
+        texts: list[str] = []
+        tokens: list[int] = []
+        try:
+            while True:
+                piece = await anext(self)
+                texts.append(piece.text)
+                tokens.extend(piece.tokens)
+                if piece.finish_reason is not None:
+                    return Completion(
+                        text="".join(texts),
+                        tokens=tuple(tokens),
+                        finish_reason=piece.finish_reason,
+                        usage=piece.usage or Usage(),
+                        timings=piece.timings or Timings(),
+                        stopping_word=piece.stopping_word,
+                    )
+        finally:
+            await self.aclose()
+
+    async def aclose(self) -> None:
+        """Cancel the work if it has not ended. Idempotent."""
+        self._end("cancelled")
+        await self._work.aclose()
+
+    def _count(self, piece: Piece) -> None:
+        tally = self._tally
+        count = len(piece.tokens)
+        if count:
+            now = time.monotonic()
+            if self._predicted:
+                tally.token_gap.observe((now - self._last) / count, count)
+            else:
+                tally.first_token.observe(now - self._last)
+            self._last = now
+            self._predicted += count
+            tally.predicted_tokens += count
+        if piece.finish_reason is not None:
+            self._count_end(piece.usage or Usage(), piece.timings or Timings())
+            self._end(piece.finish_reason)
+
+    def _count_end(self, usage: Usage, timings: Timings) -> None:
+        tally = self._tally
+        # Some tokens bring no piece, such as the one that ends an answer.
+        tally.predicted_tokens += max(0, usage.completion_tokens - self._predicted)
+        tally.prompt_tokens += usage.prompt_tokens - usage.cached_tokens
+        tally.cached_tokens += usage.cached_tokens
+        tally.prompt_seconds += timings.prompt_ms / 1000
+        tally.predicted_seconds += timings.predicted_ms / 1000
+
+    def _end(self, outcome: str) -> None:
+        if not self._ended:
+            self._ended = True
+            self._tally.requests[outcome] += 1
