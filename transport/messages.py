@@ -38,6 +38,8 @@ __all__ = [
     "Template",
     "Threads",
     "Timings",
+    "TokenProb",
+    "TokenProbs",
     "Tokenize",
     "Tokens",
     "Unknown",
@@ -98,16 +100,70 @@ class EngineOptions(_Struct, frozen=True, kw_only=True):
 
 
 class Sampling(_Struct, frozen=True, kw_only=True):
-    """How the next token is chosen. Defaults are llama-server's; ``temperature`` <= 0 is greedy.
+    """How the next token is chosen. Names and defaults are llama-server's.
 
     Attributes:
+        temperature: 0 or less is greedy.
+        dynatemp_range: The temperature moves by so much up and down with the entropy; 0 is off.
+        top_k: The most likely so many; 0 or less is off.
+        top_p: The most likely with this much probability together; 1 is off.
+        min_p: Those at least so likely relative to the most likely; 0 is off.
+        typical_p: Locally typical sampling; 1 is off.
+        top_n_sigma: Those within so many standard deviations of the best logit; 0 or less is off.
+        xtc_probability, xtc_threshold: How often all but the least of those above the threshold are dropped; 0 is off.
+        min_keep: Fewest tokens that the samplers leave.
+        repeat_last_n: Tokens that the penalties look back on; 0 is off, -1 the whole context.
+        repeat_penalty: 1 is off.
+        presence_penalty, frequency_penalty: 0 is off.
+        dry_multiplier: Penalty for what extends a repetition of more than ``dry_allowed_length`` tokens, times
+            ``dry_base`` for each further one; 0 is off. ``dry_penalty_last_n`` as ``repeat_last_n``.
+        dry_sequence_breakers: Texts that no repetition is followed across.
+        mirostat: 1 or 2 replaces all ``samplers`` but the temperature; 0 is off.
+        adaptive_target: For the sampler ``adaptive_p``: the probability to choose near; negative is off.
+        samplers: Which are used, in which order.
+        logit_bias: ``(token id or text, bias)``; a text means each of its tokens, a bias of None never to be chosen.
+        n_probs: So many most likely tokens are told with each token, before any sampler; 0 tells nothing.
         seed: 0 to 2**32 - 1; 4294967295 draws a random seed.
     """
 
     temperature: float = 0.8
+    dynatemp_range: float = 0.0
+    dynatemp_exponent: float = 1.0
     top_k: int = 40
     top_p: float = 0.95
     min_p: float = 0.05
+    typical_p: float = 1.0
+    top_n_sigma: float = -1.0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    min_keep: int = 0
+    repeat_last_n: int = 64
+    repeat_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_penalty_last_n: int = 64
+    dry_sequence_breakers: tuple[str, ...] = ("\n", ":", '"', "*")
+    mirostat: int = 0
+    mirostat_tau: float = 5.0
+    mirostat_eta: float = 0.1
+    adaptive_target: float = -1.0
+    adaptive_decay: float = 0.9
+    samplers: tuple[str, ...] = (
+        "penalties",
+        "dry",
+        "top_n_sigma",
+        "top_k",
+        "typ_p",
+        "top_p",
+        "min_p",
+        "xtc",
+        "temperature",
+    )
+    logit_bias: tuple[tuple[int | str, float | None], ...] = ()
+    n_probs: int = 0
     seed: int = 0xFFFFFFFF
 
 
@@ -127,6 +183,27 @@ class Timings(_Struct, frozen=True, kw_only=True):
     predicted_ms: float = 0.0
 
 
+class TokenProb(msgspec.Struct, frozen=True, array_like=True):
+    """How likely one token was.
+
+    Attributes:
+        token: Its id.
+        logprob: Natural logarithm of its probability; -9999 stands for anything less.
+        piece: Its bytes, which alone need not be whole characters.
+    """
+
+    token: int
+    logprob: float
+    piece: bytes
+
+
+class TokenProbs(msgspec.Struct, frozen=True, array_like=True):
+    """The token that was chosen, and the most likely ones, best first; probabilities before any sampler."""
+
+    chosen: TokenProb
+    top: tuple[TokenProb, ...] = ()
+
+
 class Delta(msgspec.Struct, frozen=True, array_like=True):
     """What one sequence gained in one decode step.
 
@@ -134,11 +211,13 @@ class Delta(msgspec.Struct, frozen=True, array_like=True):
         request: The request's number.
         text: Complete UTF-8 characters only; may be empty while a character or a stop string is pending.
         tokens: Ids of the tokens sampled since the request's last delta.
+        probs: One entry per token, if ``n_probs`` asked for them.
     """
 
     request: int
     text: str
     tokens: tuple[int, ...] = ()
+    probs: tuple[TokenProbs, ...] = ()
 
 
 # --- child to pool ----------------------------------------------------------------------------------------------------

@@ -97,7 +97,7 @@ def test_there_is_an_example_of_every_kind() -> None:
         (Exit(), "exit", b""),
         (Sleep(), "sleep", b""),
         (Wake(), "wake", b""),
-        (Tokens(deltas=(Delta(1, "a", (2,)),)), "tokens", b'{"deltas":[[1,"a",[2]]]}'),
+        (Tokens(deltas=(Delta(1, "a", (2,)),)), "tokens", b'{"deltas":[[1,"a",[2],[]]]}'),
         (Threads(n=2), "threads", b'{"n":2}'),
     ],
 )
