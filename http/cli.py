@@ -26,6 +26,7 @@ from llamaherd.http.options import (
     stop_timeout_option,
     transport_option,
 )
+from llamaherd.http.pool_options import PoolSettings, pool_options
 from llamaherd.http.server_options import ServerSettings, server_options
 from llamaherd.http.terminal import log_to_stderr, printable, report, restore
 from llamaherd.pool import (
@@ -64,15 +65,7 @@ def cli(context: click.Context) -> None:
 @models_dir_option
 @alias_option
 @server_options
-@click.option(
-    "--models-max",
-    type=Whole(0),
-    metavar="N",
-    default=4,
-    show_default=True,
-    envvar="LLAMA_ARG_MODELS_MAX",
-    help="Most models loaded at a time. 0 sets no limit.",
-)
+@pool_options
 @transport_option
 @stop_timeout_option
 @engine_options
@@ -81,7 +74,7 @@ def serve(
     models_dir: Path | None,
     alias: str,
     settings: ServerSettings,
-    models_max: int,
+    pool: PoolSettings,
     transport: str,
     stop_timeout: float,
     options: EngineOptions,
@@ -97,15 +90,26 @@ def serve(
     catalog = _catalog(models, models_dir, alias, options)
     if not catalog.models:
         raise ModelNotFound(f"there is no model in {models_dir}")
-    names = [spec.name for spec in catalog.models]
+    specs = pool.apply(catalog.models)
+    names = [spec.name for spec in specs]
     log_to_stderr()
     settings.warn()
 
     async def listen(guard: signals.SignalGuard) -> None:
-        async with Pool(catalog.models, transport=transport, models_max=models_max, stop_timeout=stop_timeout) as pool:
+        herd = Pool(
+            specs,
+            transport=transport,
+            models_max=pool.models_max,
+            memory_budget=pool.memory_budget,
+            queue_max=pool.queue_max,
+            queue_max_per_model=pool.queue_max_per_model,
+            spare=pool.spare,
+            stop_timeout=stop_timeout,
+        )
+        async with herd:
             await guard.guard(
                 server.serve(
-                    pool,
+                    herd,
                     host=settings.host,
                     port=settings.port,
                     limits=settings.limits,
@@ -115,7 +119,7 @@ def serve(
                     manage=settings.manage,
                     metrics=settings.metrics,
                     stream_ping=settings.stream_ping,
-                    specs=catalog.models,
+                    specs=specs,
                     default_model=names[0] if models_dir is None and len(names) == 1 else None,
                     on_ready=lambda url: click.echo(_listening(url, names)),
                 )

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 
 from llamaherd.http.signals import SignalGuard
 from llamaherd.http.terminal import one_line
-from llamaherd.pool import ChatParams, Completion, ModelSpec, Pool, Subscription, Timings, Usage
+from llamaherd.pool import ChatParams, Completion, ModelSpec, Piece, Pool, Subscription
 
 __all__ = ["Question", "ask"]
 
@@ -47,23 +47,12 @@ async def ask(question: Question, on_text: Callable[[str], None], guard: SignalG
 async def _answer(pool: Pool, question: Question, on_text: Callable[[str], None]) -> Completion:
     model = question.spec.name
     await _load(pool, model)
-    texts: list[str] = []
-    tokens: list[int] = []
+    pieces: list[Piece] = []
     async with pool.chat(model, [{"role": "user", "content": question.prompt}], **question.params) as generation:
         async for piece in generation:
-            texts.append(piece.text)
-            tokens.extend(piece.tokens)
+            pieces.append(piece)
             on_text(piece.text)
-            if piece.finish_reason is not None:
-                return Completion(
-                    text="".join(texts),
-                    tokens=tuple(tokens),
-                    finish_reason=piece.finish_reason,
-                    usage=piece.usage or Usage(),
-                    timings=piece.timings or Timings(),
-                    stopping_word=piece.stopping_word,
-                )
-    raise RuntimeError("the generation ended without its last piece")
+    return Completion.join(pieces)
 
 
 async def _load(pool: Pool, model: str) -> None:
@@ -85,5 +74,6 @@ async def _load(pool: Pool, model: str) -> None:
 
 async def _follow(events: Subscription, model: str, bar: Progress, task: TaskID) -> None:
     async for event in events:
-        if event.model == model and "progress" in event.data:
-            bar.update(task, completed=event.data["progress"]["value"])
+        progress = event.data.get("progress") if event.model == model else None
+        if progress and "value" in progress:
+            bar.update(task, completed=progress["value"])

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -51,6 +51,22 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
     timings: Timings
     stopping_word: str = ""
     probs: tuple[TokenProbs, ...] = ()
+
+    @classmethod
+    def join(cls, pieces: Sequence[Piece]) -> Self:
+        """Return the answer that all pieces of a generation make. Raises ValueError if the last one is missing."""
+        last = pieces[-1] if pieces else Piece()
+        if last.finish_reason is None:
+            raise ValueError("the last piece of the generation is missing")
+        return cls(
+            text="".join(piece.text for piece in pieces),
+            tokens=tuple(token for piece in pieces for token in piece.tokens),
+            finish_reason=last.finish_reason,
+            usage=last.usage or Usage(),
+            timings=last.timings or Timings(),
+            stopping_word=last.stopping_word,
+            probs=tuple(prob for piece in pieces for prob in piece.probs),
+        )
 
 
 class Generation(AsyncIterator[Piece]):
@@ -168,25 +184,11 @@ class Generation(AsyncIterator[Piece]):
 
     async def collect(self) -> Completion:
         """Wait for the end and return the whole answer; a cancelled wait cancels the work."""
-        texts: list[str] = []
-        tokens: list[int] = []
-        probs: list[TokenProbs] = []
         async with self:
-            async for piece in self:
-                texts.append(piece.text)
-                tokens.extend(piece.tokens)
-                probs.extend(piece.probs)
-                if piece.finish_reason is not None:
-                    return Completion(
-                        text="".join(texts),
-                        tokens=tuple(tokens),
-                        probs=tuple(probs),
-                        finish_reason=piece.finish_reason,
-                        usage=piece.usage or Usage(),
-                        timings=piece.timings or Timings(),
-                        stopping_word=piece.stopping_word,
-                    )
-        raise asyncio.CancelledError("the generation was closed before it ended")
+            pieces = [piece async for piece in self]
+        if not pieces or pieces[-1].finish_reason is None:
+            raise asyncio.CancelledError("the generation was closed before it ended")
+        return Completion.join(pieces)
 
     def cancel(self) -> None:
         """Stop the work and drop what waits unread. Idempotent, immediate, safe in every state."""

@@ -12,7 +12,6 @@ from llamaherd.pool.errors import PoolClosed
 from llamaherd.pool.events import Event, Subscription
 from llamaherd.pool.generation import Completion, Generation, Piece
 from llamaherd.pool.loop_thread import LoopThread, receive
-from llamaherd.transport.messages import Timings, Usage
 
 __all__ = ["SyncGeneration", "SyncStream", "SyncSubscription"]
 
@@ -186,23 +185,12 @@ class SyncGeneration(SyncStream[Piece]):
                 completion = self._loop.wait(self._generation.collect)
                 self._stop = None
                 return completion
-            texts: list[str] = []
-            tokens: list[int] = []
-            for piece in self:
-                texts.append(piece.text)
-                tokens.extend(piece.tokens)
-                if piece.finish_reason is not None:
-                    return Completion(
-                        text="".join(texts),
-                        tokens=tuple(tokens),
-                        finish_reason=piece.finish_reason,
-                        usage=piece.usage or Usage(),
-                        timings=piece.timings or Timings(),
-                        stopping_word=piece.stopping_word,
-                    )
+            pieces = list(self)
         finally:
             self.close()
-        raise CancelledError("the generation was closed before it ended")
+        if not pieces or pieces[-1].finish_reason is None:
+            raise CancelledError("the generation was closed before it ended")
+        return Completion.join(pieces)
 
     def cancel(self) -> None:
         """Stop the work and drop what waits unread. Idempotent, immediate, safe in every state."""

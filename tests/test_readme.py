@@ -76,7 +76,11 @@ def test_the_commands_work(command: str) -> None:
 
 
 def test_the_programmatic_example_answers() -> None:
-    assert python(block("python", "llamaherd.pool")).strip()
+    assert python(block("python", "asyncio.run")).strip()
+
+
+def test_the_example_without_async_answers() -> None:
+    assert python(block("python", "SyncPool")).strip()
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,9 @@ class Recorder:
     def start(self, model: str) -> None:
         self.said.append(f"start {model}")
 
+    def wake(self, model: str) -> None:
+        self.said.append(f"wake {model}")
+
     def stop(self, model: str) -> None:
         self.said.append(f"stop {model}")
 
@@ -328,6 +331,28 @@ def test_a_model_for_which_pinned_ones_leave_no_room_is_refused_at_once() -> Non
     ]
 
 
+def test_a_sleeping_model_is_woken_by_a_request_and_not_evicted_while_it_wakes() -> None:
+    scheduler, effects = loaded("a", "b")
+    assert scheduler.asleep("a")
+    scheduler.request(1, "a", holds=False)
+    scheduler.request(2, "a")
+    scheduler.request(3, "b")
+    assert effects.take() == ["wake a"]
+    scheduler.ready("a")
+    assert effects.take() == ["grant 1", "grant 2"]
+
+
+def test_a_sleeping_model_makes_room_like_any_idle_one_and_a_busy_one_does_not_sleep() -> None:
+    scheduler, effects = loaded("a", "b")
+    scheduler.request(1, "a")
+    assert not scheduler.asleep("a")
+    scheduler.finish(1)
+    assert scheduler.asleep("a")
+    assert not scheduler.asleep("a")
+    scheduler.request(2, "b")
+    assert effects.take() == ["grant 1", "stop a"]
+
+
 def budgeted(**sizes: int) -> tuple[Scheduler, Recorder]:
     """A herd without a limit of places, on 10 MiB, whose models have the given sizes in MiB."""
     effects = Recorder()
@@ -473,9 +498,13 @@ class Herd(RuleBasedStateMachine):
         self.phase[model] = Phase.STARTING
         self.passed[model] = 0
 
+    def wake(self, model: str) -> None:
+        assert self.phase[model] is Phase.ASLEEP
+        self.phase[model] = Phase.STARTING
+
     def stop(self, model: str) -> None:
         if model not in self.forced:
-            assert self.phase[model] is Phase.READY, "only a ready model is stopped for room"
+            assert self.phase[model] in (Phase.READY, Phase.ASLEEP), "only a ready model is stopped for room"
             assert model not in self.granted.values(), "a busy model is never stopped for room"
             assert model != "d", "a pinned model is never stopped for room"
         self.phase[model] = Phase.STOPPING
@@ -533,10 +562,18 @@ class Herd(RuleBasedStateMachine):
         self.phase[model] = Phase.READY
         self.scheduler.ready(model)
 
+    @rule(model=st.sampled_from(MODELS))
+    def sleep(self, model: str) -> None:
+        used = model in self.granted.values() or model in self.waiting.values()
+        idle = self.phase[model] is Phase.READY and not used
+        if idle:
+            self.phase[model] = Phase.ASLEEP
+        assert self.scheduler.asleep(model) is idle
+
     @precondition(lambda self: any(phase is not Phase.ABSENT for phase in self.phase.values()))
     @rule(data=st.data())
     def exit(self, data: st.DataObject) -> None:
-        model = data.draw(st.sampled_from(self._models_in(Phase.STARTING, Phase.READY, Phase.STOPPING)))
+        model = data.draw(st.sampled_from([model for model in MODELS if self.phase[model] is not Phase.ABSENT]))
         error = LoadFailed("no") if self.phase[model] is Phase.STARTING else None
         self._gone(model)
         self.scheduler.exited(model, error)
@@ -548,7 +585,7 @@ class Herd(RuleBasedStateMachine):
 
     @rule(model=st.sampled_from(MODELS))
     def unload(self, model: str) -> None:
-        running = self.phase[model] in (Phase.STARTING, Phase.READY)
+        running = self.phase[model] in (Phase.STARTING, Phase.READY, Phase.ASLEEP)
         if running:
             self.forced.add(model)
         assert self.scheduler.unload(model, WorkerFailed("unloaded")) is running

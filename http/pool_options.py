@@ -1,0 +1,118 @@
+"""The command line's options of the pool: how much may run at a time, and what becomes of models that nobody uses."""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import click
+import msgspec
+
+from llamaherd.http.options import Whole
+from llamaherd.pool import ModelSpec
+
+__all__ = ["PoolSettings", "pool_options"]
+
+_Command = Callable[..., Any]
+_MIB: Final = 1024 * 1024
+_DAY: Final = 86400.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolSettings:
+    """What the options say: arguments of ``Pool`` and fields of ``ModelSpec`` by their names; -1 seconds mean never."""
+
+    models_max: int
+    memory_budget: int
+    queue_max: int
+    queue_max_per_model: int
+    spare: bool
+    sleep_idle_seconds: float
+    unload_idle_seconds: float
+    load_stall_seconds: float
+
+    def apply(self, specs: Sequence[ModelSpec]) -> tuple[ModelSpec, ...]:
+        """Return the models with the idle times in them."""
+        times: dict[str, Any] = {
+            "sleep_idle_seconds": _seconds(self.sleep_idle_seconds),
+            "unload_idle_seconds": _seconds(self.unload_idle_seconds),
+            "load_stall_seconds": self.load_stall_seconds,
+        }
+        return tuple(msgspec.structs.replace(spec, **times) for spec in specs)
+
+
+def _seconds(value: float) -> float | None:
+    return None if value < 0 else value
+
+
+def _option(*names: str, **settings: Any) -> Callable[[_Command], _Command]:
+    return click.option(*names, show_default=settings.pop("show_default", True), **settings)
+
+
+_OPTIONS: Final[Sequence[Callable[[_Command], _Command]]] = (
+    _option(
+        "--models-max",
+        type=Whole(0),
+        metavar="N",
+        default=4,
+        envvar="LLAMA_ARG_MODELS_MAX",
+        help="Most models loaded at a time. 0 sets no limit.",
+    ),
+    _option(
+        "--memory-budget",
+        type=Whole(0),
+        metavar="MIB",
+        default=0,
+        help="Most memory of all loaded models together, in MiB: estimated from the file before a model's first load, "
+        "measured after it. 0 sets no limit.",
+    ),
+    _option("--queue-max", type=Whole(0), metavar="N", default=1024, help="Most requests that wait. 0 sets no limit."),
+    _option(
+        "--queue-max-per-model",
+        type=Whole(0),
+        metavar="N",
+        default=0,
+        help="Most requests that wait for one model. 0 sets no limit.",
+    ),
+    _option(
+        "--spare/--no-spare",
+        default=False,
+        help="Keep a worker ready without a model, so that the next load does not wait for the start of a process.",
+    ),
+    _option(
+        "--sleep-idle-seconds",
+        type=click.FloatRange(-1, _DAY * 365),
+        metavar="SECONDS",
+        default=-1.0,
+        help="Idle time after which a model frees its memory and keeps its process. -1 means never.",
+    ),
+    _option(
+        "--unload-idle-seconds",
+        type=click.FloatRange(-1, _DAY * 365),
+        metavar="SECONDS",
+        default=-1.0,
+        help="Idle time, counted from falling asleep if it sleeps, after which a model's process ends. -1 means never.",
+    ),
+    _option(
+        "--load-stall-seconds",
+        type=click.FloatRange(0, _DAY),
+        metavar="SECONDS",
+        default=300.0,
+        help="Time without any sign of progress after which a load is given up. 0 never gives up.",
+    ),
+)
+
+
+def pool_options(command: _Command) -> _Command:
+    """Add the options to a command, which gets them as the argument ``pool`` of type :class:`PoolSettings`."""
+
+    @functools.wraps(command)
+    def with_settings(*args: Any, **values: Any) -> Any:
+        fields = {name: values.pop(name) for name in PoolSettings.__annotations__}
+        fields["memory_budget"] *= _MIB
+        return command(*args, pool=PoolSettings(**fields), **values)
+
+    decorated: _Command = with_settings
+    for option in reversed(_OPTIONS):
+        decorated = option(decorated)
+    return decorated
