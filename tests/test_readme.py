@@ -125,7 +125,7 @@ def test_the_openai_example_answers(server: str) -> None:
 
 def test_every_route_of_the_table_exists(server: str) -> None:
     routes = re.findall(r"`(GET|POST) (/\S+)`", README)
-    assert len(routes) == 8
+    assert len(routes) == 14
     for method, path in routes:
         connection = http.client.HTTPConnection(server, timeout=DEADLINE)
         connection.request(method, path, b"{}" if method == "POST" else None)
