@@ -141,7 +141,7 @@ def measure_swap(models: Path, llama_server: str, rounds: int) -> dict[str, Any]
                 seconds = server.first_piece(NAMES[number % 2])
                 if number > 2:
                     samples.setdefault(server.name, []).append(seconds)
-                time.sleep(0.3)  # the spare, which is started after a load, is to be ready again
+                time.sleep(1.0)  # the spare, which is started some time after a load, is to be ready again
     return {name: summary(values, 1e3) for name, values in samples.items()}
 
 

@@ -49,6 +49,9 @@ _log = logging.getLogger("llamaherd.pool")
 
 #: The model of a worker that has none yet; no model's name is empty.
 SPARE: Final = ""
+#: Seconds from a load to the start of the next spare, and how often that is put off for a busy herd.
+SPARE_SECONDS: Final = 0.5
+SPARE_PATIENCE: Final = 20
 #: Environment variable that tells a worker which engine to import before it is told to load; read by ``pool/child``.
 PRELOAD_ENV: Final = "LLAMAHERD_PRELOAD"
 
@@ -321,12 +324,23 @@ class Herd:
         return spare
 
     def keep_spare(self) -> None:
-        """Start a spare worker, if the herd keeps one and has none. Called when the pool opens and after each load, so
-        that it does not compete with one.
-        """
+        """Start a spare worker, if the herd keeps one and has none. Called when the pool opens."""
         if self._keeps_spare and self._spare is None and not self._closing:
             self._spare = self._new_worker(SPARE)
             self.keep(self._launch(self._spare, {PRELOAD_ENV: "llama"}))
+
+    def _replace_spare(self, patience: int = SPARE_PATIENCE) -> None:
+        """Start a new spare when the load that took the last one, and what it was for, have had their time: a starting
+        interpreter would take a core from them.
+        """
+        if self._keeps_spare and self._spare is None and not self._closing:
+            asyncio.get_running_loop().call_later(SPARE_SECONDS, self._spare_due, patience)
+
+    def _spare_due(self, patience: int) -> None:
+        if patience > 0 and self._scheduler.busy:
+            self._replace_spare(patience - 1)
+        else:
+            self.keep_spare()
 
     def keep(self, work: Coroutine[object, object, None]) -> None:
         """Run a coroutine that the close of the herd waits for."""
@@ -404,7 +418,7 @@ class Herd:
         self.events.emit(entry.name, "status_change", data)
         if trigger is Trigger.READY:
             self._scheduler.ready(entry.name)
-            self.keep_spare()
+            self._replace_spare()
         self._clocks.mind(entry)
 
     def on_exit(self, worker: Worker, end: Exit) -> None:

@@ -193,6 +193,11 @@ class Scheduler:
         """Return how many requests wait for the model."""
         return self._models[model].waiting
 
+    @property
+    def busy(self) -> bool:
+        """Whether any request is granted and not finished."""
+        return bool(self._granted)
+
     def memory(self, model: str) -> int:
         """Return the bytes that the model takes, or is expected to take; 0 where nothing is known."""
         return self._models[model].room.memory

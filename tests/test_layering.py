@@ -227,7 +227,7 @@ print([name for name in {heavy} if name in sys.modules])
 def test_a_worker_never_holds_the_managers_modules() -> None:
     program = """
 import sys
-import llamaherd.pool.child.__main__, llamaherd.pool.child.llama_engine, llamaherd.pool.child.fake_engine
+import llamaherd.pool.child.__main__, llamaherd.pool.child.loaded, llamaherd.pool.child.fake_engine
 print(sorted(name for name in sys.modules if name.startswith("llamaherd.pool.") and ".child" not in name))
 """
     assert run_python(program, "-P") == "['llamaherd.pool.machine', 'llamaherd.pool.sampling']"

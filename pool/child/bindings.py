@@ -19,12 +19,14 @@ import types
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
-import numpy.typing as npt
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 __all__ = [
+    "MOST_THREADS",
     "AbortFlag",
     "ContextSettings",
     "DryRecipe",
@@ -103,6 +105,9 @@ __all__ = [
     "vocab_text_length",
     "vocab_type",
 ]
+
+#: ggml's limit; more abort the process.
+MOST_THREADS: Final = 512
 
 _i32, _u32, _u64, _f32, _ptr, _bool, _str, _size = (
     ctypes.c_int32,
@@ -433,8 +438,10 @@ synchronize: Callable[[int], None] = _bind(_long, "llama_synchronize", None, _pt
 logits: Callable[[int], int | None] = _bind(_short, "llama_get_logits", _ptr, _ptr)
 
 
-def float_rows(address: int, rows: int, columns: int) -> npt.NDArray[np.float32]:
+def float_rows(address: int, rows: int, columns: int) -> "npt.NDArray[np.float32]":
     """Return a view of C memory as a float32 array; valid as long as the memory is."""
+    import numpy as np  # here and not above: the model is read before numpy is there
+
     memory: Any = (_f32 * (rows * columns)).from_address(address)
     view: npt.NDArray[np.float32] = np.frombuffer(memory, np.float32).reshape(rows, columns)
     return view

@@ -14,15 +14,13 @@ from llamaherd.pool.child.model import Model
 from llamaherd.pool.machine import available_memory
 from llamaherd.transport.messages import EngineOptions
 
-__all__ = ["MOST_THREADS", "Context", "settings_for"]
+__all__ = ["Context", "settings_for"]
 
 _FLASH_ATTENTION: Final = {"auto": -1, "off": 0, "on": 1}
 #: llama.cpp allocates cells in steps of this many.
 _CELL_STEP: Final = 256
 #: llama.cpp's LLAMA_MAX_SEQ.
 _MOST_SEQUENCES: Final = 256
-#: ggml's GGML_MAX_N_THREADS, beyond which it aborts.
-MOST_THREADS: Final = 512
 _MOST_CELLS: Final = 2**31 - _CELL_STEP
 
 
@@ -39,8 +37,8 @@ def settings_for(model: Model, options: EngineOptions, threads: tuple[int, int])
         ("n_cached", options.n_cached, -1, _MOST_SEQUENCES - options.n_parallel),
         ("n_batch", options.n_batch, 1, _MOST_CELLS),
         ("n_ubatch", options.n_ubatch, 1, _MOST_CELLS),
-        ("n_threads", threads[0], 1, MOST_THREADS),
-        ("n_threads_batch", threads[1], 1, MOST_THREADS),
+        ("n_threads", threads[0], 1, bindings.MOST_THREADS),
+        ("n_threads_batch", threads[1], 1, bindings.MOST_THREADS),
     ):
         if not low <= value <= high:
             raise EngineError(f"{name} is {value}; it must be {low} to {high}", code="invalid_option")

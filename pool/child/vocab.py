@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import Final
 
-import numpy as np
-
 from llamaherd.pool.child import bindings
 from llamaherd.pool.child.engine import RequestError
 
@@ -38,6 +36,8 @@ class Vocab:
         """Return the ids of a text. Raises RequestError when the model has no vocabulary."""
         if self.kind == _NO_VOCAB:
             raise RequestError("this model has no vocabulary, so text cannot be tokenised", code="not_supported")
+        import numpy as np  # here and not above: the model is read before numpy is there
+
         data = text.encode("utf-8", "replace")
         room = len(data) + 8
         for _ in range(2):

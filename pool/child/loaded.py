@@ -1,0 +1,112 @@
+"""What exists between a load and an unload, made and freed as one.
+
+This module brings in what takes long to import: numpy and Jinja. The engine has it imported by a second thread while
+llama.cpp reads the model, which hides most of that time.
+"""
+
+from contextlib import ExitStack
+from typing import Final
+
+from llamaherd.pool.child import bindings
+from llamaherd.pool.child.batcher import Batcher
+from llamaherd.pool.child.context import Context
+from llamaherd.pool.child.engine import RequestError
+from llamaherd.pool.child.model import Model
+from llamaherd.pool.child.prefix import Rules
+from llamaherd.pool.child.sampler import Samplers
+from llamaherd.pool.child.sequence import Sequence
+from llamaherd.pool.child.template import ChatTemplate
+from llamaherd.transport.messages import Generate, Load
+
+__all__ = ["Loaded"]
+
+_MOST_STOPS: Final = 64
+_LONGEST_STOP: Final = 4096
+
+
+class Loaded:
+    """A model with its context and everything that belongs to it. Takes the model: frees it, also if this raises.
+
+    Raises:
+        EngineError: the context does not fit, or the model does not compute.
+    """
+
+    def __init__(self, command: Load, model: Model, threads: tuple[int, int], abort: bindings.AbortFlag) -> None:
+        with ExitStack() as undo:  # runs backwards: llama.cpp wants contexts freed before their model
+            undo.callback(model.free)
+            self.model: Final = model
+            self.context: Final = Context(self.model, command.options, threads, abort)
+            undo.callback(self.context.free)
+            vocab = self.model.vocab
+            if not self.context.unfit:
+                self.context.warm_up(max(vocab.bos, 0))
+            rules = Rules(whole=self.model.recurrent, window=self.model.window, first=self.context.first)
+            self.batcher: Final = Batcher(self.context, vocab, command.options.n_parallel, rules)
+            undo.callback(self.batcher.clear)
+            self.samplers: Final = Samplers(vocab, self.context.n_ctx_seq)
+            undo.callback(self.samplers.free)
+            self.template: Final = ChatTemplate(
+                command.options.chat_template or self.model.chat_template,
+                bos=vocab.name(vocab.bos),
+                eos=vocab.name(vocab.eos),
+                adds_bos=vocab.adds_bos,
+                adds_eos=vocab.adds_eos,
+            )
+            self._undo: Final = undo.pop_all()
+
+    def free(self) -> None:
+        """Release everything."""
+        self._undo.close()
+
+    def submit(self, request: Generate) -> None:
+        """Check a request and queue it. Raises RequestError."""
+        if self.context.unfit:
+            raise RequestError(f"this model cannot generate: {self.context.unfit}", code="not_supported")
+        if self.batcher.knows(request.request):
+            raise RequestError(f"request {request.request} is running already", code="duplicate_request")
+        _check_limits(request)
+        self.samplers.check(request.sampling)
+        prompt = self._prompt(request)
+        limit = self.context.n_ctx_seq
+        if not prompt:
+            raise RequestError("the prompt is empty", code="empty_prompt")
+        if len(prompt) >= limit:
+            raise _too_long(f"{len(prompt)}", limit)
+        self.batcher.submit(Sequence(request, prompt, limit, self.samplers.make(request.sampling, prompt)))
+
+    def _prompt(self, request: Generate) -> list[int]:
+        vocab, limit = self.model.vocab, self.context.n_ctx_seq
+        prompt = request.prompt
+        if (prompt is None) == (request.messages is None):
+            raise RequestError("exactly one of prompt and messages must be given")
+        if isinstance(prompt, tuple):
+            if len(prompt) >= limit:
+                raise _too_long(f"{len(prompt)}", limit)
+            vocab.check(prompt)
+            return list(prompt)
+        text = prompt if prompt is not None else self.template.render(request.messages or (), request.template_kwargs)
+        least = vocab.least_tokens(len(text), limit)
+        if least >= limit:
+            raise _too_long(f"at least {least}", limit)
+        return vocab.tokenize(text, add_special=True, parse_special=True)
+
+
+def _check_limits(request: Generate) -> None:
+    if request.max_tokens < -1:
+        raise RequestError(f"max_tokens is {request.max_tokens}; it must be -1 or more", code="invalid_max_tokens")
+    if len(request.stop) > _MOST_STOPS:
+        raise RequestError(
+            f"{len(request.stop)} stop strings are given; at most {_MOST_STOPS} are taken", code="invalid_stop"
+        )
+    longest = max(map(len, request.stop), default=0)
+    if longest > _LONGEST_STOP:
+        raise RequestError(
+            f"a stop string has {longest} characters; at most {_LONGEST_STOP} are taken", code="invalid_stop"
+        )
+
+
+def _too_long(count: str, limit: int) -> RequestError:
+    return RequestError(
+        f"the request ({count} tokens) exceeds the available context size ({limit} tokens), try increasing it",
+        code="context_length_exceeded",
+    )
