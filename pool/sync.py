@@ -6,14 +6,14 @@ also where another loop runs already, as in a notebook; that other loop stands s
 """
 
 import weakref
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import nullcontext
 from types import TracebackType
 from typing import Any, Final, Literal, Self, Unpack, cast, overload
 
 from llamaherd.pool.config import DEFAULT_STOP_TIMEOUT, EngineOptions, ModelSpec
 from llamaherd.pool.errors import BadRequest, PoolClosed, PoolError
-from llamaherd.pool.generation import Completion
+from llamaherd.pool.generation import Completion, Generation
 from llamaherd.pool.launch import Launcher
 from llamaherd.pool.loop_thread import LoopThread
 from llamaherd.pool.params import ChatMessage, ChatParams, GenerateParams
@@ -118,12 +118,11 @@ class SyncPool:
         **params: Unpack[ChatParams],
     ) -> SyncGeneration:
         """Answer a conversation, as a stream of pieces; see ``Pool.chat``."""
-        generation = self._loop.call(
+        return self._generate(
             lambda: self._pool.chat(
                 model, messages, autoload=autoload, priority=priority, keep_alive=keep_alive, **params
             )
         )
-        return SyncGeneration(self._loop, generation, self)
 
     def complete(
         self,
@@ -136,12 +135,22 @@ class SyncPool:
         **params: Unpack[GenerateParams],
     ) -> SyncGeneration:
         """Continue a text, or a list of token ids; see ``Pool.complete``."""
-        generation = self._loop.call(
+        return self._generate(
             lambda: self._pool.complete(
                 model, prompt, autoload=autoload, priority=priority, keep_alive=keep_alive, **params
             )
         )
-        return SyncGeneration(self._loop, generation, self)
+
+    def _generate(self, make: Callable[[], Generation]) -> SyncGeneration:
+        made: list[Generation] = []
+        try:
+            self._loop.call(lambda: made.append(make()))
+            return SyncGeneration(self._loop, made[0], self)
+        except BaseException:
+            # An interrupt can come when the generation is there and nobody has it: the traceback alone would keep it
+            # alive.
+            self._loop.post(lambda: [generation.cancel() for generation in made])
+            raise
 
     @overload
     def map(

@@ -395,6 +395,26 @@ print("closed", threading.active_count(), flush=True)
     assert wait_gone([pid], 0) == []
 
 
+def test_an_interrupt_while_a_generation_is_made_leaves_none_behind() -> None:
+    program = """
+class Prompt(list):
+    def __iter__(self):
+        os.kill(os.getpid(), signal.SIGINT)  # read by the pool's thread, while the caller waits for its generation
+        return super().__iter__()
+try:
+    kept = pool.complete("m", Prompt([1, 2, 3]))
+    while True: pass
+except KeyboardInterrupt:
+    while pool.status("m").in_flight or pool.status("m").queued: pass
+    print("free", flush=True)
+pool.close()
+"""
+    with start("import os, signal\n" + program) as process:
+        read_line(process)
+        assert read_line(process) == "free"
+        assert process.wait(DEADLINE) == 0
+
+
 def test_an_interrupt_ends_a_load_and_the_program_ends_in_order(tmp_path: Path) -> None:
     program = """
 def tell():
