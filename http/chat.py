@@ -9,9 +9,10 @@ from starlette.responses import Response
 from llamaherd.http.answers import OpenAIAnswer, Summary, respond, usage_json
 from llamaherd.http.choices import start_all
 from llamaherd.http.front import Front
+from llamaherd.http.logprobs import kept_probs, logprobs_json
 from llamaherd.http.problems import INVALID_REQUEST, Problem
 from llamaherd.http.schema import ChatBody, parse
-from llamaherd.pool import Completion, Piece
+from llamaherd.pool import Completion, Piece, TokenProbs
 
 __all__ = ["ChatAnswer", "chat_completions"]
 
@@ -27,14 +28,20 @@ async def chat_completions(front: Front, request: Request) -> Response:
     works = start_all(
         body.choices, lambda index: front.pool.chat(model, messages, autoload=autoload, **body.to_chat_params(index))
     )
-    return await respond(front, request, body, works, ChatAnswer(works[0].model))
+    return await respond(front, request, body, works, ChatAnswer(works[0].model, body.shown_probs))
 
 
 class ChatAnswer(OpenAIAnswer):
-    """``chat.completion`` and ``chat.completion.chunk`` objects."""
+    """``chat.completion`` and ``chat.completion.chunk`` objects, with ``logprobs`` where they were asked for.
 
-    def __init__(self, model: str) -> None:
+    Args:
+        model: The name under which the pool knows the model.
+        shown_probs: How many likely tokens to tell with each; None tells nothing.
+    """
+
+    def __init__(self, model: str, shown_probs: int | None = None) -> None:
         super().__init__(model, "chatcmpl")
+        self._shown = shown_probs
 
     def whole(self, completions: Sequence[Completion]) -> dict[str, Any]:
         choices = [
@@ -42,6 +49,7 @@ class ChatAnswer(OpenAIAnswer):
                 "finish_reason": completion.finish_reason,
                 "index": index,
                 "message": {"role": "assistant", "content": completion.text},
+                **self._logprobs(kept_probs(completion)),
             }
             for index, completion in enumerate(completions)
         ]
@@ -51,7 +59,9 @@ class ChatAnswer(OpenAIAnswer):
         return [self._chunk(index, {"role": "assistant", "content": None})]
 
     def middle(self, index: int, piece: Piece) -> Iterable[dict[str, Any]]:
-        return [self._chunk(index, {"content": piece.text})] if piece.text else []
+        if not piece.text and not piece.probs:
+            return []
+        return [self._chunk(index, {"content": piece.text}, **self._logprobs(piece.probs))]
 
     def closing(self, index: int, piece: Piece, summary: Summary | None) -> Iterable[dict[str, Any]]:
         chunks = [self._chunk(index, {}, finish_reason=piece.finish_reason)]
@@ -61,6 +71,12 @@ class ChatAnswer(OpenAIAnswer):
             chunks[-1] |= summary.timings_json()
         return chunks
 
-    def _chunk(self, index: int, delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
-        choice = {"finish_reason": finish_reason, "index": index, "delta": delta}
+    def _logprobs(self, probs: Sequence[TokenProbs]) -> dict[str, Any]:
+        logprobs = logprobs_json(probs, self._shown)
+        return {} if logprobs is None else {"logprobs": logprobs}
+
+    def _chunk(
+        self, index: int, delta: dict[str, Any], finish_reason: str | None = None, **more: Any
+    ) -> dict[str, Any]:
+        choice = {"finish_reason": finish_reason, "index": index, "delta": delta, **more}
         return self._object("chat.completion.chunk", [choice])

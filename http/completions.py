@@ -9,8 +9,9 @@ from starlette.responses import Response
 from llamaherd.http.answers import OpenAIAnswer, Summary, respond
 from llamaherd.http.choices import start_all
 from llamaherd.http.front import Front
+from llamaherd.http.logprobs import kept_probs, logprobs_json
 from llamaherd.http.schema import CompletionBody, parse
-from llamaherd.pool import Completion, Piece
+from llamaherd.pool import Completion, Piece, TokenProbs
 
 __all__ = ["TextAnswer", "completions"]
 
@@ -24,18 +25,25 @@ async def completions(front: Front, request: Request) -> Response:
     works = start_all(
         body.choices, lambda index: front.pool.complete(model, prompt, autoload=autoload, **body.to_params(index))
     )
-    return await respond(front, request, body, works, TextAnswer(works[0].model))
+    return await respond(front, request, body, works, TextAnswer(works[0].model, body.shown_probs))
 
 
 class TextAnswer(OpenAIAnswer):
-    """``text_completion`` objects; whole answers and chunks share the name."""
+    """``text_completion`` objects; whole answers and chunks share the name.
 
-    def __init__(self, model: str) -> None:
+    Args:
+        model: The name under which the pool knows the model.
+        shown_probs: How many likely tokens ``logprobs`` tells with each; None makes it null.
+    """
+
+    def __init__(self, model: str, shown_probs: int | None = None) -> None:
         super().__init__(model, "cmpl")
+        self._shown = shown_probs
 
     def whole(self, completions: Sequence[Completion]) -> dict[str, Any]:
         choices = [
-            _choice(index, completion.text, completion.finish_reason) for index, completion in enumerate(completions)
+            self._choice(index, completion.text, completion.finish_reason, kept_probs(completion))
+            for index, completion in enumerate(completions)
         ]
         return self._object("text_completion", choices, **Summary.of(completions).to_json())
 
@@ -43,10 +51,12 @@ class TextAnswer(OpenAIAnswer):
         return []
 
     def middle(self, index: int, piece: Piece) -> Iterable[dict[str, Any]]:
-        return [self._object("text_completion", [_choice(index, piece.text, None)])] if piece.text else []
+        if not piece.text and not piece.probs:
+            return []
+        return [self._object("text_completion", [self._choice(index, piece.text, None, piece.probs)])]
 
     def closing(self, index: int, piece: Piece, summary: Summary | None) -> Iterable[dict[str, Any]]:
-        chunks = [self._object("text_completion", [_choice(index, "", piece.finish_reason)])]
+        chunks = [self._object("text_completion", [self._choice(index, "", piece.finish_reason)])]
         if summary is not None:
             if summary.wanted:
                 chunks.append(self._object("text_completion", []))
@@ -54,6 +64,8 @@ class TextAnswer(OpenAIAnswer):
             chunks[-1] |= summary.to_json()
         return chunks
 
-
-def _choice(index: int, text: str, finish_reason: str | None) -> dict[str, Any]:
-    return {"text": text, "index": index, "logprobs": None, "finish_reason": finish_reason}
+    def _choice(
+        self, index: int, text: str, finish_reason: str | None, probs: Sequence[TokenProbs] = ()
+    ) -> dict[str, Any]:
+        logprobs = logprobs_json(probs, self._shown) if probs else None
+        return {"text": text, "index": index, "logprobs": logprobs, "finish_reason": finish_reason}

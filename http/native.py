@@ -9,9 +9,10 @@ from starlette.responses import Response
 
 from llamaherd.http.answers import Answer, Summary, respond, timings_json
 from llamaherd.http.front import Front
+from llamaherd.http.logprobs import kept_probs, probs_json
 from llamaherd.http.problems import NOT_SUPPORTED, Problem
 from llamaherd.http.schema import GenerateBody, NativeBody, parse
-from llamaherd.pool import Completion, GenerateParams, Piece, Timings, Usage
+from llamaherd.pool import Completion, GenerateParams, Piece, Timings, TokenProbs, Usage
 
 __all__ = ["DEFAULT_SETTINGS", "NativeAnswer", "native_completion", "settings_json"]
 
@@ -19,14 +20,38 @@ __all__ = ["DEFAULT_SETTINGS", "NativeAnswer", "native_completion", "settings_js
 DEFAULT_SETTINGS: Final[dict[str, Any]] = {
     "seed": 0xFFFFFFFF,
     "temperature": 0.8,
+    "dynatemp_range": 0.0,
+    "dynatemp_exponent": 1.0,
     "top_k": 40,
     "top_p": 0.95,
     "min_p": 0.05,
+    "top_n_sigma": -1.0,
+    "xtc_probability": 0.0,
+    "xtc_threshold": 0.1,
+    "typical_p": 1.0,
+    "repeat_last_n": 64,
+    "repeat_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "dry_multiplier": 0.0,
+    "dry_base": 1.75,
+    "dry_allowed_length": 2,
+    "dry_penalty_last_n": 64,
+    "dry_sequence_breakers": ["\n", ":", '"', "*"],
+    "mirostat": 0,
+    "mirostat_tau": 5.0,
+    "mirostat_eta": 0.1,
+    "adaptive_target": -1.0,
+    "adaptive_decay": 0.9,
     "stop": [],
     "max_tokens": -1,
     "n_predict": -1,
     "ignore_eos": False,
     "stream": False,
+    "logit_bias": [],
+    "n_probs": 0,
+    "min_keep": 0,
+    "samplers": ["penalties", "dry", "top_n_sigma", "top_k", "typ_p", "top_p", "min_p", "xtc", "temperature"],
 }
 
 
@@ -44,13 +69,26 @@ def settings_json(body: GenerateBody) -> dict[str, Any]:
     """Return what a request was generated with, defaults included: llama-server's ``generation_settings``."""
     params: GenerateParams = body.to_params()
     given = {name: value for name, value in params.items() if name in DEFAULT_SETTINGS and value is not None}
-    settings = {**DEFAULT_SETTINGS, **given, "stream": bool(body.stream)}
+    settings: dict[str, Any] = {**DEFAULT_SETTINGS, **given, "stream": bool(body.stream)}
     settings["n_predict"] = settings["max_tokens"]
     if settings["seed"] == -1:
         settings["seed"] = DEFAULT_SETTINGS["seed"]
     if isinstance(settings["stop"], str):
         settings["stop"] = [settings["stop"]]
+    settings["logit_bias"] = _biases_json(settings["logit_bias"])
     return settings
+
+
+def _biases_json(biases: dict[str, Any] | list[Any]) -> list[dict[str, Any]]:
+    """Return the biases as llama-server lists them; null stands for "never"."""
+    pairs = biases.items() if isinstance(biases, dict) else biases
+    return [
+        {
+            "bias": None if bias is False else bias,
+            "token": int(token) if isinstance(token, str) and isinstance(biases, dict) and token.isdecimal() else token,
+        }
+        for token, bias in pairs
+    ]
 
 
 class NativeAnswer(Answer):
@@ -69,7 +107,7 @@ class NativeAnswer(Answer):
         self._new_line = "\n" in completion.text
         tokens = completion.tokens if self._body.return_tokens else ()
         piece = msgspec.convert(completion, Piece, from_attributes=True)
-        return self._last(piece, completion.text, tokens)
+        return self._last(piece, completion.text, tokens, kept_probs(completion))
 
     def opening(self, index: int) -> Iterable[dict[str, Any]]:
         return []
@@ -78,12 +116,17 @@ class NativeAnswer(Answer):
         self._predicted += len(piece.tokens)
         self._new_line = self._new_line or "\n" in piece.text
         part = {"content": piece.text, "tokens": piece.tokens, "stop": False, "tokens_predicted": self._predicted}
-        return [{"index": 0, **part}]
+        return [{"index": 0, **part, **self._probabilities(piece.probs)}]
 
     def closing(self, index: int, piece: Piece, summary: Summary | None) -> Iterable[dict[str, Any]]:
         return [self._last(piece, piece.text, piece.tokens)]
 
-    def _last(self, piece: Piece, text: str, tokens: tuple[int, ...]) -> dict[str, Any]:
+    def _probabilities(self, probs: Sequence[TokenProbs]) -> dict[str, Any]:
+        return {"completion_probabilities": probs_json(probs, self._body.shown_probs or 0)} if probs else {}
+
+    def _last(
+        self, piece: Piece, text: str, tokens: tuple[int, ...], probs: Sequence[TokenProbs] = ()
+    ) -> dict[str, Any]:
         usage = piece.usage or Usage()
         settings = settings_json(self._body)
         limit = settings["n_predict"]
@@ -104,6 +147,7 @@ class NativeAnswer(Answer):
             "stopping_word": piece.stopping_word,
             "tokens_cached": usage.cached_tokens,
             "timings": timings_json(usage, piece.timings or Timings()),
+            **self._probabilities(probs),
         }
         if isinstance(self._body.prompt, str):
             answer["prompt"] = self._body.prompt

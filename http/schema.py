@@ -7,7 +7,7 @@ quietly another one than was asked for. Values out of range are for the pool to 
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import msgspec
 
@@ -16,6 +16,8 @@ from llamaherd.pool import ChatParams, GenerateParams
 
 __all__ = [
     "MAX_CHOICES",
+    "MAX_PROBS",
+    "MAX_TOP_LOGPROBS",
     "RANDOM_SEED",
     "UNSUPPORTED",
     "ChatBody",
@@ -24,6 +26,7 @@ __all__ = [
     "GenerateBody",
     "ModelBody",
     "NativeBody",
+    "SamplingBody",
     "StreamOptions",
     "TokenizeBody",
     "parse",
@@ -36,9 +39,6 @@ UNSUPPORTED: Final[Mapping[str, tuple[Any, ...]]] = MappingProxyType(
         "best_of": (None, 1),
         "echo": (None, False),
         "suffix": (None, ""),
-        "logprobs": (None, False, 0),
-        "top_logprobs": (None, 0),
-        "n_probs": (None, 0),
         "post_sampling_probs": (None, False),
         "return_progress": (None, False),
         "timings_per_token": (None, False),
@@ -51,21 +51,7 @@ UNSUPPORTED: Final[Mapping[str, tuple[Any, ...]]] = MappingProxyType(
         "response_format": (None, {"type": "text"}),
         "grammar": (None, ""),
         "json_schema": (None,),
-        "logit_bias": (None, {}, []),
         "lora": (None, []),
-        # how it is drawn
-        "presence_penalty": (None, 0),
-        "frequency_penalty": (None, 0),
-        "repeat_penalty": (None, 1),
-        "dry_multiplier": (None, 0),
-        "dynatemp_range": (None, 0),
-        "mirostat": (None, 0),
-        "top_n_sigma": (None, -1),
-        "typical_p": (None, 1),
-        "xtc_probability": (None, 0),
-        "adaptive_target": (None, -1),
-        "samplers": (None, []),
-        "min_keep": (None, 0),
         # how it ends
         "t_max_predict_ms": (None, -1, 0),
         "n_indent": (None, 0),
@@ -74,6 +60,10 @@ UNSUPPORTED: Final[Mapping[str, tuple[Any, ...]]] = MappingProxyType(
 
 #: Most answers to one request: each takes a slot, and one client must not take them all.
 MAX_CHOICES: Final = 16
+#: Most likely tokens that a chat may ask for with each, by OpenAI's rules, and what it gets that does not say how many.
+MAX_TOP_LOGPROBS: Final = 20
+#: Most that the pool tells.
+MAX_PROBS: Final = 100
 #: The seed that draws one at random; a seed that is counted up must not become it.
 RANDOM_SEED: Final = 0xFFFFFFFF
 
@@ -90,7 +80,49 @@ class ModelBody(msgspec.Struct, frozen=True, kw_only=True):
     model: str | None = None
 
 
-class GenerateBody(ModelBody, frozen=True, kw_only=True):
+class SamplingBody(ModelBody, frozen=True, kw_only=True):
+    """How tokens are drawn, in the pool's and llama-server's names; ranges and defaults are the pool's.
+
+    Attributes:
+        logit_bias: An object of token ids or texts and their bias, or a list of pairs of that.
+        n_probs: How many likely tokens to tell with each.
+    """
+
+    temperature: float | None = None
+    dynatemp_range: float | None = None
+    dynatemp_exponent: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    typical_p: float | None = None
+    top_n_sigma: float | None = None
+    xtc_probability: float | None = None
+    xtc_threshold: float | None = None
+    min_keep: int | None = None
+    repeat_last_n: int | None = None
+    repeat_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    dry_multiplier: float | None = None
+    dry_base: float | None = None
+    dry_allowed_length: int | None = None
+    dry_penalty_last_n: int | None = None
+    dry_sequence_breakers: list[str] | None = None
+    mirostat: int | None = None
+    mirostat_tau: float | None = None
+    mirostat_eta: float | None = None
+    adaptive_target: float | None = None
+    adaptive_decay: float | None = None
+    samplers: list[str] | None = None
+    logit_bias: dict[str, Any] | list[Any] | None = None
+    n_probs: int | None = None
+    seed: int | None = None
+
+
+_DRAWN: Final = tuple(name for name in SamplingBody.__struct_fields__ if name not in ModelBody.__struct_fields__)
+
+
+class GenerateBody(SamplingBody, frozen=True, kw_only=True):
     """What ``/chat/completions`` and ``/completions`` share. Null is the same as leaving a field out.
 
     Attributes:
@@ -104,11 +136,6 @@ class GenerateBody(ModelBody, frozen=True, kw_only=True):
     n_predict: int | None = None
     max_completion_tokens: int | None = None
     max_tokens: int | None = None
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    seed: int | None = None
     stop: str | list[str] | None = None
     cache_prompt: bool | None = None
     ignore_eos: bool | None = None
@@ -129,27 +156,62 @@ class GenerateBody(ModelBody, frozen=True, kw_only=True):
         """Whether a stream shall end with a chunk of token counts."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
+    @property
+    def shown_probs(self) -> int | None:
+        """How many likely tokens to tell with each; None tells nothing of any. Raises Problem if that is out of range.
+
+        A wrong ``n_probs`` is returned as it is, for the pool to refuse.
+        """
+        return self.n_probs or None
+
     def to_params(self, index: int = 0) -> GenerateParams:
-        """Return the pool's parameters for one of the answers."""
+        """Return the pool's parameters for one of the answers. Raises Problem as ``shown_probs`` does."""
         limits = (self.n_predict, self.max_completion_tokens, self.max_tokens)
+        drawn = cast("GenerateParams", {name: getattr(self, name) for name in _DRAWN})
+        shown = self.shown_probs
         return GenerateParams(
-            max_tokens=next((limit for limit in limits if limit is not None), None),
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            min_p=self.min_p,
-            seed=self.seed if self.seed is None or self.seed < 0 or not index else (self.seed + index) % RANDOM_SEED,
-            stop=self.stop,
-            cache_prompt=self.cache_prompt,
-            ignore_eos=self.ignore_eos,
+            **drawn
+            | GenerateParams(
+                max_tokens=next((limit for limit in limits if limit is not None), None),
+                # The pool tells nothing of the chosen token either unless it is asked for one more.
+                n_probs=None if shown is None else shown or 1,
+                seed=self.seed
+                if self.seed is None or self.seed < 0 or not index
+                else (self.seed + index) % RANDOM_SEED,
+                stop=self.stop,
+                cache_prompt=self.cache_prompt,
+                ignore_eos=self.ignore_eos,
+            )
         )
 
 
 class ChatBody(GenerateBody, frozen=True, kw_only=True):
-    """``POST /v1/chat/completions``. What a message may hold is for the pool and the model's template to say."""
+    """``POST /v1/chat/completions``. What a message may hold is for the pool and the model's template to say.
+
+    Attributes:
+        logprobs: Tell how likely each token was.
+        top_logprobs: How many likely ones to tell with it, 0 to 20; more than 0 only with ``logprobs``.
+    """
 
     messages: list[dict[str, Any]] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+
+    @property
+    def shown_probs(self) -> int | None:
+        top = self.top_logprobs
+        if top is not None and not 0 <= top <= MAX_TOP_LOGPROBS:
+            raise Problem(
+                INVALID_REQUEST,
+                f"top_logprobs must be an integer from 0 to {MAX_TOP_LOGPROBS}",
+                param="top_logprobs",
+            )
+        if self.logprobs:
+            return MAX_TOP_LOGPROBS if top is None else top
+        if top:
+            raise Problem(INVALID_REQUEST, "top_logprobs requires logprobs to be true", param="top_logprobs")
+        return super().shown_probs
 
     def to_chat_params(self, index: int = 0) -> ChatParams:
         """Return the pool's parameters for one of the answers."""
@@ -157,9 +219,22 @@ class ChatBody(GenerateBody, frozen=True, kw_only=True):
 
 
 class CompletionBody(GenerateBody, frozen=True, kw_only=True):
-    """``POST /v1/completions``: one prompt, as a text or token ids, alone or as the only element of a list."""
+    """``POST /v1/completions``: one prompt, as a text or token ids, alone or as the only element of a list.
+
+    Attributes:
+        logprobs: ``n_probs`` by OpenAI's name; the other takes precedence.
+    """
 
     prompt: str | list[int | str | list[int]] | None = None
+    logprobs: bool | int | None = None
+
+    @property
+    def shown_probs(self) -> int | None:
+        if self.n_probs is not None or not self.logprobs:
+            return super().shown_probs
+        if not 0 < self.logprobs <= MAX_PROBS:
+            raise Problem(INVALID_REQUEST, f"logprobs must be an integer from 0 to {MAX_PROBS}", param="logprobs")
+        return int(self.logprobs)
 
     def to_prompt(self) -> str | list[int]:
         """Return the one prompt. Raises Problem if there is none, or more than one."""

@@ -94,22 +94,11 @@ class Meter:
 
     async def collect(self) -> Completion:
         """Return the whole answer; a cancelled call cancels the work."""
-        texts: list[str] = []
-        tokens: list[int] = []
+        pieces: list[Piece] = []
         try:
-            while True:
-                piece = await anext(self)
-                texts.append(piece.text)
-                tokens.extend(piece.tokens)
-                if piece.finish_reason is not None:
-                    return Completion(
-                        text="".join(texts),
-                        tokens=tuple(tokens),
-                        finish_reason=piece.finish_reason,
-                        usage=piece.usage or Usage(),
-                        timings=piece.timings or Timings(),
-                        stopping_word=piece.stopping_word,
-                    )
+            while not pieces or pieces[-1].finish_reason is None:
+                pieces.append(await anext(self))
+            return Completion.join(pieces)
         finally:
             await self.aclose()
 

@@ -223,7 +223,7 @@ def _biases(value: object) -> tuple[tuple[int | str, float | None], ...]:
     pairs: list[Any]
     if isinstance(value, Mapping):
         entries = cast("Mapping[object, object]", value).items()
-        pairs = [(int(key) if isinstance(key, str) and key.isdecimal() else key, bias) for key, bias in entries]
+        pairs = [(_token_or_text(key), bias) for key, bias in entries]
     elif isinstance(value, list | tuple):
         pairs = list(cast("Sequence[Any]", value))
     else:
@@ -231,6 +231,13 @@ def _biases(value: object) -> tuple[tuple[int | str, float | None], ...]:
     if len(pairs) > MAX_BIASES:
         raise BadRequest(f"logit_bias has {len(pairs)} entries, and at most {MAX_BIASES} are allowed")
     return tuple(_bias(pair) for pair in pairs)
+
+
+def _token_or_text(key: object) -> object:
+    """Read a key of OpenAI's object form: digits are a token's id. More than an id can have are a text like any
+    other.
+    """
+    return int(key) if isinstance(key, str) and len(key) <= len(str(_INT32_MAX)) and key.isdecimal() else key
 
 
 def _bias(pair: object) -> tuple[int | str, float | None]:

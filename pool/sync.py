@@ -149,7 +149,7 @@ class SyncPool:
         except BaseException:
             # An interrupt can come when the generation is there and nobody has it: the traceback alone would keep it
             # alive.
-            self._loop.post(lambda: [generation.cancel() for generation in made])
+            self._loop.post(_cancel_all, made)
             raise
 
     @overload
@@ -276,3 +276,8 @@ class SyncPool:
     def start_sleep(self, model: str) -> None:
         """Have a worker free its model but keep its process; see ``Pool.start_sleep``."""
         self._loop.call(lambda: self._pool.start_sleep(model))
+
+
+def _cancel_all(generations: list[Generation]) -> None:
+    for generation in generations:
+        generation.cancel()

@@ -17,6 +17,8 @@ from llamaherd.transport.messages import ChildMessage, PoolMessage
 __all__ = ["PipeWire", "SocketWire", "StreamChild", "Wire"]
 
 _READ_BYTES: Final = 64 * 1024
+#: When that much of a record is missing; larger blocks are mapped anew for each read.
+_LARGE_READ_BYTES: Final = 128 * 1024
 #: How long ``close`` waits for calls in other threads, in seconds.
 _CLOSE_SECONDS: Final = 1.0
 
@@ -24,8 +26,8 @@ _CLOSE_SECONDS: Final = 1.0
 class Wire(Protocol):
     """Moves bytes; one thread reads and one writes at a time."""
 
-    def read(self) -> bytes:
-        """Block for the next bytes; empty at the end of the stream and after :meth:`interrupt`."""
+    def read(self, size: int) -> bytes:
+        """Block for the next bytes, at most ``size``; empty at the end of the stream and after :meth:`interrupt`."""
         ...
 
     def write(self, data: bytes) -> None:
@@ -48,8 +50,8 @@ class SocketWire:
         self._socket = sock
         sock.setblocking(True)
 
-    def read(self) -> bytes:
-        return self._socket.recv(_READ_BYTES)
+    def read(self, size: int) -> bytes:
+        return self._socket.recv(size)
 
     def write(self, data: bytes) -> None:
         self._socket.sendall(data)
@@ -82,11 +84,11 @@ class PipeWire:
         self._writable.register(write_fd, select.POLLOUT)
         self._writable.register(self._wake_read, select.POLLIN)
 
-    def read(self) -> bytes:
+    def read(self, size: int) -> bytes:
         for fd, _ in self._readable.poll():
             if fd == self._wake_read:
                 return b""
-        return os.read(self._read_fd, _READ_BYTES)
+        return os.read(self._read_fd, size)
 
     def write(self, data: bytes) -> None:
         rest = memoryview(data)
@@ -155,7 +157,7 @@ class StreamChild(ChildChannel):
 
     def _read(self) -> None:
         try:
-            data = self._wire.read()
+            data = self._wire.read(max(_READ_BYTES, min(self._framing.missing, _LARGE_READ_BYTES)))
         except OSError as error:
             # A reset is a pool that closed without reading all; the rest is a fault of the system.
             reset = isinstance(error, ConnectionResetError)

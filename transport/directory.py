@@ -1,7 +1,8 @@
 """The private directory that holds a pool's socket, and the removal of those that killed pools left behind.
 
 A directory is in use as long as its lock is held. The kernel lets go of a lock when its holder dies, however it dies,
-and a lock says the same in every container that shares the file system; a process id would not.
+and a lock says the same in every container that shares the file system; a process id would not. A lock gets its name
+only once it is held: between making the file and locking it, another pool could take it for a dead one's.
 """
 
 import fcntl
@@ -15,6 +16,7 @@ __all__ = ["PrivateDirectory"]
 
 _PREFIX: Final = "llamaherd-"
 _LOCK: Final = "lock"
+_NEW_LOCK: Final = "lock.new"
 
 
 class PrivateDirectory:
@@ -29,8 +31,14 @@ class PrivateDirectory:
     def __init__(self, base: str) -> None:
         _sweep(base)
         self.path: Final = tempfile.mkdtemp(prefix=_PREFIX, dir=base)  # with mode 0700
-        self._lock = os.open(os.path.join(self.path, _LOCK), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        new = os.path.join(self.path, _NEW_LOCK)
+        self._lock = os.open(new, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.rename(new, os.path.join(self.path, _LOCK))
+        except OSError:
+            self.remove()
+            raise
 
     def remove(self) -> None:
         """Remove the directory and all in it. Idempotent; never raises."""
@@ -43,7 +51,7 @@ class PrivateDirectory:
 def _sweep(base: str) -> None:
     for path in Path(base).glob(f"{_PREFIX}*"):
         try:
-            # A directory without a lock file is one that is just being made.
+            # A directory without this file is one that is just being made.
             lock = os.open(path / _LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError:
             continue

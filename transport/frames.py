@@ -38,6 +38,9 @@ _PROBE_LIMIT_SECONDS: Final = 1.0
 #: The same for a worker that died before it greeted, whose greeting may still be on its way.
 _GREETING_SECONDS: Final = 0.25
 _BACKLOG: Final = 1024
+# Plain numbers: the arithmetic of zmq's enums costs more than a send.
+_LAST: Final = int(zmq.NOBLOCK)
+_MORE: Final = int(zmq.NOBLOCK) | int(zmq.SNDMORE)
 
 #: Sends ``[routing id, kind, body]``; False if nobody with that id is connected.
 _Send = Callable[[bytes, bytes, bytes], bool]
@@ -73,7 +76,7 @@ class FrameChannel(QueuedChannel):
 
     def __repr__(self) -> str:
         ending = self._inbox.ending
-        state = type(ending).__name__ if ending else "connected" if self._greeted else "waiting"
+        state = type(ending).__name__ if ending else "connected" if len(self._greeted) == 2 else "waiting"
         return f"<FrameChannel {self.identity} {state}, {len(self._inbox)} unread, {self._unsent_size} bytes unsent>"
 
     # --- receiving ----------------------------------------------------------------------------------------------------
@@ -86,18 +89,23 @@ class FrameChannel(QueuedChannel):
                 self._send_frames(self.up_id, CREDIT, credit)
         return messages
 
-    def arrived(self, routing_id: bytes, frames: Sequence[bytes]) -> None:
-        """Take the frames of one message from one of the worker's sockets."""
-        if frames == [b""]:
-            self._greet(routing_id)
-        elif len(frames) != 2:
-            self._finish(BrokenChannel(f"not a record: {len(frames)} frames instead of 2"))
-        elif routing_id == self.up_id:
-            self._hear(*frames)
-        elif frames[0] == CREDIT:
-            self._window.acknowledge(frames[1])
-            self._flush()
-            self._room_made()
+    def arrived(self, parts: Sequence[bytes]) -> None:
+        """Take one message from one of the worker's sockets, behind the socket's routing id."""
+        if len(parts) == 3:
+            routing_id, kind, body = parts
+            if routing_id == self.up_id:
+                self._hear(kind, body)
+            elif kind == CREDIT:
+                self._take_credit(body)
+        elif len(parts) == 2 and not parts[1]:
+            self._greet(parts[0])
+        else:
+            self._finish(BrokenChannel(f"not a record: {len(parts) - 1} frames instead of 2"))
+
+    def _take_credit(self, total: bytes) -> None:
+        self._window.acknowledge(total)
+        self._flush()
+        self._room_made()
 
     def _greet(self, routing_id: bytes) -> None:
         if routing_id in self._greeted:
@@ -112,7 +120,7 @@ class FrameChannel(QueuedChannel):
         if kind == BYE:
             self._finish(EndOfChannel("the worker closed the channel"))
         elif not kind.startswith(b"\x01"):
-            self._inbox.put((from_child(str(kind, "ascii", "replace"), body),), wire_size(body))
+            self._inbox.put((from_child(kind, body),), wire_size(body))
             if self._inbox.size > RECEIVE_LIMIT + wire_size(b"") + MAX_MESSAGE_BYTES:
                 self._finish(BrokenChannel(f"the worker sent {self._inbox.size} bytes, more than it had credit for"))
 
@@ -239,7 +247,7 @@ class FrameTransport:
             self._context.term()
             raise
         self._listen = self._router.getsockopt_string(zmq.LAST_ENDPOINT)
-        self._pump = SocketPump(loop, self._router, self._dispatch)
+        self._pump = SocketPump(loop, self._router, self._dispatch, named=self._gatekeeper is not None)
 
     async def endpoint(self, identity: str, on_log: Callable[[bytes], None]) -> Endpoint:
         del on_log  # a frame is never a log
@@ -291,25 +299,26 @@ class FrameTransport:
 
     def _send(self, routing_id: bytes, kind: bytes, body: bytes) -> bool:
         self._pump.touched()
+        send = self._router.send
         try:
-            self._router.send_multipart((routing_id, kind, body), zmq.NOBLOCK)
+            # Only the routing id can be refused, and then the socket waits for another one: nothing is half sent.
+            send(routing_id, _MORE)
+            send(kind, _MORE)
+            send(body, _LAST)
         except zmq.ZMQError as error:
             if error.errno != zmq.EHOSTUNREACH:
                 raise
             return False
         return True
 
-    def _dispatch(self, frames: Sequence[zmq.Frame]) -> None:
-        routing_id = frames[0].bytes
-        channel = self._channels.get(routing_id)
+    def _dispatch(self, parts: list[bytes], user: str | None) -> None:
+        channel = self._channels.get(parts[0])
         if channel is None:
             # A stranger, or a spawn whose channel was closed before it connected: do not leave it waiting.
-            if len(frames) == 2:
-                self._send(routing_id, BYE, b"")
-            return
-        if self._gatekeeper and frames[-1].get("User-Id") != channel.identity:
-            return
-        channel.arrived(routing_id, [frame.bytes for frame in frames[1:]])
+            if len(parts) == 2:
+                self._send(parts[0], BYE, b"")
+        elif self._gatekeeper is None or user == channel.identity:
+            channel.arrived(parts)
 
     def _forget(self, channel: FrameChannel) -> None:
         del self._channels[channel.up_id], self._channels[channel.down_id]

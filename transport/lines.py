@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Final, Generic, Literal, TypeVar, cast
 
 from llamaherd.transport.errors import BrokenChannel
-from llamaherd.transport.framing import MAX_KIND_BYTES, Decode
+from llamaherd.transport.framing import MAX_KIND_BYTES, VIEW_BYTES, Decode
 from llamaherd.transport.messages import MAX_MESSAGE_BYTES, Unknown
 
 __all__ = ["CHILD_PREFIX", "POOL_PREFIX", "LineFraming"]
@@ -85,13 +85,14 @@ class LineFraming(Generic[Received]):
             log += (piece, b"\n")
         if inside != "line":
             return
+        line: bytes | bytearray = piece
         if self._partial:
-            piece = bytes(self._partial + piece)
-            self._partial.clear()
-        if piece.startswith(self._prefix):
-            into.append(self._parse(piece))
-        elif piece:
-            log += (piece, b"\n")
+            self._partial += piece
+            line, self._partial = self._partial, bytearray()
+        if line.startswith(self._prefix):
+            into.append(self._parse(line))
+        elif line:
+            log += (bytes(line), b"\n")
 
     def _extend_line(self, piece: bytes, into: list[Received], log: list[bytes]) -> None:
         if self._inside == "log":
@@ -102,7 +103,7 @@ class LineFraming(Generic[Received]):
         if self._partial.startswith(self._prefix):
             if len(self._partial) <= _MAX_LINE:
                 return
-            into.append(self._parse(bytes(self._partial)))
+            into.append(self._parse(self._partial[: _MAX_LINE + 1]))
             self._inside = "oversize"
         elif self._prefix.startswith(self._partial):
             return
@@ -111,13 +112,21 @@ class LineFraming(Generic[Received]):
             self._inside = "log"
         self._partial.clear()
 
-    def _parse(self, line: bytes) -> Received:
-        raw_kind, _, body = line[len(self._prefix) : _MAX_LINE + 1].partition(b":")
-        kind = str(raw_kind, "ascii", "replace")
+    def _parse(self, line: bytes | bytearray) -> Received:
+        kind_end = line.find(b":", len(self._prefix))
+        if kind_end < 0:
+            kind_end = len(line)
+        kind = bytes(line[len(self._prefix) : kind_end])
+        body = line[kind_end + 1 :] if len(line) < VIEW_BYTES else memoryview(line)[kind_end + 1 :]
         if len(line) > _MAX_LINE or len(body) > MAX_MESSAGE_BYTES:
-            unknown = Unknown(kind[:64], f"a line over the cap of {_MAX_LINE} bytes", body[:_EXCERPT])
+            reason = f"a line over the cap of {_MAX_LINE} bytes"
+            unknown = Unknown(str(kind[:64], "ascii", "replace"), reason, bytes(body[:_EXCERPT]))
             return cast("Received", unknown)  # every direction's messages include it
         return self._decode(kind, body)
+
+    @property
+    def missing(self) -> int:
+        return 0
 
     def finish(self) -> BrokenChannel | None:
         rest = bytes(self._partial)

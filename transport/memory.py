@@ -16,7 +16,7 @@ from llamaherd.transport.queued import QueuedChannel
 
 __all__ = ["memory_pair"]
 
-_Record = tuple[str, bytes]
+_Record = tuple[bytes, bytes]
 #: Counted per message beside its body.
 _OVERHEAD = 64
 
@@ -123,7 +123,7 @@ class _MemoryChannel(QueuedChannel):
 
     def _put(self, kind: str, body: bytes) -> None:
         with self._link.changed:
-            self._link.to_child.put((kind, body))
+            self._link.to_child.put((kind.encode("ascii"), body))
             self._link.changed.notify_all()
 
     def _stop_receiving(self) -> None:
@@ -153,7 +153,7 @@ class _MemoryChild(ChildChannel):
                 raise ChannelClosed("this side closed the channel")
             if lane.ended:
                 raise BrokenChannel("the pool closed the channel")
-            lane.put((kind, body))
+            lane.put((kind.encode("ascii"), body))
             self._channel.notify()
 
     def receive(self) -> Sequence[PoolMessage]:

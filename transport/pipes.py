@@ -15,7 +15,7 @@ import struct
 from typing import Final, Generic, TypeVar
 
 from llamaherd.transport.errors import BrokenChannel
-from llamaherd.transport.framing import MAX_KIND_BYTES, Decode
+from llamaherd.transport.framing import MAX_KIND_BYTES, VIEW_BYTES, Decode
 from llamaherd.transport.messages import MAX_MESSAGE_BYTES
 
 __all__ = ["RecordFraming"]
@@ -23,6 +23,7 @@ __all__ = ["RecordFraming"]
 Received = TypeVar("Received")
 
 _LENGTH: Final = struct.Struct("<I")
+_length_at: Final = _LENGTH.unpack_from
 _HEADER: Final = _LENGTH.size
 _MAX_RECORD: Final = 1 + MAX_KIND_BYTES + MAX_MESSAGE_BYTES
 
@@ -50,29 +51,33 @@ class RecordFraming(Generic[Received]):
                 return
             data = bytes(self._partial)
             self._partial = bytearray()
-        start, end = 0, len(data)
-        while (body_at := start + _HEADER) <= end:
-            (length,) = _LENGTH.unpack_from(data, start)
+        decode, start, end = self._decode, 0, len(data)
+        while start + _HEADER <= end:
+            (length,) = _length_at(data, start)
             if not 1 <= length <= _MAX_RECORD:
                 raise BrokenChannel(f"not a record: length {length}, allowed 1 to {_MAX_RECORD}")
-            stop = body_at + length
+            stop = start + _HEADER + length
             if stop > end:
                 break
-            into.append(self._record(data, body_at, stop))
+            kind_at = start + _HEADER + 1
+            body_at = kind_at + data[kind_at - 1]
+            if body_at > stop:
+                raise BrokenChannel(f"not a record: a kind of {data[kind_at - 1]} bytes in a record of {length}")
+            body = data[body_at:stop] if length < VIEW_BYTES else memoryview(data)[body_at:stop]
+            into.append(decode(data[kind_at:body_at], body))
             start = stop
-        self._keep(data[start:])
-
-    def _record(self, data: bytes, start: int, stop: int) -> Received:
-        kind_end = start + 1 + data[start]
-        if kind_end > stop:
-            raise BrokenChannel(f"not a record: a kind of {data[start]} bytes in a record of {stop - start}")
-        return self._decode(str(data[start + 1 : kind_end], "ascii", "replace"), data[kind_end:stop])
+        if start < end:
+            self._keep(data[start:])
 
     def _keep(self, rest: bytes) -> None:
         self._partial += rest
         self._wanted = _HEADER
         if len(rest) >= _HEADER:
-            self._wanted += _LENGTH.unpack_from(rest)[0]
+            self._wanted += _length_at(rest)[0]
+
+    @property
+    def missing(self) -> int:
+        return self._wanted - len(self._partial) if self._partial else 0
 
     def finish(self) -> BrokenChannel | None:
         if not self._partial:

@@ -7,6 +7,7 @@ write drops what it has not read, and it cannot say what the kernel still holds 
 import asyncio
 import fcntl
 import os
+import select
 import sys
 import termios
 from collections import deque
@@ -23,6 +24,8 @@ from llamaherd.transport.queued import QueuedChannel
 __all__ = ["StreamChannel"]
 
 _READ_BYTES: Final = 64 * 1024
+#: When that much of a record is missing. A socket holds little more, and larger blocks are mapped anew for each read.
+_LARGE_READ_BYTES: Final = 128 * 1024
 #: Messages sent in one turn of the loop are written together once they reach this size.
 _CORK_BYTES: Final = 64 * 1024
 _WRITE_PIECES: Final = 512  # below IOV_MAX, which is 1024 on Linux and macOS
@@ -59,6 +62,8 @@ class StreamChannel(QueuedChannel):
         self._corked = False
         self._writing = False
         self._reading = False
+        self._poll = select.poll()
+        self._poll.register(read_fd, select.POLLIN)
         self._undelivered = 0  # bytes read since the last message was complete
         self._resume_reading()
 
@@ -72,9 +77,9 @@ class StreamChannel(QueuedChannel):
     # --- receiving ----------------------------------------------------------------------------------------------------
 
     async def receive(self) -> Sequence[ChildMessage]:
-        if not self._inbox and self._reading:
-            # Saves a turn of the loop when bytes are there already. It also finds a reset that uvloop (0.23) reports to
-            # a reader only once, together with the last data.
+        # Saves a turn of the loop when bytes are there already. It also finds a reset that uvloop (0.23) reports to a
+        # reader only once, together with the last data. A poll costs less than a read that fails.
+        if not self._inbox and self._reading and self._poll.poll(0):
             self._on_readable()
         messages = await self._inbox.take()
         if not self._reading:
@@ -88,7 +93,7 @@ class StreamChannel(QueuedChannel):
 
     def _on_readable(self) -> None:
         try:
-            data = os.read(self._read_fd, _READ_BYTES)
+            data = os.read(self._read_fd, max(_READ_BYTES, min(self._framing.missing, _LARGE_READ_BYTES)))
         except BlockingIOError:
             return
         except ConnectionResetError:

@@ -133,3 +133,8 @@ def test_what_is_allowed_survives_the_wire(values: dict[str, Any]) -> None:
 def test_a_plain_request_stays_short_on_the_wire() -> None:
     body = msgspec.json.decode(encode(completion_request(1, "x", {"temperature": 0}))[1])
     assert body == {"request": 1, "prompt": "x", "sampling": {"temperature": 0.0}}
+
+
+def test_a_number_too_long_to_be_a_token_is_refused_and_not_computed() -> None:
+    with pytest.raises(BadRequest, match="logit_bias"):
+        completion_request(1, "hello", {"logit_bias": {"9" * 5000: 1.0}})

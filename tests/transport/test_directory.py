@@ -1,10 +1,15 @@
 """The directory of a pool's socket is private, goes with its pool, and is cleared away when its pool was killed."""
 
+import fcntl
 import os
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+
+import pytest
 
 from llamaherd.transport.directory import PrivateDirectory
 
@@ -44,3 +49,25 @@ def test_directories_that_are_not_ours_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "llamaherd-file").write_text("mine")
     PrivateDirectory(str(tmp_path)).remove()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["llamaherd-file", "llamaherd-notes"]
+
+
+@pytest.mark.parametrize(("module", "step"), [(fcntl, "flock"), (os, "rename")])
+def test_a_pool_that_opens_while_another_is_opening_leaves_it_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: ModuleType, step: str
+) -> None:
+    others: list[PrivateDirectory] = []
+    real: Callable[..., None] = getattr(module, step)
+
+    def after_another_opened(*arguments: object) -> None:
+        monkeypatch.undo()
+        others.append(PrivateDirectory(str(tmp_path)))
+        real(*arguments)
+
+    monkeypatch.setattr(module, step, after_another_opened)
+    directory = PrivateDirectory(str(tmp_path))
+    others.append(PrivateDirectory(str(tmp_path)))
+    assert len(others) == 2
+    for each in (directory, *others):
+        assert os.path.isdir(each.path)
+        each.remove()
+    assert list(tmp_path.iterdir()) == []

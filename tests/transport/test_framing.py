@@ -10,7 +10,9 @@ from llamaherd.transport import BrokenChannel, MessageTooLarge
 from llamaherd.transport.framing import Framing, encode_checked, from_child, from_pool
 from llamaherd.transport.lines import CHILD_PREFIX, POOL_PREFIX, LineFraming
 from llamaherd.transport.messages import (
+    CHILD_KINDS,
     MAX_MESSAGE_BYTES,
+    POOL_KINDS,
     ChildMessage,
     Delta,
     Exit,
@@ -116,6 +118,31 @@ def test_messages_before_the_broken_record_are_kept() -> None:
     with pytest.raises(BrokenChannel):
         framing.feed(framing.frame(*encode_checked(Stats(rss_bytes=1))) + b"\0\0\0\0", received)
     assert received == [Stats(rss_bytes=1)]
+
+
+@pytest.mark.parametrize("cut", [3, 4, 5, 100, 65_536, 199_999])
+def test_a_large_record_arrives_whole_and_says_what_it_is_missing(cut: int) -> None:
+    framing = pool_records()
+    message = Result(request=1, text="x" * 200_000)
+    data = framing.frame(*encode_checked(message))
+    received: list[ChildMessage] = []
+    assert framing.missing == 0
+    framing.feed(data[:cut], received)
+    assert framing.missing == (1 if cut < 4 else len(data) - cut)
+    framing.feed(data[cut:] + data[:cut], received)
+    framing.feed(data[cut:], received)
+    assert received == [message, message]
+    assert framing.missing == 0
+
+
+@pytest.mark.parametrize("size", [10, 100_000])
+def test_a_body_that_is_not_what_its_kind_says_is_unknown_by_its_first_bytes(size: int) -> None:
+    framing, body = pool_records(), b"x" * size
+    (unknown,) = feed(framing, framing.frame("result", body), [])
+    assert isinstance(unknown, Unknown)
+    assert (unknown.kind, unknown.body) == ("result", body[:200])
+    (line,) = feed(pool_lines(), child_lines().frame("result", body), [size // 2])
+    assert line == unknown
 
 
 # --- lines ------------------------------------------------------------------------------------------------------------
@@ -258,9 +285,16 @@ def test_a_stream_that_ends_inside_a_log_line_is_not_broken() -> None:
 # --- both -------------------------------------------------------------------------------------------------------------
 
 
+def test_every_kind_is_known_to_the_side_that_receives_it() -> None:
+    for kinds, decode in ((CHILD_KINDS, from_child), (POOL_KINDS, from_pool)):
+        for kind in kinds:
+            message = decode(kind.encode(), b"[]")
+            assert isinstance(message, Unknown) and message.reason != "unknown kind"
+
+
 def test_a_kind_of_the_other_direction_is_unknown() -> None:
-    assert from_child("exit", b"") == Unknown("exit", "unknown kind")
-    assert from_pool("state", b"{}") == Unknown("state", "unknown kind", b"{}")
+    assert from_child(b"exit", b"") == Unknown("exit", "unknown kind")
+    assert from_pool(b"state", b"{}") == Unknown("state", "unknown kind", b"{}")
 
 
 def test_a_message_over_the_cap_is_refused_with_its_size() -> None:
