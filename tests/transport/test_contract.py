@@ -130,7 +130,7 @@ def test_a_worker_that_does_not_read_fills_a_bounded_queue_and_hinders_nobody(tr
         async with open_world(transport) as world:
             deaf, other = await world.start("deaf"), await world.start("echo")
             await deaf.channel.receive()
-            while "waiting" in repr(deaf.channel):  # zmq: what it says may arrive before its other socket is there
+            while "waiting" in repr(deaf.channel):  # noqa: ASYNC110 - zmq: its other socket may come later
                 await asyncio.sleep(0)
             text = "x" * 10_000
             accepted = 0
