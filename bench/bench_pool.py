@@ -30,7 +30,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -83,7 +83,7 @@ class Server:
 
 
 @contextmanager
-def running(command: Sequence[str], name: str) -> Iterator[Server]:
+def running(command: Sequence[str], name: str) -> Generator[Server]:
     """Start a server on a free port, wait until it answers, and stop it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

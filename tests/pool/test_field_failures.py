@@ -100,10 +100,8 @@ def test_the_next_load_waits_until_the_old_process_is_really_gone(tmp_path: Path
             assert pid is not None
             second = asyncio.ensure_future(pool.complete("next", "hello").collect())
             await reach(pool, "slow", State.STOPPING)
-            while pool.status("next").state is State.UNLOADED:
-                alive = psutil.pid_exists(pid)
-                await asyncio.sleep(0)
-            assert not alive or not psutil.pid_exists(pid)
+            await until(lambda: pool.status("next").state is not State.UNLOADED, "the next one starts")
+            assert not psutil.pid_exists(pid)
             assert (await second).text == "hello"
 
     run(scene())
