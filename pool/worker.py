@@ -22,6 +22,8 @@ _log = logging.getLogger("llamaherd.pool")
 
 #: Seconds that a dead worker's last messages have to arrive.
 LAST_MESSAGES_SECONDS: Final = 1.0
+#: Seconds that the system has to report the end of a worker whose channel broke, before it is killed for that.
+BROKEN_SECONDS: Final = 0.2
 
 
 class Owner(Protocol):
@@ -157,7 +159,8 @@ class Worker:
                 for message in await channel.receive():
                     self._owner.on_message(self, message)
         except BrokenChannel as error:
-            self.fail(f"its channel broke: {error}")
+            # A worker that dies in the middle of a record breaks its channel too, and its exit tells more.
+            self._kill_later(BROKEN_SECONDS, f"its channel broke: {error}")
         except ChannelError as error:
             _log.debug("%r: %s: %s", self, type(error).__name__, error)
             if not self.stopping:
