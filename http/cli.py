@@ -17,6 +17,7 @@ from typing import Any, Final
 import click
 import msgspec
 
+from llamaherd.http.foreign import ForeignCommand
 from llamaherd.http.options import (
     Whole,
     alias_option,
@@ -60,7 +61,7 @@ def cli(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-@cli.command()
+@cli.command(cls=ForeignCommand)
 @model_option
 @models_dir_option
 @alias_option

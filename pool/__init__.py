@@ -24,11 +24,13 @@ if TYPE_CHECKING:
         WorkerFailed,
     )
     from llamaherd.pool.events import Event, Subscription
+    from llamaherd.pool.flags import FLAGS, Flag, find_flag, find_key
     from llamaherd.pool.generation import Completion, Generation, Piece
     from llamaherd.pool.gguf import GGUFError, ModelFacts, estimate_bytes, kv_bytes, read_facts
     from llamaherd.pool.lifecycle import State
     from llamaherd.pool.params import ChatMessage, ChatParams, GenerateParams
     from llamaherd.pool.pool import Pool
+    from llamaherd.pool.presets import Preset, PresetFile, Setting, read_presets
     from llamaherd.pool.status import ModelStatus
     from llamaherd.pool.sync import SyncPool
     from llamaherd.pool.sync_stream import SyncGeneration, SyncSubscription
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULT_STOP_TIMEOUT",
     "DEMO",
+    "FLAGS",
     "BadRequest",
     "Catalog",
     "ChatMessage",
@@ -45,6 +48,7 @@ __all__ = [
     "EngineOptions",
     "Event",
     "FinishReason",
+    "Flag",
     "GGUFError",
     "GenerateParams",
     "Generation",
@@ -59,7 +63,10 @@ __all__ = [
     "Pool",
     "PoolClosed",
     "PoolError",
+    "Preset",
+    "PresetFile",
     "QueueFull",
+    "Setting",
     "State",
     "Subscription",
     "SyncGeneration",
@@ -73,10 +80,13 @@ __all__ = [
     "WorkerFailed",
     "build_catalog",
     "estimate_bytes",
+    "find_flag",
+    "find_key",
     "find_model",
     "kv_bytes",
     "model_parts",
     "read_facts",
+    "read_presets",
 ]
 
 _HOME: Final = {
@@ -89,7 +99,9 @@ _HOME: Final = {
     "DEMO": "llamaherd.pool.catalog",
     "EngineOptions": "llamaherd.pool.config",
     "Event": "llamaherd.pool.events",
+    "FLAGS": "llamaherd.pool.flags",
     "FinishReason": "llamaherd.transport.messages",
+    "Flag": "llamaherd.pool.flags",
     "GGUFError": "llamaherd.pool.gguf",
     "GenerateParams": "llamaherd.pool.params",
     "Generation": "llamaherd.pool.generation",
@@ -104,7 +116,10 @@ _HOME: Final = {
     "Pool": "llamaherd.pool.pool",
     "PoolClosed": "llamaherd.pool.errors",
     "PoolError": "llamaherd.pool.errors",
+    "Preset": "llamaherd.pool.presets",
+    "PresetFile": "llamaherd.pool.presets",
     "QueueFull": "llamaherd.pool.errors",
+    "Setting": "llamaherd.pool.presets",
     "State": "llamaherd.pool.lifecycle",
     "Subscription": "llamaherd.pool.events",
     "SyncGeneration": "llamaherd.pool.sync_stream",
@@ -118,10 +133,13 @@ _HOME: Final = {
     "WorkerFailed": "llamaherd.pool.errors",
     "build_catalog": "llamaherd.pool.catalog",
     "estimate_bytes": "llamaherd.pool.gguf",
+    "find_flag": "llamaherd.pool.flags",
+    "find_key": "llamaherd.pool.flags",
     "find_model": "llamaherd.pool.catalog",
     "kv_bytes": "llamaherd.pool.gguf",
     "model_parts": "llamaherd.pool.catalog",
     "read_facts": "llamaherd.pool.gguf",
+    "read_presets": "llamaherd.pool.presets",
 }
 
 
