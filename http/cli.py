@@ -104,6 +104,7 @@ def serve(
             memory_budget=pool.memory_budget,
             queue_max=pool.queue_max,
             queue_max_per_model=pool.queue_max_per_model,
+            queue_timeout=pool.queue_timeout,
             spare=pool.spare,
             stop_timeout=stop_timeout,
         )

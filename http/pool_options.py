@@ -26,6 +26,7 @@ class PoolSettings:
     memory_budget: int
     queue_max: int
     queue_max_per_model: int
+    queue_timeout: float
     spare: bool
     sleep_idle_seconds: float
     unload_idle_seconds: float
@@ -73,6 +74,14 @@ _OPTIONS: Final[Sequence[Callable[[_Command], _Command]]] = (
         metavar="N",
         default=0,
         help="Most requests that wait for one model. 0 sets no limit.",
+    ),
+    _option(
+        "--queue-timeout",
+        type=click.FloatRange(0, _DAY),
+        metavar="SECONDS",
+        default=0.0,
+        help="Time that a request may wait for its model, loading included, before it is answered with 503. 0 sets no "
+        "limit.",
     ),
     _option(
         "--spare/--no-spare",

@@ -25,6 +25,7 @@ from llamaherd.pool import (
     PoolClosed,
     PoolError,
     QueueFull,
+    QueueTimeout,
     WorkerDied,
     WorkerFailed,
 )
@@ -76,6 +77,7 @@ TABLE: Final[Mapping[type[PoolError], Kind]] = MappingProxyType(
         ModelNotLoaded: INVALID_REQUEST,
         ModelBusy: INVALID_REQUEST,
         QueueFull: UNAVAILABLE,
+        QueueTimeout: UNAVAILABLE,
         LoadFailed: SERVER_ERROR,
         WorkerDied: SERVER_ERROR,
         WorkerFailed: SERVER_ERROR,

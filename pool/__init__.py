@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         PoolClosed,
         PoolError,
         QueueFull,
+        QueueTimeout,
         WorkerDied,
         WorkerFailed,
     )
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from llamaherd.pool.params import ChatMessage, ChatParams, GenerateParams
     from llamaherd.pool.pool import Pool
     from llamaherd.pool.presets import Preset, PresetFile, Setting, read_presets
-    from llamaherd.pool.status import ModelStatus
+    from llamaherd.pool.status import ModelStatus, QueuedRequest
     from llamaherd.pool.sync import SyncPool
     from llamaherd.pool.sync_stream import SyncGeneration, SyncSubscription
     from llamaherd.transport.messages import FinishReason, Timings, TokenProb, TokenProbs, Usage
@@ -67,6 +68,8 @@ __all__ = [
     "PresetFile",
     "QueueFull",
     "Setting",
+    "QueueTimeout",
+    "QueuedRequest",
     "State",
     "Subscription",
     "SyncGeneration",
@@ -120,6 +123,8 @@ _HOME: Final = {
     "PresetFile": "llamaherd.pool.presets",
     "QueueFull": "llamaherd.pool.errors",
     "Setting": "llamaherd.pool.presets",
+    "QueueTimeout": "llamaherd.pool.errors",
+    "QueuedRequest": "llamaherd.pool.status",
     "State": "llamaherd.pool.lifecycle",
     "Subscription": "llamaherd.pool.events",
     "SyncGeneration": "llamaherd.pool.sync_stream",

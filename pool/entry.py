@@ -7,18 +7,28 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from llamaherd.pool.config import ModelSpec
-from llamaherd.pool.errors import BadRequest, LoadFailed, PoolError, WorkerDied, WorkerFailed
+from llamaherd.pool.errors import RETRY_AFTER, BadRequest, LoadFailed, PoolError, QueueTimeout, WorkerDied, WorkerFailed
 from llamaherd.pool.generation import Generation
 from llamaherd.pool.launch import Exit
 from llamaherd.pool.lifecycle import State
 from llamaherd.pool.logs import LogRing
 from llamaherd.pool.machine import oom_kills
 from llamaherd.pool.restart import Backoff
-from llamaherd.pool.status import ModelStatus
+from llamaherd.pool.status import ModelStatus, QueuedRequest
 from llamaherd.pool.worker import Worker
 from llamaherd.transport.messages import Delta, Done, Failed, PoolMessage, Result
 
-__all__ = ["Answer", "Entry", "Request", "Sink", "Stream", "explain_backoff", "explain_exit", "explain_failure"]
+__all__ = [
+    "Answer",
+    "Entry",
+    "Request",
+    "Sink",
+    "Stream",
+    "explain_backoff",
+    "explain_exit",
+    "explain_failure",
+    "explain_wait",
+]
 
 #: Log lines shown in an error for which the worker gave no reason, and kept in its ``log``.
 SHOWN_LOG_LINES: Final = 3
@@ -71,7 +81,7 @@ class Entry:
         """The model's name."""
         return self.spec.name
 
-    def status(self, in_flight: int, queued: int, memory: int) -> ModelStatus:
+    def status(self, in_flight: int, waiting: tuple[QueuedRequest, ...], memory: int) -> ModelStatus:
         """Return the model's public status."""
         worker = self.worker
         return ModelStatus(
@@ -88,7 +98,8 @@ class Entry:
             error=None if self.error is None else str(self.error),
             pid=None if worker is None else worker.pid,
             in_flight=in_flight,
-            queued=queued,
+            queued=len(waiting),
+            waiting=waiting,
             memory=memory,
         )
 
@@ -166,6 +177,9 @@ class Request:
         sink: Who listens; None once the caller has left.
         priority: Higher goes first.
         keep_alive: See :class:`Entry`.
+        queue_timeout: Seconds that it may wait for its model; 0 means no limit.
+        since: When it began to wait, in the loop's time.
+        patience: The timer of its wait.
         granted: Whether it was sent to a worker.
         answered: Whether its caller has got a part of the answer.
         retried: Whether it was given to a second worker because its first one died.
@@ -177,9 +191,18 @@ class Request:
     sink: Sink | None
     priority: int = 0
     keep_alive: float | None = None
+    queue_timeout: float = 0.0
+    since: float = 0.0
+    patience: asyncio.TimerHandle | None = None
     granted: bool = False
     answered: bool = False
     retried: bool = False
+
+    def stop_waiting(self) -> None:
+        """Its wait is over, however."""
+        if self.patience is not None:
+            self.patience.cancel()
+            self.patience = None
 
     def is_with(self, entry: Entry) -> bool:
         """Whether the request was sent to this model's worker: only that may speak of it."""
@@ -201,6 +224,18 @@ def explain_backoff(entry: Entry, seconds: float) -> LoadFailed:
         retry=True,
         retry_after=seconds,
         exit_code=entry.exit_code,
+    )
+
+
+def explain_wait(request: Request, position: int, waiting: int) -> QueueTimeout:
+    """Return the error for a request that has waited too long."""
+    entry = request.entry
+    return QueueTimeout(
+        f"the request waited {request.queue_timeout:g} s (queue_timeout) for model {entry.name!r}, which is "
+        f"{entry.state}, and is number {position} of {waiting} that wait for it",
+        code="queue_timeout",
+        retry=True,
+        retry_after=RETRY_AFTER,
     )
 
 

@@ -8,15 +8,17 @@
     ├── ModelNotLoaded     caller   no retry    the model is not loaded and loading was not asked for
     ├── ModelBusy          caller   no retry    the model is not in a state in which this can be done
     ├── QueueFull          pool     retry       a queue limit is reached
+    ├── QueueTimeout       pool     retry       it waited too long for its model
     ├── LoadFailed         model    maybe       the worker could not load the model: reason, exit code, last log lines
     ├── WorkerDied         worker   retry       the worker ended while it held the request: exit code, last log lines
     ├── WorkerFailed       worker   maybe       the worker reported that it could not serve this request
     └── PoolClosed         pool     no retry    the pool is closing or closed
 """
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Final, Literal
 
 __all__ = [
+    "RETRY_AFTER",
     "BadRequest",
     "LoadFailed",
     "ModelBusy",
@@ -25,9 +27,13 @@ __all__ = [
     "PoolClosed",
     "PoolError",
     "QueueFull",
+    "QueueTimeout",
     "WorkerDied",
     "WorkerFailed",
 ]
+
+#: What a refused caller is told to wait, in seconds: no promise, since nobody knows how long the requests ahead take.
+RETRY_AFTER: Final = 1.0
 
 Fault = Literal["caller", "model", "worker", "pool"]
 
@@ -79,6 +85,10 @@ class ModelBusy(PoolError):
 
 class QueueFull(PoolError):
     """Too many requests wait already."""
+
+
+class QueueTimeout(PoolError):
+    """A request waited longer for its model than ``queue_timeout`` allows."""
 
 
 class _WorkerEvidence(PoolError):

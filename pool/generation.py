@@ -77,13 +77,18 @@ class Generation(AsyncIterator[Piece]):
         reference to it.
 
     One task may iterate. Iteration raises the :class:`~llamaherd.pool.errors.PoolError` that ended the request, once.
+
+    Attributes:
+        model: The name of the model that answers.
+        request: The number by which ``ModelStatus.waiting`` shows it while it waits.
     """
 
-    def __init__(self, model: str, on_cancel: Callable[[], None]) -> None:
+    def __init__(self, model: str, on_cancel: Callable[[], None], request: int = 0) -> None:
         self._on_cancel: Callable[[], None] | None = None
         self._loop = asyncio.get_running_loop()
         self._on_cancel = on_cancel
         self.model = model
+        self.request = request
         self._pieces: deque[Piece] = deque()
         self._surplus: list[Delta] = []
         self._error: Exception | None = None

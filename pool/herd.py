@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from llamaherd.pool.clocks import Clocks, now
 from llamaherd.pool.config import ModelSpec
-from llamaherd.pool.entry import Entry, Request, explain_backoff, explain_exit, explain_failure
+from llamaherd.pool.entry import Entry, Request, explain_backoff, explain_exit, explain_failure, explain_wait
 from llamaherd.pool.errors import BadRequest, ModelBusy, PoolClosed, PoolError, WorkerFailed
 from llamaherd.pool.events import EventLog
 from llamaherd.pool.idle import Rest
@@ -23,7 +23,7 @@ from llamaherd.pool.lifecycle import RUNNING, IllegalTransition, State, Trigger,
 from llamaherd.pool.machine import oom_kills
 from llamaherd.pool.memory import expected_memory
 from llamaherd.pool.schedule import Limits, Scheduler
-from llamaherd.pool.status import ModelStatus
+from llamaherd.pool.status import ModelStatus, QueuedRequest
 from llamaherd.pool.worker import Worker
 from llamaherd.transport import Transport
 from llamaherd.transport.errors import ChannelError
@@ -142,7 +142,18 @@ class Herd:
     def status(self, entry: Entry) -> ModelStatus:
         """Return a model's public status."""
         name, scheduler = entry.name, self._scheduler
-        return entry.status(scheduler.in_flight(name), self.queued(entry), scheduler.memory(name))
+        return entry.status(scheduler.in_flight(name), self.waiting(entry), scheduler.memory(name))
+
+    def waiting(self, entry: Entry) -> tuple[QueuedRequest, ...]:
+        """Return the requests that wait for a model, in the order in which they will be served."""
+        queue = self._scheduler.queue(entry.name)
+        queue += [(number, self._requests[number].priority) for number in entry.unsized]
+        return tuple(
+            QueuedRequest(
+                request=number, position=place, priority=priority, seconds=now() - self._requests[number].since
+            )
+            for place, (number, priority) in enumerate(queue, start=1)
+        )
 
     def statuses(self) -> list[ModelStatus]:
         """Return every model's public status, in the order in which they were added."""
@@ -167,11 +178,23 @@ class Herd:
                 request.sink.fail(explain_backoff(entry, seconds))
                 return
         self._requests[request.number] = request
+        self._let_wait(request)
         if entry.sized:
             self._put(request)
         else:
             self._size(entry, request)
         self._clocks.mind(entry)
+
+    def _let_wait(self, request: Request) -> None:
+        request.since = now()
+        if request.queue_timeout > 0:
+            loop = asyncio.get_running_loop()
+            request.patience = loop.call_later(request.queue_timeout, self._waited_too_long, request)
+
+    def _waited_too_long(self, request: Request) -> None:
+        waiting = self.waiting(request.entry)
+        position = next((other.position for other in waiting if other.request == request.number), 0)
+        self.leave(request.number, explain_wait(request, position, len(waiting)))
 
     def _size(self, entry: Entry, request: Request) -> None:
         """See to it that the scheduler knows what a model takes before a request for it can start it."""
@@ -208,6 +231,7 @@ class Herd:
         sink, request.sink = request.sink, None
         if error is not None:
             sink.fail(error)
+        request.stop_waiting()
         if not request.granted:
             del self._requests[number]
             if number in request.entry.unsized:
@@ -273,6 +297,7 @@ class Herd:
     def grant(self, ticket: int) -> None:
         request = self._requests[ticket]
         request.granted = True
+        request.stop_waiting()
         entry = request.entry
         if request.command is None:
             del self._requests[ticket]
@@ -283,6 +308,7 @@ class Herd:
 
     def reject(self, ticket: int, error: PoolError) -> None:
         request = self._requests.pop(ticket)
+        request.stop_waiting()
         sink, request.sink = request.sink, None
         if sink is not None:
             sink.fail(error)
@@ -443,6 +469,7 @@ class Herd:
         self.events.emit(entry.name, "status_change", {"status": entry.state, "exit_code": end.code})
         self._scheduler.exited(entry.name, error if loading else None)
         for request in again:
+            self._let_wait(request)
             self._put(request)
 
     def _lose_granted(self, entry: Entry, error: PoolError | None, *, retry: bool) -> list[Request]:

@@ -55,6 +55,8 @@ class Pool:
             for the start of a process.
         queue_max: Most requests that wait, in total; further ones fail with ``QueueFull``. 0 means no limit.
         queue_max_per_model: The same for one model.
+        queue_timeout: Seconds that a request may wait until its model is loaded and has a slot free for it, where the
+            request sets no limit of its own; it fails with ``QueueTimeout`` then. 0, the default, means no limit.
         launcher: How workers come to run; local processes by default.
 
     Raises:
@@ -74,6 +76,7 @@ class Pool:
         spare: bool = False,
         queue_max: int = 1024,
         queue_max_per_model: int = 0,
+        queue_timeout: float = 0.0,
         launcher: Launcher | None = None,
     ) -> None:
         limits = Limits(
@@ -88,6 +91,7 @@ class Pool:
                 raise BadRequest(f"{name} must be 0 or more")
         if not 0 <= stop_timeout < float("inf"):
             raise BadRequest("stop_timeout must be a finite number of seconds, 0 or more")
+        self._queue_timeout = _check_queue_timeout(queue_timeout)
         self._transport = make_transport(transport)
         self._herd = Herd(
             self._transport,
@@ -147,6 +151,7 @@ class Pool:
         autoload: bool = True,
         priority: int | None = None,
         keep_alive: float | None = None,
+        queue_timeout: float | None = None,
         **params: Unpack[ChatParams],
     ) -> Generation:
         """Answer a conversation, as a stream of pieces. Returns at once; the model is loaded if it must be.
@@ -159,15 +164,18 @@ class Pool:
             priority: Higher goes first among those that wait; the model's own by default.
             keep_alive: Seconds that the model stays loaded after this request, if no other follows; negative means for
                 good. The model's idle times by default.
+            queue_timeout: Seconds that it may wait until its model is loaded and has a slot free; 0 means no limit,
+                None the pool's.
             **params: See :class:`~llamaherd.pool.params.ChatParams`.
 
         Raises:
             BadRequest, ModelNotFound, ModelNotLoaded, PoolClosed: at once.
-            LoadFailed, WorkerDied, WorkerFailed, BadRequest (a prompt longer than the context): from the iteration.
+            LoadFailed, WorkerDied, WorkerFailed, QueueFull, QueueTimeout, BadRequest (a prompt longer than the
+                context): from the iteration.
         """
         entry = self._entry_for(model, autoload)
         command = chat_request(self._herd.next_number(), messages, params)
-        return self._generate(entry, command, priority, keep_alive)
+        return self._generate(entry, command, priority, keep_alive, queue_timeout)
 
     def complete(
         self,
@@ -177,12 +185,13 @@ class Pool:
         autoload: bool = True,
         priority: int | None = None,
         keep_alive: float | None = None,
+        queue_timeout: float | None = None,
         **params: Unpack[GenerateParams],
     ) -> Generation:
         """Continue a text, or a list of token ids. Otherwise as :meth:`chat`, without a template."""
         entry = self._entry_for(model, autoload)
         command = completion_request(self._herd.next_number(), prompt, params)
-        return self._generate(entry, command, priority, keep_alive)
+        return self._generate(entry, command, priority, keep_alive, queue_timeout)
 
     async def tokenize(
         self, model: str, text: str, *, add_special: bool = False, parse_special: bool = True
@@ -225,19 +234,30 @@ class Pool:
             raise ModelNotFound(f"model {_quoted(model)} not found", code="model_not_found")
         return entry
 
-    def _generate(self, entry: Entry, command: Generate, priority: int | None, keep_alive: float | None) -> Generation:
+    def _generate(
+        self,
+        entry: Entry,
+        command: Generate,
+        priority: int | None,
+        keep_alive: float | None,
+        queue_timeout: float | None,
+    ) -> Generation:
         if keep_alive is not None and not math.isfinite(keep_alive):
             raise BadRequest("keep_alive must be a finite number of seconds")
+        wait = self._queue_timeout if queue_timeout is None else _check_queue_timeout(queue_timeout)
         number = command.request
-        generation = Generation(entry.name, lambda: self._herd.leave(number))
-        request = Request(number, entry, command, Stream(generation), keep_alive=keep_alive)
+        generation = Generation(entry.name, lambda: self._herd.leave(number), number)
+        request = Request(number, entry, command, Stream(generation), keep_alive=keep_alive, queue_timeout=wait)
         request.priority = entry.spec.priority if priority is None else priority
         self._herd.accept(request)
         return generation
 
     async def _ask(self, entry: Entry, number: int, command: PoolMessage | None) -> Result | None:
         future: asyncio.Future[Result | None] = asyncio.get_running_loop().create_future()
-        self._herd.accept(Request(number, entry, command, Answer(future), priority=entry.spec.priority))
+        request = Request(number, entry, command, Answer(future), priority=entry.spec.priority)
+        if command is not None:
+            request.queue_timeout = self._queue_timeout
+        self._herd.accept(request)
         try:
             return await future
         finally:
@@ -319,6 +339,12 @@ class Pool:
             ModelBusy: the model is not loaded, or has requests. ModelNotFound.
         """
         self._herd.sleep(self._entry(model))
+
+
+def _check_queue_timeout(seconds: float) -> float:
+    if not 0 <= seconds < float("inf"):
+        raise BadRequest("queue_timeout must be a finite number of seconds, 0 or more")
+    return seconds
 
 
 def _note_failure(future: asyncio.Future[Result | None]) -> None:

@@ -28,13 +28,11 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Final, Protocol
 
-from llamaherd.pool.errors import PoolError, QueueFull
+from llamaherd.pool.errors import RETRY_AFTER, PoolError, QueueFull
 from llamaherd.pool.threads import ThreadBudget
 
 __all__ = ["Effects", "Limits", "Phase", "Scheduler"]
 
-#: What a refused caller is told to wait, in seconds: no promise, since nobody knows how long the requests ahead take.
-RETRY_AFTER: Final = 1.0
 _MIB: Final = 1024 * 1024
 
 
@@ -192,6 +190,11 @@ class Scheduler:
     def queued(self, model: str) -> int:
         """Return how many requests wait for the model."""
         return self._models[model].waiting
+
+    def queue(self, model: str) -> list[tuple[int, int]]:
+        """Return ticket and priority of each request that waits for the model, in the order of their turns."""
+        queues = self._models[model].queues
+        return [(ticket, priority) for priority in sorted(queues, reverse=True) for ticket in queues[priority]]
 
     @property
     def busy(self) -> bool:

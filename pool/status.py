@@ -6,7 +6,24 @@ import msgspec
 
 from llamaherd.pool.lifecycle import State
 
-__all__ = ["ModelStatus"]
+__all__ = ["ModelStatus", "QueuedRequest"]
+
+
+class QueuedRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One request that waits for its model.
+
+    Attributes:
+        request: Its number, as ``Generation.request`` has it.
+        position: Its place among those that wait for the same model, 1 is next. One of higher priority that comes
+            later moves it back.
+        priority: Higher goes first.
+        seconds: How long it has waited.
+    """
+
+    request: int
+    position: int
+    priority: int
+    seconds: float
 
 
 class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,6 +40,7 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
         pid: The worker's process.
         in_flight: Requests granted and not ended.
         queued: Requests waiting for the model.
+        waiting: These requests, in the order in which they will be served.
         memory: Bytes that it takes: measured once it was loaded, estimated before; 0 where nothing is known yet.
     """
 
@@ -40,8 +58,10 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     pid: int | None = None
     in_flight: int = 0
     queued: int = 0
+    waiting: tuple[QueuedRequest, ...] = ()
     memory: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return the status as plain JSON data."""
-        return {field: getattr(self, field) for field in self.__struct_fields__}
+        fields = {field: getattr(self, field) for field in self.__struct_fields__}
+        return fields | {"waiting": msgspec.to_builtins(self.waiting)}

@@ -52,6 +52,7 @@ class SyncPool:
         spare: bool = False,
         queue_max: int = 1024,
         queue_max_per_model: int = 0,
+        queue_timeout: float = 0.0,
         launcher: Launcher | None = None,
     ) -> None:
         specs = tuple(models)
@@ -66,6 +67,7 @@ class SyncPool:
             spare=spare,
             queue_max=queue_max,
             queue_max_per_model=queue_max_per_model,
+            queue_timeout=queue_timeout,
             launcher=launcher,
         )
         self._loop = LoopThread(self._pool, "llamaherd")
@@ -115,12 +117,19 @@ class SyncPool:
         autoload: bool = True,
         priority: int | None = None,
         keep_alive: float | None = None,
+        queue_timeout: float | None = None,
         **params: Unpack[ChatParams],
     ) -> SyncGeneration:
         """Answer a conversation, as a stream of pieces; see ``Pool.chat``."""
         return self._generate(
             lambda: self._pool.chat(
-                model, messages, autoload=autoload, priority=priority, keep_alive=keep_alive, **params
+                model,
+                messages,
+                autoload=autoload,
+                priority=priority,
+                keep_alive=keep_alive,
+                queue_timeout=queue_timeout,
+                **params,
             )
         )
 
@@ -132,12 +141,19 @@ class SyncPool:
         autoload: bool = True,
         priority: int | None = None,
         keep_alive: float | None = None,
+        queue_timeout: float | None = None,
         **params: Unpack[GenerateParams],
     ) -> SyncGeneration:
         """Continue a text, or a list of token ids; see ``Pool.complete``."""
         return self._generate(
             lambda: self._pool.complete(
-                model, prompt, autoload=autoload, priority=priority, keep_alive=keep_alive, **params
+                model,
+                prompt,
+                autoload=autoload,
+                priority=priority,
+                keep_alive=keep_alive,
+                queue_timeout=queue_timeout,
+                **params,
             )
         )
 

@@ -26,6 +26,7 @@ class MapParams(ChatParams, total=False):
     autoload: bool
     priority: int | None
     keep_alive: float | None
+    queue_timeout: float | None
 
 
 #: Prompts that may be ahead of the oldest unfinished one, in units of the concurrency, so that one long answer does not

@@ -10,7 +10,16 @@ from starlette.exceptions import HTTPException
 
 from llamaherd import pool
 from llamaherd.http.problems import INVALID_REQUEST, TABLE, Problem, problem_of
-from llamaherd.pool import BadRequest, LoadFailed, ModelNotFound, PoolClosed, PoolError, QueueFull, WorkerDied
+from llamaherd.pool import (
+    BadRequest,
+    LoadFailed,
+    ModelNotFound,
+    PoolClosed,
+    PoolError,
+    QueueFull,
+    QueueTimeout,
+    WorkerDied,
+)
 
 
 def tree(cls: type[PoolError]) -> Iterator[type[PoolError]]:
@@ -50,6 +59,11 @@ def test_a_prompt_that_does_not_fit_has_a_type_of_its_own() -> None:
 def test_retry_after_is_in_whole_seconds_rounded_up() -> None:
     response = problem_of(QueueFull("full", retry=True, retry_after=1.2)).to_response()
     assert response.headers["retry-after"] == "2"
+
+
+def test_a_request_that_waited_too_long_is_503_and_may_come_back() -> None:
+    problem = problem_of(QueueTimeout("too long", retry=True, retry_after=1.0))
+    assert (problem.kind, problem.headers["Retry-After"]) == ((503, "unavailable_error"), "1")
 
 
 def test_retry_after_is_never_zero() -> None:

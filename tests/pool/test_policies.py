@@ -12,7 +12,17 @@ import psutil
 import pytest
 
 from herding import TRANSPORTS, fake, reach, run, until
-from llamaherd.pool import BadRequest, LoadFailed, ModelSpec, Pool, QueueFull, State, WorkerDied, find_model
+from llamaherd.pool import (
+    BadRequest,
+    LoadFailed,
+    ModelSpec,
+    Pool,
+    QueueFull,
+    QueueTimeout,
+    State,
+    WorkerDied,
+    find_model,
+)
 from llamaherd.pool.idle import Rest, rest_of
 from llamaherd.pool.machine import oom_kills
 from llamaherd.pool.memory import expected_memory
@@ -162,6 +172,71 @@ def test_a_full_queue_is_refused_with_a_hint_to_come_back(tmp_path: Path) -> Non
                 await pool.complete("m", "hello").collect()
             assert (caught.value.retry, caught.value.retry_after) == (True, 1.0)
             assert pool.status("m").queued == len(held)
+
+    run(scene())
+
+
+def test_a_request_that_waits_too_long_fails_with_its_place_and_may_be_tried_again(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+
+    async def scene() -> None:
+        async with Pool([fake("m", load_gate=str(gate))], queue_timeout=0.05) as pool:
+            patient = pool.complete("m", "patient", queue_timeout=0)
+            with pytest.raises(
+                QueueTimeout, match=r"waited 0\.05 s .* 'm', which is loading, and is number 2 of 2"
+            ) as late:
+                await pool.complete("m", "hello").collect()
+            assert (late.value.retry, late.value.retry_after, late.value.code) == (True, 1.0, "queue_timeout")
+            with pytest.raises(QueueTimeout):
+                await pool.tokenize("m", "hello")
+            assert pool.status("m").queued == 1
+            gate.touch()
+            assert (await patient.collect()).text == "patient"
+            assert pool.status("m").queued == pool.status("m").in_flight == 0
+
+    run(scene())
+
+
+def test_the_limit_of_waiting_does_not_cut_an_answer_short(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+
+    async def scene() -> None:
+        async with Pool([fake("m", n_parallel=1, step_gate=str(gate), gate_at=1)]) as pool:
+            await pool.load("m")
+            answer = pool.complete("m", "one two", queue_timeout=0.01)
+            assert (await anext(answer)).text == "one"
+            with pytest.raises(QueueTimeout):  # this one's limit comes after that of the running one
+                await pool.complete("m", "hello", queue_timeout=0.02).collect()
+            gate.touch()
+            assert (await anext(answer)).text == " two"
+
+    run(scene())
+
+
+def test_every_waiting_request_shows_its_place(tmp_path: Path) -> None:
+    async def scene() -> None:
+        async with Pool([fake("m", load_gate=str(tmp_path / "never"))]) as pool:
+            waiting = [pool.complete("m", "hello", priority=priority) for priority in (0, 5, 0)]
+            shown = pool.status("m").waiting
+            assert [(request.request, request.position, request.priority) for request in shown] == [
+                (waiting[1].request, 1, 5),
+                (waiting[0].request, 2, 0),
+                (waiting[2].request, 3, 0),
+            ]
+            assert all(request.seconds >= 0 for request in shown)
+            assert pool.status("m").to_dict()["waiting"][0]["position"] == 1
+
+    run(scene())
+
+
+def test_a_limit_of_waiting_must_be_a_time() -> None:
+    with pytest.raises(BadRequest, match="queue_timeout"):
+        Pool(queue_timeout=-1.0)
+
+    async def scene() -> None:
+        async with Pool([fake("m")]) as pool:
+            with pytest.raises(BadRequest, match="queue_timeout"):
+                pool.complete("m", "hello", queue_timeout=float("nan"))
 
     run(scene())
 

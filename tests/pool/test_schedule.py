@@ -604,6 +604,8 @@ class Herd(RuleBasedStateMachine):
             assert self.scheduler.phase(model) is self.phase[model]
             assert self.scheduler.in_flight(model) == sum(holder == model for holder in self.granted.values())
             assert self.scheduler.queued(model) == sum(wanted == model for wanted in self.waiting.values())
+            places = [(ticket, self.priority[ticket]) for ticket, wanted in self.waiting.items() if wanted == model]
+            assert self.scheduler.queue(model) == sorted(places, key=lambda place: (-place[1], place[0]))
 
     @invariant()
     def nobody_waits_while_there_is_room_for_all_who_wait(self) -> None:
