@@ -12,6 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from llamaherd.http.adapters import list_adapters, set_adapters
 from llamaherd.http.chat import chat_completions
 from llamaherd.http.completions import completions
 from llamaherd.http.front import DEFAULT_BODY_SECONDS, DEFAULT_MAX_BODY_BYTES, Front
@@ -107,6 +108,8 @@ def _routes(front: Front) -> list[Route]:
         route("/tokenize", tokenize, "POST"),
         route("/detokenize", detokenize, "POST"),
         route("/apply-template", apply_template, "POST"),
+        route("/lora-adapters", list_adapters, "GET"),
+        route("/lora-adapters", set_adapters, "POST"),
         route("/props", props, "GET"),
         route("/metrics", get_metrics, "GET"),
     ]

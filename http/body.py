@@ -8,7 +8,7 @@ from starlette.requests import Request
 
 from llamaherd.http.problems import INVALID_REQUEST, Kind, Problem
 
-__all__ = ["MAX_DEPTH", "read_json"]
+__all__ = ["MAX_DEPTH", "read_json", "read_json_list"]
 
 #: Deepest nesting of objects and lists in a body. Far more than any chat, far less than a decoder's recursion limit.
 MAX_DEPTH: Final = 100
@@ -31,20 +31,32 @@ async def read_json(request: Request, limit: int, *, patience: float) -> dict[st
             deeper than :data:`MAX_DEPTH`.
         ClientDisconnect: the client left before the end of the body.
     """
+    value = await _read_value(request, limit, patience, "object")
+    if not isinstance(value, dict):
+        raise Problem(INVALID_REQUEST, "the request body must be a JSON object")
+    return cast("dict[str, Any]", value)
+
+
+async def read_json_list(request: Request, limit: int, *, patience: float) -> list[object]:
+    """Return the body as a list. Otherwise as :func:`read_json`."""
+    value = await _read_value(request, limit, patience, "array")
+    if not isinstance(value, list):
+        raise Problem(INVALID_REQUEST, "the request body must be a JSON array")
+    return cast("list[object]", value)
+
+
+async def _read_value(request: Request, limit: int, patience: float, expected: str) -> object:
     raw = await _read(request, limit, patience)
     if not raw:
-        raise Problem(INVALID_REQUEST, "the request body is empty, a JSON object is expected")
+        raise Problem(INVALID_REQUEST, f"the request body is empty, a JSON {expected} is expected")
     try:
-        value = _decoder.decode(raw)
+        value: object = _decoder.decode(raw)
     except RecursionError:
         raise _too_deep() from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Problem(INVALID_REQUEST, f"the request body is not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise Problem(INVALID_REQUEST, "the request body must be a JSON object")
-    body = cast("dict[str, Any]", value)
-    _check_depth(body)
-    return body
+    _check_depth(value)
+    return value
 
 
 async def _read(request: Request, limit: int, patience: float) -> bytes:
@@ -77,8 +89,8 @@ def _too_deep() -> Problem:
     return Problem(INVALID_REQUEST, f"the request body is nested deeper than {MAX_DEPTH} levels")
 
 
-def _check_depth(body: dict[str, Any]) -> None:
-    level: list[Any] = [body]
+def _check_depth(body: object) -> None:
+    level: list[Any] = [body] if isinstance(body, dict | list) else []
     for _ in range(MAX_DEPTH):
         level = [
             child

@@ -9,7 +9,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from llamaherd.http.body import read_json
+from llamaherd.http.body import read_json, read_json_list
 from llamaherd.http.problems import DISABLED, INVALID_REQUEST, UNAVAILABLE, Problem
 from llamaherd.http.schema import ModelBody
 from llamaherd.http.tally import Meter, Tally
@@ -59,6 +59,10 @@ class Front:
     async def read(self, request: Request) -> dict[str, Any]:
         """Return a request's body. Raises as :func:`~llamaherd.http.body.read_json`."""
         return await read_json(request, self.max_body_bytes, patience=self.body_seconds)
+
+    async def read_list(self, request: Request) -> list[object]:
+        """Return a request's body that is a list. Raises as :func:`~llamaherd.http.body.read_json_list`."""
+        return await read_json_list(request, self.max_body_bytes, patience=self.body_seconds)
 
     def model_of(self, body: ModelBody) -> str:
         """Return the model that a body names. Raises Problem if it names none and there is no default."""

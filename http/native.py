@@ -52,6 +52,7 @@ DEFAULT_SETTINGS: Final[dict[str, Any]] = {
     "n_probs": 0,
     "min_keep": 0,
     "samplers": ["penalties", "dry", "top_n_sigma", "top_k", "typ_p", "top_p", "min_p", "xtc", "temperature"],
+    "lora": [],
 }
 
 

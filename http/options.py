@@ -12,6 +12,7 @@ from typing import Any, Final, Literal, cast
 
 import click
 
+from llamaherd.http.adapter_options import ADAPTER_OPTIONS, adapters_of
 from llamaherd.pool import DEFAULT_STOP_TIMEOUT, EngineOptions
 
 __all__ = [
@@ -243,6 +244,7 @@ _ENGINE: Final[Sequence[Callable[[_Command], _Command]]] = (
         envvar="LLAMA_ARG_CHAT_TEMPLATE_FILE",
         help="A file with the Jinja source of the chat template.",
     ),
+    *ADAPTER_OPTIONS,
 )
 
 
@@ -253,6 +255,9 @@ def engine_options(command: _Command) -> _Command:
     def with_options(*args: Any, **values: Any) -> Any:
         engine = {name: values.pop(name) for name in EngineOptions.__struct_fields__ if name in values}
         template = _template(values.pop("template_source"), values.pop("template_file"))
+        engine["adapters"] = adapters_of(
+            values.pop("lora"), values.pop("lora_scaled"), unapplied=values.pop("lora_unapplied")
+        )
         return command(*args, options=_options(engine, template), **values)
 
     decorated: _Command = with_options
@@ -275,6 +280,7 @@ def _options(values: dict[str, Any], template: str) -> EngineOptions:
         use_mmap=values["use_mmap"],
         flash_attn=cast(Literal["auto", "on", "off"], values["flash_attn"]),
         chat_template=template,
+        adapters=values["adapters"],
     )
 
 

@@ -51,7 +51,6 @@ UNSUPPORTED: Final[Mapping[str, tuple[Any, ...]]] = MappingProxyType(
         "response_format": (None, {"type": "text"}),
         "grammar": (None, ""),
         "json_schema": (None,),
-        "lora": (None, []),
         # how it ends
         "t_max_predict_ms": (None, -1, 0),
         "n_indent": (None, 0),
@@ -128,6 +127,7 @@ class GenerateBody(SamplingBody, frozen=True, kw_only=True):
     Attributes:
         n_predict, max_completion_tokens, max_tokens: One setting by three names, in order of precedence.
         n, n_cmpl: How many answers, each generated from a seed of its own. Two names, the first takes precedence.
+        lora: Which LoRA adapters to apply, as objects of ``id`` and ``scale``; the model's defaults if it names none.
         sse_ping_interval: Seconds between the comments of a silent stream; 0 or less sends none.
     """
 
@@ -139,6 +139,7 @@ class GenerateBody(SamplingBody, frozen=True, kw_only=True):
     stop: str | list[str] | None = None
     cache_prompt: bool | None = None
     ignore_eos: bool | None = None
+    lora: list[dict[str, Any]] | None = None
     sse_ping_interval: int | None = None
     n: int | None = None
     n_cmpl: int | None = None
@@ -181,6 +182,7 @@ class GenerateBody(SamplingBody, frozen=True, kw_only=True):
                 stop=self.stop,
                 cache_prompt=self.cache_prompt,
                 ignore_eos=self.ignore_eos,
+                lora=self.lora,
             )
         )
 

@@ -9,8 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from llamaherd.pool.adapters import AdapterStatus
     from llamaherd.pool.catalog import DEMO, Catalog, build_catalog, find_model, model_parts
-    from llamaherd.pool.config import DEFAULT_STOP_TIMEOUT, EngineOptions, ModelSpec
+    from llamaherd.pool.config import DEFAULT_STOP_TIMEOUT, Adapter, EngineOptions, ModelSpec
     from llamaherd.pool.errors import (
         BadRequest,
         LoadFailed,
@@ -41,6 +42,8 @@ __all__ = [
     "DEFAULT_STOP_TIMEOUT",
     "DEMO",
     "FLAGS",
+    "Adapter",
+    "AdapterStatus",
     "BadRequest",
     "Catalog",
     "ChatMessage",
@@ -93,6 +96,8 @@ __all__ = [
 ]
 
 _HOME: Final = {
+    "Adapter": "llamaherd.pool.config",
+    "AdapterStatus": "llamaherd.pool.adapters",
     "BadRequest": "llamaherd.pool.errors",
     "Catalog": "llamaherd.pool.catalog",
     "ChatMessage": "llamaherd.pool.params",

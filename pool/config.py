@@ -1,20 +1,31 @@
 """What a model is, to the pool: its name, its file and how to load it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
 from llamaherd.pool.errors import BadRequest
-from llamaherd.transport.messages import EngineOptions, Load, Unknown, decode, encode
+from llamaherd.transport.messages import Adapter, EngineOptions, Load, Unknown, decode, encode
 
-__all__ = ["DEFAULT_STOP_TIMEOUT", "MAX_NAME_LENGTH", "EngineOptions", "ModelSpec", "check_name"]
+__all__ = [
+    "DEFAULT_STOP_TIMEOUT",
+    "MAX_NAME_LENGTH",
+    "MOST_SCALE",
+    "Adapter",
+    "EngineOptions",
+    "ModelSpec",
+    "check_name",
+]
 
 #: Seconds between the exit command and the kill; the reference's default.
 DEFAULT_STOP_TIMEOUT: Final = 10.0
 #: Seconds without a sign of life after which a load is given up.
 DEFAULT_LOAD_STALL: Final = 300.0
 MAX_NAME_LENGTH: Final = 256
+#: Of a LoRA adapter, either way; larger factors make nothing but infinite numbers.
+MOST_SCALE: Final = 1000.0
 
 
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,6 +77,11 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
             raise BadRequest(f"model {self.name!r}: unknown engine {self.engine!r}, known are llama and fake")
         if self.engine == "llama" and self.path is None:
             raise BadRequest(f"model {self.name!r} has no path")
+        for adapter in self.options.adapters:
+            if not abs(adapter.scale) <= MOST_SCALE:
+                raise BadRequest(
+                    f"model {self.name!r}: the scale of {adapter.path} must be {-MOST_SCALE:g} to {MOST_SCALE:g}"
+                )
         if self.options.n_parallel < 1:
             raise BadRequest(f"model {self.name!r}: n_parallel must be 1 or more")
         self._check_load()
@@ -85,13 +101,18 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
         if isinstance(understood, Unknown):
             raise BadRequest(f"model {self.name!r}: {understood.reason}")
 
-    def to_load(self) -> Load:
-        """Return the message that makes a worker load this model."""
+    def to_load(self, scales: Sequence[float] | None = None) -> Load:
+        """Return the message that makes a worker load this model; ``scales`` of its LoRA adapters replace its own."""
+        options = self.options
+        if scales is not None:
+            pairs = zip(options.adapters, scales, strict=True)
+            adapters = tuple(msgspec.structs.replace(adapter, scale=scale) for adapter, scale in pairs)
+            options = msgspec.structs.replace(options, adapters=adapters)
         return Load(
             model=self.name,
             path="" if self.path is None else str(self.path),
             engine=self.engine,
-            options=self.options,
+            options=options,
             aliases=self.aliases,
             tags=self.tags,
             script=self.script,

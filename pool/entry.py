@@ -53,6 +53,7 @@ class Entry:
         oom_kills: The kernel's count when its worker was started.
         sized: Whether the scheduler knows what it takes, as far as that can be known before its first start.
         unsized: Requests that wait until it does.
+        scales: Of its LoRA adapters, one for each; None while they are the spec's.
     """
 
     spec: ModelSpec
@@ -75,6 +76,7 @@ class Entry:
     oom_kills: int = 0
     sized: bool = False
     unsized: list[int] = field(default_factory=list[int])
+    scales: tuple[float, ...] | None = None
 
     @property
     def name(self) -> str:

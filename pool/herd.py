@@ -33,6 +33,7 @@ from llamaherd.transport.messages import (
     Done,
     Failed,
     Generate,
+    Lora,
     Result,
     Sleep,
     Stats,
@@ -260,6 +261,12 @@ class Herd:
         entry.drowsy = True
         entry.worker.post(Sleep())
 
+    def scale(self, entry: Entry, scales: tuple[float, ...]) -> None:
+        """Have a model's LoRA adapters applied with these factors, one for each, now and after every load."""
+        entry.scales = scales
+        if entry.worker is not None:
+            entry.worker.post(Lora(scales=scales))
+
     def _granted_to(self, entry: Entry) -> list[Request]:
         return [request for request in self._requests.values() if request.entry is entry and request.granted]
 
@@ -278,7 +285,7 @@ class Herd:
         worker = entry.worker = spare or self._new_worker(model)
         entry.adopted = spare is not None
         worker.model = model
-        worker.post(entry.spec.to_load())
+        worker.post(entry.spec.to_load(entry.scales))
         self.events.emit(model, "model_status", {"status": State.LOADING})
         self._clocks.watch_load(entry, worker)
         if spare is None:

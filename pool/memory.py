@@ -1,6 +1,7 @@
 """What a model will take, before anyone has loaded it."""
 
 import logging
+from pathlib import Path
 
 from llamaherd.pool.config import ModelSpec
 from llamaherd.pool.gguf import GGUFError, estimate_bytes, read_facts
@@ -21,7 +22,8 @@ def expected_memory(spec: ModelSpec) -> int:
     if spec.path is None:
         return 0
     try:
-        return estimate_bytes(read_facts(spec.path), spec.options)
+        adapters = sum(Path(adapter.path).stat().st_size for adapter in spec.options.adapters)
+        return estimate_bytes(read_facts(spec.path), spec.options) + adapters
     except (GGUFError, OSError) as error:
         _log.debug("the memory of %r is not known: %s", spec.name, error)
         return 0

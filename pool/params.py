@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeAlias, TypedDict, TypeVar, cast
 
+from llamaherd.pool.adapters import check_lora
 from llamaherd.pool.errors import BadRequest
 from llamaherd.pool.sampling import LIMITS, MAX_BIASES, SAMPLER_NAMES, problem_of, sampler_name
 from llamaherd.transport.messages import (
@@ -60,6 +61,8 @@ class GenerateParams(TypedDict, total=False):
         logit_bias: ``(token id or text, bias)`` pairs, or a mapping of that (ids may be decimal texts there); a text
             means each of its tokens, a bias of False that they are never chosen.
         dry_sequence_breakers: Texts that no repetition is followed across.
+        lora: Which LoRA adapters to apply, as objects with ``id`` and ``scale``; those that are not named are off. None
+            or an empty list takes the model's defaults.
 
     The rest are numbers, described at :class:`~llamaherd.transport.messages.Sampling`.
     """
@@ -97,6 +100,7 @@ class GenerateParams(TypedDict, total=False):
     stop: str | Sequence[str] | None
     cache_prompt: bool | None
     ignore_eos: bool | None
+    lora: Sequence[Mapping[str, Any]] | None
 
 
 class ChatParams(GenerateParams, total=False):
@@ -180,6 +184,7 @@ def _generate(request: int, subject: dict[str, Any], params: GenerateParams) -> 
         stop=_stops(params.get("stop")),
         cache_prompt=_flag(params, "cache_prompt", True),
         ignore_eos=_flag(params, "ignore_eos", False),
+        lora=check_lora(params.get("lora") or ()),
         **subject,
     )
     return check_command(command)

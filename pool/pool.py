@@ -3,10 +3,11 @@
 import asyncio
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, Unpack
 
+from llamaherd.pool.adapters import AdapterStatus, check_lora, describe, scales_of
 from llamaherd.pool.config import DEFAULT_STOP_TIMEOUT, ModelSpec
 from llamaherd.pool.entry import Answer, Entry, Request, Stream
 from llamaherd.pool.errors import BadRequest, ModelBusy, ModelNotFound, ModelNotLoaded, PoolClosed
@@ -262,6 +263,31 @@ class Pool:
             return await future
         finally:
             self._herd.leave(number)
+
+    # --- adapters ---
+
+    async def adapters(self, model: str) -> list[AdapterStatus]:
+        """Return a model's LoRA adapters. Loads nothing. Raises ModelNotFound."""
+        entry = self._entry(model)
+        adapters = entry.spec.options.adapters
+        scales = entry.scales if entry.scales is not None else tuple(adapter.scale for adapter in adapters)
+        return await asyncio.to_thread(describe, [adapter.path for adapter in adapters], scales)
+
+    def set_adapters(self, model: str, lora: Sequence[Mapping[str, Any]]) -> None:
+        """Choose how a model's LoRA adapters are applied where a request does not say.
+
+        The choice holds for what a worker is given from now on, and outlives sleep, unloading and crashes. It loads
+        nothing.
+
+        Args:
+            model: A model's name or alias.
+            lora: Objects with ``id`` and ``scale``; adapters that are not named are off.
+
+        Raises:
+            BadRequest: there is no such adapter. ModelNotFound, PoolClosed.
+        """
+        entry = self._entry_for(model)
+        self._herd.scale(entry, scales_of(check_lora(lora), len(entry.spec.options.adapters)))
 
     # --- models ---
 

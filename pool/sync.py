@@ -6,11 +6,12 @@ also where another loop runs already, as in a notebook; that other loop stands s
 """
 
 import weakref
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from types import TracebackType
 from typing import Any, Final, Literal, Self, Unpack, cast, overload
 
+from llamaherd.pool.adapters import AdapterStatus
 from llamaherd.pool.config import DEFAULT_STOP_TIMEOUT, EngineOptions, ModelSpec
 from llamaherd.pool.errors import BadRequest, PoolClosed, PoolError
 from llamaherd.pool.generation import Completion, Generation
@@ -254,6 +255,16 @@ class SyncPool:
     def apply_template(self, model: str, messages: Sequence[ChatMessage], **template_kwargs: Any) -> str:
         """Return the prompt that :meth:`chat` would make of a conversation; see ``Pool.apply_template``."""
         return self._loop.wait(lambda: self._pool.apply_template(model, messages, **template_kwargs))
+
+    # --- adapters ---
+
+    def adapters(self, model: str) -> list[AdapterStatus]:
+        """Return a model's LoRA adapters; see ``Pool.adapters``."""
+        return self._loop.wait(lambda: self._pool.adapters(model))
+
+    def set_adapters(self, model: str, lora: Sequence[Mapping[str, Any]]) -> None:
+        """Choose how a model's LoRA adapters are applied; see ``Pool.set_adapters``."""
+        self._loop.call(lambda: self._pool.set_adapters(model, lora))
 
     # --- models ---
 

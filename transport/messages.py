@@ -15,6 +15,7 @@ __all__ = [
     "CHILD_KINDS",
     "MAX_MESSAGE_BYTES",
     "POOL_KINDS",
+    "Adapter",
     "Cancel",
     "ChildMessage",
     "Delta",
@@ -27,6 +28,7 @@ __all__ = [
     "FinishReason",
     "Generate",
     "Load",
+    "Lora",
     "Message",
     "PoolMessage",
     "Result",
@@ -65,6 +67,13 @@ class _Struct(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 # --- shapes inside messages -------------------------------------------------------------------------------------------
 
 
+class Adapter(_Struct, frozen=True, kw_only=True):
+    """A LoRA adapter of a model: its GGUF file, and the factor that it is applied with where a request names none."""
+
+    path: str
+    scale: float = 1.0
+
+
 class EngineOptions(_Struct, frozen=True, kw_only=True):
     """How an engine loads a model. Names and defaults follow llama-server; ``0`` or ``-1`` mean "decide from the
     model".
@@ -83,6 +92,7 @@ class EngineOptions(_Struct, frozen=True, kw_only=True):
         flash_attn: ``auto``, ``on`` or ``off``.
         swa_full: Keep what has left the window of a sliding-window model: more memory, and any prefix can be reused.
         chat_template: Jinja source that replaces the model's own; empty keeps the model's.
+        adapters: LoRA adapters; their places here are their ids.
     """
 
     n_ctx: int = 4096
@@ -97,6 +107,7 @@ class EngineOptions(_Struct, frozen=True, kw_only=True):
     flash_attn: Literal["auto", "on", "off"] = "auto"
     swa_full: bool = True
     chat_template: str = ""
+    adapters: tuple[Adapter, ...] = ()
 
 
 class Sampling(_Struct, frozen=True, kw_only=True):
@@ -333,6 +344,7 @@ class Generate(_Struct, frozen=True, kw_only=True):
         stop: Texts that end the generation and are not part of its output.
         cache_prompt: Whether computed prefixes may be reused.
         ignore_eos: Go on past end-of-generation tokens.
+        lora: ``(adapter's id, scale)``; adapters that are not named are off. Empty takes the defaults.
     """
 
     request: int
@@ -344,6 +356,7 @@ class Generate(_Struct, frozen=True, kw_only=True):
     stop: tuple[str, ...] = ()
     cache_prompt: bool = True
     ignore_eos: bool = False
+    lora: tuple[tuple[int, float], ...] = ()
 
 
 class Tokenize(_Struct, frozen=True, kw_only=True):
@@ -385,6 +398,12 @@ class Threads(_Struct, frozen=True, kw_only=True):
     batch: int = 0
 
 
+class Lora(_Struct, frozen=True, kw_only=True):
+    """``lora``: the adapters' default scales from the next request on, one for each, by their ids."""
+
+    scales: tuple[float, ...]
+
+
 class Unknown(msgspec.Struct, frozen=True):
     """A record that arrived whole but means nothing here: an unknown kind, or a body that is not what its kind says.
 
@@ -398,7 +417,7 @@ class Unknown(msgspec.Struct, frozen=True):
 
 ChildMessage: TypeAlias = State | Tokens | Done | Result | Failed | Stats | Unknown
 PoolMessage: TypeAlias = (
-    Exit | Load | Sleep | Wake | Generate | Tokenize | Detokenize | Template | Cancel | Threads | Unknown
+    Exit | Load | Sleep | Wake | Generate | Tokenize | Detokenize | Template | Cancel | Threads | Lora | Unknown
 )
 Message: TypeAlias = (
     State
@@ -417,6 +436,7 @@ Message: TypeAlias = (
     | Template
     | Cancel
     | Threads
+    | Lora
     | Unknown
 )
 
@@ -441,6 +461,7 @@ _POOL_TYPES: Final[dict[str, type[msgspec.Struct]]] = {
     "template": Template,
     "cancel": Cancel,
     "threads": Threads,
+    "lora": Lora,
 }
 #: Kinds that a worker sends.
 CHILD_KINDS: Final = frozenset(_CHILD_TYPES)

@@ -11,6 +11,8 @@ A waiting request is admitted, strictly in order, when its prompt and some room 
 hold; finished sequences make room. If the room runs out nevertheless, the youngest sequence gives up its cells and
 waits at the head of the queue; it later computes its tokens anew and goes on where it was, so no request fails or is
 cut short because of its neighbours. The oldest always gets on, as one sequence never exceeds the cache.
+
+A batch is computed with one set of LoRA adapters. Sequences of different sets share nothing and take turns.
 """
 
 from collections import deque
@@ -20,6 +22,7 @@ from time import perf_counter
 from typing import Final
 
 from llamaherd.pool.child import bindings
+from llamaherd.pool.child.adapters import Adapters, Turns
 from llamaherd.pool.child.cache import Cache
 from llamaherd.pool.child.context import Context
 from llamaherd.pool.child.engine import EngineError
@@ -71,13 +74,16 @@ class Batcher:
     Args:
         n_slots: Most sequences that run together.
         rules: Which prefixes this model can reuse.
+        adapters: The model's LoRA adapters.
     """
 
-    def __init__(self, context: Context, vocab: Vocab, n_slots: int, rules: Rules) -> None:
+    def __init__(self, context: Context, vocab: Vocab, n_slots: int, rules: Rules, adapters: Adapters) -> None:
         self._context: Final = context
         self._vocab: Final = vocab
         self._n_slots: Final = n_slots
         self._rules: Final = rules
+        self._adapters: Final = adapters
+        self._turns: Final = Turns()
         self._cache: Final = Cache(context, rules)
         self._pace: Final = PrefillPace(context.batch.capacity, context.n_ubatch)
         self._waiting: Final[deque[Sequence]] = deque()
@@ -160,9 +166,10 @@ class Batcher:
         """Return what may be reused for a sequence that waits, or that was the last to be admitted."""
         if not sequence.request.cache_prompt:
             return None
-        older = (one for one in self._running if one.request.cache_prompt)
-        before = takewhile(lambda one: one is not sequence, older)
-        return find(sequence.tokens, before, self._cache.kept, self._rules)
+        alike = (one for one in self._running if one.request.cache_prompt and one.adapters == sequence.adapters)
+        before = takewhile(lambda one: one is not sequence, alike)
+        kept = (one for one in self._cache.kept if one.adapters == sequence.adapters)
+        return find(sequence.tokens, before, kept, self._rules)
 
     def _begin(self, sequence: Sequence) -> None:
         """Take over what can be had of the prompt, or wait for it."""
@@ -195,7 +202,7 @@ class Batcher:
             self._running.remove(sequence)
             if keep:
                 # The last token was sampled, but never computed.
-                self._cache.keep(sequence.slot, sequence.tokens[: sequence.computed])
+                self._cache.keep(sequence.slot, sequence.tokens[: sequence.computed], sequence.adapters)
             else:
                 self._cache.release(sequence.slot)
             sequence.stop()
@@ -225,6 +232,7 @@ class Batcher:
                 pass
             started = perf_counter()
             code = batch.decode(self._context.handle)
+            self._turns.note(perf_counter() - started)
             if code == _DONE:
                 for part in parts:
                     part.sequence.computed += part.n_tokens
@@ -245,9 +253,7 @@ class Batcher:
         batch.clear()
         parts: list[_Part] = []
         prompts: list[Sequence] = []
-        for sequence in self._running:
-            if sequence.leader is not None:
-                continue
+        for sequence in self._next():
             if sequence.pending == 1:
                 row = batch.add(sequence.slot, sequence.computed, sequence.tokens[-1])
                 parts.append(_Part(sequence, 1, row))
@@ -256,6 +262,15 @@ class Batcher:
         if prompts:
             self._add_prompts(prompts, parts, min(self._pace.tokens(shared=bool(parts)), batch.room))
         return parts
+
+    def _next(self) -> list[Sequence]:
+        """Return the sequences that the next batch may hold, and have the context apply their adapters."""
+        ready = [one for one in self._running if one.leader is None]
+        if not len(self._adapters):
+            return ready
+        turn = self._turns.choose(one.adapters for one in ready)
+        self._adapters.apply(self._context.handle, turn)
+        return [one for one in ready if one.adapters == turn]
 
     def _add_prompts(self, prompts: list[Sequence], parts: list[_Part], budget: int) -> None:
         for sequence in prompts:

@@ -30,6 +30,9 @@ __all__ = [
     "AbortFlag",
     "ContextSettings",
     "DryRecipe",
+    "adapter_free",
+    "adapter_is_activated",
+    "adapter_load",
     "batch_struct",
     "context_create",
     "context_free",
@@ -69,6 +72,7 @@ __all__ = [
     "n_ctx",
     "n_ctx_seq",
     "quantize",
+    "quieten",
     "sampler_accept",
     "sampler_adaptive_p",
     "sampler_chain",
@@ -90,6 +94,7 @@ __all__ = [
     "sampler_top_p",
     "sampler_typical",
     "sampler_xtc",
+    "set_adapters",
     "set_n_threads",
     "supports_gpu",
     "synchronize",
@@ -160,6 +165,7 @@ _LINE_LIMIT: Final = 500
 _errors: Final[deque[str]] = deque(maxlen=_KEPT_LINES)
 _infos: Final[deque[str]] = deque(maxlen=400)
 _last_level = _INFO
+_quiet = False
 
 
 def _to_stderr(text: bytes) -> None:
@@ -176,7 +182,7 @@ def _on_log(level: int, text: bytes, _data: object) -> None:
         level = _last_level
     else:
         _last_level = level
-    if level == _DEBUG:
+    if level == _DEBUG or (_quiet and level == _INFO):
         return
     _to_stderr(text)
     line = text[:_LINE_LIMIT].decode("utf-8", "replace").strip()
@@ -197,6 +203,12 @@ def forget_log() -> None:
     """Forget the log lines kept so far, so that the next ones belong to the call that follows."""
     _errors.clear()
     _infos.clear()
+
+
+def quieten(quiet: bool) -> None:
+    """Drop INFO lines, or show them again. A loaded model prints some at every change of adapters."""
+    global _quiet
+    _quiet = quiet
 
 
 def error_lines(most: int = 5) -> str:
@@ -469,6 +481,33 @@ def decode(context: int, batch: Any, n_tokens: int) -> int:
     batch.n_tokens = n_tokens
     code: int = _decode(context, batch)
     return code
+
+
+# --- adapters ---------------------------------------------------------------------------------------------------------
+
+_adapter_load = _bind(_long, "llama_adapter_lora_init", _ptr, _ptr, _str)
+_invocation_tokens = _bind(_short, "llama_adapter_get_alora_n_invocation_tokens", _u64, _ptr)
+adapter_free: Callable[[int], None] = _bind(_long, "llama_adapter_lora_free", None, _ptr)
+_set_adapters = _bind(_short, "llama_set_adapters_lora", _i32, _ptr, ctypes.POINTER(_ptr), _size, ctypes.POINTER(_f32))
+
+
+def adapter_load(model: int, path: bytes) -> int | None:
+    """Load a LoRA adapter for a model; ``None`` when it is no adapter, or not of this model."""
+    handle: int | None = _adapter_load(model, path)
+    return handle
+
+
+def adapter_is_activated(adapter: int) -> bool:
+    """Whether an adapter is to be switched on within a prompt (aLoRA), by the tokens that invoke it."""
+    return bool(_invocation_tokens(adapter))
+
+
+def set_adapters(context: int, adapters: Sequence[tuple[int, float]]) -> None:
+    """Compute the next batches with these ``(adapter, scale)`` and no others."""
+    count = len(adapters)
+    handles = (_ptr * count)(*(adapter for adapter, _ in adapters))
+    scales = (_f32 * count)(*(scale for _, scale in adapters))
+    _set_adapters(context, handles, count, scales)
 
 
 # --- samplers ---------------------------------------------------------------------------------------------------------

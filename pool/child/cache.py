@@ -4,6 +4,7 @@ from array import array
 from collections.abc import Iterator
 from typing import Final
 
+from llamaherd.pool.child.adapters import AdapterSet
 from llamaherd.pool.child.cells import Cells
 from llamaherd.pool.child.context import Context
 from llamaherd.pool.child.prefix import Donor, Rules, common_length
@@ -12,11 +13,12 @@ __all__ = ["Cache", "Kept"]
 
 
 class Kept:
-    """A finished sequence: its id and exactly the tokens that are computed."""
+    """A finished sequence: its id, exactly the tokens that are computed, and what they were computed with."""
 
-    def __init__(self, slot: int, tokens: "array[int]") -> None:
+    def __init__(self, slot: int, tokens: "array[int]", adapters: AdapterSet = ()) -> None:
         self.slot: Final = slot
         self.tokens: Final = tokens
+        self.adapters: Final = adapters
 
     def __repr__(self) -> str:
         return f"<Kept {self.slot} {len(self.tokens)} tokens>"
@@ -68,9 +70,9 @@ class Cache:
         self.cells.drop(slot)
         self._free.append(slot)
 
-    def keep(self, slot: int, tokens: "array[int]") -> None:
+    def keep(self, slot: int, tokens: "array[int]", adapters: AdapterSet = ()) -> None:
         """Take an id back, but keep its sequence, whose computed tokens are ``tokens``, if that may ever be of use."""
-        new = Kept(slot, tokens)
+        new = Kept(slot, tokens, adapters)
         if len(tokens) == 0 or any(self._covers(other, new) for other in self._kept):
             self.release(slot)
             return
@@ -112,6 +114,8 @@ class Cache:
     def _covers(self, one: Kept, other: Kept) -> bool:
         """Whether whatever could be taken from ``other`` can be taken from ``one`` just as well."""
         length = other.computed
+        if one.adapters != other.adapters:
+            return False
         if self._rules.exact and length != one.computed:
             return False
         return length <= one.computed and common_length(one.tokens, other.tokens) == length

@@ -125,6 +125,14 @@ class Engine(Protocol):
         """Use ``n`` threads for steps and ``batch`` (0: the same) for prompts from the next step on."""
         ...
 
+    def set_scales(self, scales: Sequence[float]) -> None:
+        """Use these default scales, one for each LoRA adapter, for requests from the next one on.
+
+        Raises:
+            EngineError: they are not as many as there are adapters, or out of range; nothing was changed.
+        """
+        ...
+
     def interrupt(self) -> None:
         """From any thread: make a running :meth:`load` or :meth:`step` return as soon as it can. Used when leaving."""
         ...

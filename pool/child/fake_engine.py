@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final, Literal
 
 import msgspec
@@ -110,6 +110,7 @@ class FakeEngine:
         self._cancelled: list[_Job] = []
         self._interrupted = threading.Event()
         self.threads = (0, 0)
+        self.scales: tuple[float, ...] = ()
 
     # --- the model's life ---
 
@@ -229,6 +230,9 @@ class FakeEngine:
 
     def set_threads(self, n: int, batch: int) -> None:
         self.threads = (n, batch or n)
+
+    def set_scales(self, scales: Sequence[float]) -> None:
+        self.scales = tuple(scales)
 
     def interrupt(self) -> None:
         if not self._script.ignore_exit:

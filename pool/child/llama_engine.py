@@ -53,12 +53,14 @@ class LlamaEngine:
             raise EngineError("a model is loaded already", code="already_loaded")
         check_file(command.path)
         bindings.init_backend()
+        bindings.quieten(False)
         report = _Report(progress, self._abort)
         model = Model(command.path, command.options, report)
         from llamaherd.pool.child.loaded import Loaded  # waits for the thread that imports it
 
         self._loaded = Loaded(command, model, self._threads_for(command.options), self._abort)
         report.finish()
+        bindings.quieten(True)
         context = self._loaded.context
         return ModelInfo(
             vocab_type=model.vocab.kind,
@@ -82,6 +84,11 @@ class LlamaEngine:
         self._threads = (_clamped(n), _clamped(batch or n))
         if self._loaded is not None:
             self._loaded.context.set_threads(*self._threads)
+
+    def set_scales(self, scales: Ordered[float]) -> None:
+        """Use these default scales of the LoRA adapters from the next request on. See :meth:`Engine.set_scales`."""
+        if self._loaded is not None:
+            self._loaded.adapters.set_defaults(scales)
 
     def interrupt(self) -> None:
         """From any thread: end a running load or step soon, and refuse further ones."""

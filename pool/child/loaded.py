@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from typing import Final
 
 from llamaherd.pool.child import bindings
+from llamaherd.pool.child.adapters import Adapters
 from llamaherd.pool.child.batcher import Batcher
 from llamaherd.pool.child.context import Context
 from llamaherd.pool.child.engine import RequestError
@@ -28,20 +29,22 @@ class Loaded:
     """A model with its context and everything that belongs to it. Takes the model: frees it, also if this raises.
 
     Raises:
-        EngineError: the context does not fit, or the model does not compute.
+        EngineError: an adapter or the context does not fit, or the model does not compute.
     """
 
     def __init__(self, command: Load, model: Model, threads: tuple[int, int], abort: bindings.AbortFlag) -> None:
         with ExitStack() as undo:  # runs backwards: llama.cpp wants contexts freed before their model
             undo.callback(model.free)
             self.model: Final = model
+            self.adapters: Final = Adapters(model, command.options.adapters)
+            undo.callback(self.adapters.free)
             self.context: Final = Context(self.model, command.options, threads, abort)
             undo.callback(self.context.free)
             vocab = self.model.vocab
             if not self.context.unfit:
                 self.context.warm_up(max(vocab.bos, 0))
             rules = Rules(whole=self.model.recurrent, window=self.model.window, first=self.context.first)
-            self.batcher: Final = Batcher(self.context, vocab, command.options.n_parallel, rules)
+            self.batcher: Final = Batcher(self.context, vocab, command.options.n_parallel, rules, self.adapters)
             undo.callback(self.batcher.clear)
             self.samplers: Final = Samplers(vocab, self.context.n_ctx_seq)
             undo.callback(self.samplers.free)
@@ -66,13 +69,15 @@ class Loaded:
             raise RequestError(f"request {request.request} is running already", code="duplicate_request")
         _check_limits(request)
         self.samplers.check(request.sampling)
+        adapters = self.adapters.chosen(request.lora)
         prompt = self._prompt(request)
         limit = self.context.n_ctx_seq
         if not prompt:
             raise RequestError("the prompt is empty", code="empty_prompt")
         if len(prompt) >= limit:
             raise _too_long(f"{len(prompt)}", limit)
-        self.batcher.submit(Sequence(request, prompt, limit, self.samplers.make(request.sampling, prompt)))
+        chain = self.samplers.make(request.sampling, prompt)
+        self.batcher.submit(Sequence(request, prompt, limit, chain, adapters))
 
     def _prompt(self, request: Generate) -> list[int]:
         vocab, limit = self.model.vocab, self.context.n_ctx_seq

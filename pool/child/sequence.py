@@ -4,6 +4,7 @@ from array import array
 from time import perf_counter
 from typing import Final
 
+from llamaherd.pool.child.adapters import AdapterSet
 from llamaherd.pool.child.sampler import Chain
 from llamaherd.pool.child.text import TextStream
 from llamaherd.pool.child.vocab import Vocab
@@ -23,9 +24,12 @@ class Sequence:
         leader: The sequence that it lets compute their common beginning, and ``shared``, the length of that; None when
             it computes by itself.
         chain: Its samplers; None means greedy.
+        adapters: What its tokens are computed with.
     """
 
-    def __init__(self, request: Generate, prompt: list[int], limit: int, chain: Chain | None) -> None:
+    def __init__(
+        self, request: Generate, prompt: list[int], limit: int, chain: Chain | None, adapters: AdapterSet = ()
+    ) -> None:
         self.request: Final = request
         self.tokens: Final = array("i", prompt)
         self.n_prompt: Final = len(prompt)
@@ -37,6 +41,7 @@ class Sequence:
         self.shared = 0
         self._cached = -1
         self.chain: Final = chain
+        self.adapters: Final = adapters
         self._text: Final = TextStream(request.stop)
         self._submitted = perf_counter()
         self._started = 0.0

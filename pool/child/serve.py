@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterable
 from enum import IntEnum
 from typing import Final
 
+import msgspec
+
 from llamaherd.pool.child.engine import Engine, EngineError, ModelInfo, RequestError
 from llamaherd.pool.machine import resident_bytes
 from llamaherd.transport.channel import ChildChannel
@@ -32,6 +34,7 @@ from llamaherd.transport.messages import (
     Fault,
     Generate,
     Load,
+    Lora,
     PoolMessage,
     Result,
     Sleep,
@@ -184,6 +187,8 @@ class Service:
             case Threads():
                 if self._engine is not None:
                     self._engine.set_threads(command.n, command.batch)
+            case Lora():
+                self._scale(command)
             case Load():
                 self._begin(command)
             case Sleep():
@@ -242,6 +247,22 @@ class Service:
         engine.unload()
         self._awake = False
         self._channel.send(State(state="sleeping"))
+
+    def _scale(self, command: Lora) -> None:
+        """Use other default scales of the adapters, also after the next wake."""
+        load = self._load
+        if load is None or len(command.scales) != len(load.options.adapters):
+            log(f"ignored the scales of {len(command.scales)} adapters: the model has others")
+            return
+        try:
+            if self._engine is not None:
+                self._engine.set_scales(command.scales)
+        except EngineError as error:
+            log(f"ignored the scales of adapters: {error}")
+            return
+        pairs = zip(load.options.adapters, command.scales, strict=True)
+        adapters = tuple(msgspec.structs.replace(adapter, scale=scale) for adapter, scale in pairs)
+        self._load = msgspec.structs.replace(load, options=msgspec.structs.replace(load.options, adapters=adapters))
 
     def _load_model(self, command: Load) -> ModelInfo | None:
         """Load, and report how far it is. Return None after a failure: the worker is leaving then."""

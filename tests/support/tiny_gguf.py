@@ -336,16 +336,36 @@ def _bert_keys(file: _File, *, rank: bool, hidden: int, context: int) -> int:
     return len(texts)
 
 
-def write_lora(path: Path, *, seed: int = 5, rank: int = 4, alpha: float = 8.0) -> None:
-    """Write an adapter for :func:`write_random_llama` that changes its output."""
-    file = _File(path, "llama", seed)
+def write_lora(
+    path: Path,
+    *,
+    seed: int = 5,
+    rank: int = 4,
+    alpha: float = 8.0,
+    architecture: str = "llama",
+    width: int = _WIDTH,
+    layers: int = _LAYERS,
+    invocation: Sequence[int] = (),
+    half: bool = False,
+) -> None:
+    """Write an adapter for :func:`write_random_llama` that changes its output.
+
+    Another ``architecture``, ``width`` or number of ``layers`` makes one that does not fit; ``invocation`` tokens make
+    an activated one; ``half`` leaves out every second tensor.
+    """
+    file = _File(path, architecture, seed)
     file.keys.add_type("adapter")
     file.keys.add_string("adapter.type", "lora")
+    file.keys.add_string("adapter.lora.task_name", "nonsense")
     file.keys.add_float32("adapter.lora.alpha", alpha)
-    for layer in range(_LAYERS):
-        for name, width in (("attn_q", _WIDTH), ("ffn_down", 128)):
-            file.add(f"blk.{layer}.{name}.weight.lora_a", file.normal(rank, width, gain=8))
-            file.add(f"blk.{layer}.{name}.weight.lora_b", file.normal(_WIDTH, rank, gain=2))
+    if invocation:
+        key, tokens = "adapter.alora.invocation_tokens", list(invocation)
+        file.keys.add_key_value(key, tokens, gguf.GGUFValueType.ARRAY, sub_type=gguf.GGUFValueType.UINT32)
+    for layer in range(layers):
+        for name, columns in (("attn_q", width), ("ffn_down", 128)):
+            file.add(f"blk.{layer}.{name}.weight.lora_a", file.normal(rank, columns, gain=8))
+            if not half:
+                file.add(f"blk.{layer}.{name}.weight.lora_b", file.normal(width, rank, gain=2))
     file.close()
 
 

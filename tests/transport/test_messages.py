@@ -20,6 +20,7 @@ from llamaherd.transport.messages import (
     Failed,
     Generate,
     Load,
+    Lora,
     Message,
     Result,
     Sampling,
@@ -63,13 +64,14 @@ EXAMPLES: list[Message] = [
     Sleep(),
     Wake(),
     Generate(request=1, prompt="hi", sampling=Sampling(temperature=0.0, seed=7), max_tokens=5, stop=("\n",)),
-    Generate(request=2, prompt=(1, 2, 3)),
+    Generate(request=2, prompt=(1, 2, 3), lora=((0, 0.5),)),
     Generate(request=3, messages=({"role": "user", "content": "hi"},), template_kwargs={"k": True}),
     Tokenize(request=1, text="hi", add_special=True, parse_special=False),
     Detokenize(request=1, tokens=(5, 6)),
     Template(request=1, messages=({"role": "user", "content": "hi"},)),
     Cancel(request=4),
     Threads(n=2, batch=4),
+    Lora(scales=(1.0, 0.0, -0.5)),
 ]
 
 
