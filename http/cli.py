@@ -17,12 +17,11 @@ from typing import Any, Final
 import click
 import msgspec
 
+from llamaherd.http.catalog_options import CatalogSettings, catalog_options
 from llamaherd.http.foreign import ForeignCommand
 from llamaherd.http.options import (
     Whole,
-    alias_option,
     engine_options,
-    model_option,
     models_dir_option,
     stop_timeout_option,
     transport_option,
@@ -38,7 +37,7 @@ from llamaherd.pool import (
     ModelNotFound,
     ModelSpec,
     PoolError,
-    build_catalog,
+    Sources,
     find_model,
     model_parts,
 )
@@ -62,18 +61,14 @@ def cli(context: click.Context) -> None:
 
 
 @cli.command(cls=ForeignCommand)
-@model_option
-@models_dir_option
-@alias_option
+@catalog_options
 @server_options
 @pool_options
 @transport_option
 @stop_timeout_option
 @engine_options
 def serve(
-    models: Sequence[str],
-    models_dir: Path | None,
-    alias: str,
+    wanted: CatalogSettings,
     settings: ServerSettings,
     pool: PoolSettings,
     transport: str,
@@ -82,16 +77,17 @@ def serve(
 ) -> None:
     """Serve models over HTTP, each loaded when it is first asked for.
 
-    Without --model and --models-dir this offers the demo model. A single --model also answers
-    requests that name no model.
+    Without --model, --models-dir and --models-preset this offers the demo model, beside those of the
+    Hugging Face cache. A single model also answers requests that name none.
     """
     from llamaherd.http import server, signals
     from llamaherd.pool import Pool
 
-    catalog = _catalog(models, models_dir, alias, options)
+    sources = wanted.sources(options, pool.apply)
+    catalog = _catalog(wanted, sources)
     if not catalog.models:
-        raise ModelNotFound(f"there is no model in {models_dir}")
-    specs = pool.apply(catalog.models)
+        raise ModelNotFound(f"there is no model in {wanted.models_preset or wanted.models_dir}")
+    specs = catalog.models
     names = [spec.name for spec in specs]
     log_to_stderr()
     settings.warn()
@@ -122,7 +118,7 @@ def serve(
                     metrics=settings.metrics,
                     stream_ping=settings.stream_ping,
                     specs=specs,
-                    default_model=names[0] if models_dir is None and len(names) == 1 else None,
+                    default_model=names[0] if wanted.single and len(names) == 1 else None,
                     on_ready=lambda url: click.echo(_listening(url, names)),
                 )
             )
@@ -206,13 +202,11 @@ def run(
 
 
 @cli.command("models")
-@model_option
-@models_dir_option
-@alias_option
+@catalog_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def list_models(models: Sequence[str], models_dir: Path | None, alias: str, as_json: bool) -> None:
+def list_models(wanted: CatalogSettings, as_json: bool) -> None:
     """List what 'serve' would offer with the same options."""
-    catalog = _catalog(models, models_dir, alias, EngineOptions())
+    catalog = _catalog(wanted, wanted.sources(EngineOptions(), tuple))
     rows = [_row(spec) for spec in catalog.models]
     if as_json:
         click.echo(msgspec.json.encode({"models": rows, "problems": catalog.problems}))
@@ -229,9 +223,8 @@ def list_models(models: Sequence[str], models_dir: Path | None, alias: str, as_j
     Console(width=None if sys.stdout.isatty() else 10_000).print(table)
 
 
-def _catalog(models: Sequence[str], models_dir: Path | None, alias: str, options: EngineOptions) -> Catalog:
-    aliases = [name.strip() for name in alias.split(",") if name.strip()]
-    catalog = build_catalog(models, models_dir, options=options, aliases=aliases)
+def _catalog(wanted: CatalogSettings, sources: Sources) -> Catalog:
+    catalog = wanted.read(sources)
     for problem in catalog.problems:
         report("warning", problem)
     return catalog
@@ -279,12 +272,13 @@ def _answer_json(model: str, answer: Completion) -> bytes:
 
 
 def _row(spec: ModelSpec) -> dict[str, Any]:
-    path = spec.path or Path()
+    parts = model_parts(spec.path) if spec.path is not None else ()
     return {
         "name": spec.name,
         "aliases": spec.aliases,
-        "path": str(path),
-        "size": sum(part.stat().st_size for part in model_parts(path)),
+        "path": "" if spec.path is None else str(spec.path),
+        "size": sum(part.stat().st_size for part in parts if part.exists()),
+        "source": spec.source,
     }
 
 

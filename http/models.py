@@ -67,8 +67,8 @@ def model_json(status: ModelStatus) -> dict[str, Any]:
         "created": _STARTED,
         "status": state,
         "architecture": {"input_modalities": ["text"], "output_modalities": ["text"]},
-        "source": "preset",
-        "can_remove": False,
+        "source": status.source,
+        "can_remove": status.source == "cache",
     }
     if status.path is not None:
         model["path"] = status.path

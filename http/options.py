@@ -32,6 +32,11 @@ _INT32_MAX: Final = 2**31 - 1
 #: Longest chat template that is read, in bytes.
 _MAX_TEMPLATE: Final = 1024 * 1024
 _DEFAULTS: Final = EngineOptions()
+#: The one of llama-server's named templates that is known here: every turn between ``<|im_start|>`` and ``<|im_end|>``.
+_CHATML: Final = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 _Command = Callable[..., Any]
 
@@ -299,6 +304,8 @@ def _template(source: str | None, path: Path | None) -> str:
             raise click.BadParameter(f"{path} is not UTF-8 text.", param_hint=hint) from None
         if len(raw) > _MAX_TEMPLATE:
             raise click.BadParameter(f"{path} is over {_MAX_TEMPLATE} bytes.", param_hint=hint)
+    elif source == "chatml":
+        source = _CHATML
     elif source and not ("{{" in source or "{%" in source):
         # A word such as chatml names one of llama.cpp's own templates; taken as Jinja it would be the whole prompt.
         raise click.BadParameter(f"{source[:40]!r} is no Jinja source.", param_hint="'--chat-template'")

@@ -29,10 +29,13 @@ if TYPE_CHECKING:
     from llamaherd.pool.flags import FLAGS, Flag, find_flag, find_key
     from llamaherd.pool.generation import Completion, Generation, Piece
     from llamaherd.pool.gguf import GGUFError, ModelFacts, estimate_bytes, kv_bytes, read_facts
+    from llamaherd.pool.hub import CachedModel, cache_folder, find_cached, remove_cached, scan_cache
     from llamaherd.pool.lifecycle import State
+    from llamaherd.pool.names import HubName, model_name, parse_hub_name
     from llamaherd.pool.params import ChatMessage, ChatParams, GenerateParams
     from llamaherd.pool.pool import Pool
     from llamaherd.pool.presets import Preset, PresetFile, Setting, read_presets
+    from llamaherd.pool.sources import Configure, Draft, Sources, gather, plain
     from llamaherd.pool.status import ModelStatus, QueuedRequest
     from llamaherd.pool.sync import SyncPool
     from llamaherd.pool.sync_stream import SyncGeneration, SyncSubscription
@@ -45,10 +48,13 @@ __all__ = [
     "Adapter",
     "AdapterStatus",
     "BadRequest",
+    "CachedModel",
     "Catalog",
     "ChatMessage",
     "ChatParams",
     "Completion",
+    "Configure",
+    "Draft",
     "EngineOptions",
     "Event",
     "FinishReason",
@@ -56,6 +62,7 @@ __all__ = [
     "GGUFError",
     "GenerateParams",
     "Generation",
+    "HubName",
     "LoadFailed",
     "ModelBusy",
     "ModelFacts",
@@ -70,9 +77,10 @@ __all__ = [
     "Preset",
     "PresetFile",
     "QueueFull",
-    "Setting",
     "QueueTimeout",
     "QueuedRequest",
+    "Setting",
+    "Sources",
     "State",
     "Subscription",
     "SyncGeneration",
@@ -85,26 +93,37 @@ __all__ = [
     "WorkerDied",
     "WorkerFailed",
     "build_catalog",
+    "cache_folder",
     "estimate_bytes",
+    "find_cached",
     "find_flag",
     "find_key",
     "find_model",
+    "gather",
     "kv_bytes",
+    "model_name",
     "model_parts",
+    "parse_hub_name",
+    "plain",
     "read_facts",
     "read_presets",
+    "remove_cached",
+    "scan_cache",
 ]
 
 _HOME: Final = {
     "Adapter": "llamaherd.pool.config",
     "AdapterStatus": "llamaherd.pool.adapters",
     "BadRequest": "llamaherd.pool.errors",
+    "CachedModel": "llamaherd.pool.hub",
     "Catalog": "llamaherd.pool.catalog",
     "ChatMessage": "llamaherd.pool.params",
     "ChatParams": "llamaherd.pool.params",
     "Completion": "llamaherd.pool.generation",
+    "Configure": "llamaherd.pool.sources",
     "DEFAULT_STOP_TIMEOUT": "llamaherd.pool.config",
     "DEMO": "llamaherd.pool.catalog",
+    "Draft": "llamaherd.pool.sources",
     "EngineOptions": "llamaherd.pool.config",
     "Event": "llamaherd.pool.events",
     "FLAGS": "llamaherd.pool.flags",
@@ -113,6 +132,7 @@ _HOME: Final = {
     "GGUFError": "llamaherd.pool.gguf",
     "GenerateParams": "llamaherd.pool.params",
     "Generation": "llamaherd.pool.generation",
+    "HubName": "llamaherd.pool.names",
     "LoadFailed": "llamaherd.pool.errors",
     "ModelBusy": "llamaherd.pool.errors",
     "ModelFacts": "llamaherd.pool.gguf",
@@ -127,9 +147,10 @@ _HOME: Final = {
     "Preset": "llamaherd.pool.presets",
     "PresetFile": "llamaherd.pool.presets",
     "QueueFull": "llamaherd.pool.errors",
-    "Setting": "llamaherd.pool.presets",
     "QueueTimeout": "llamaherd.pool.errors",
     "QueuedRequest": "llamaherd.pool.status",
+    "Setting": "llamaherd.pool.presets",
+    "Sources": "llamaherd.pool.sources",
     "State": "llamaherd.pool.lifecycle",
     "Subscription": "llamaherd.pool.events",
     "SyncGeneration": "llamaherd.pool.sync_stream",
@@ -142,14 +163,22 @@ _HOME: Final = {
     "WorkerDied": "llamaherd.pool.errors",
     "WorkerFailed": "llamaherd.pool.errors",
     "build_catalog": "llamaherd.pool.catalog",
+    "cache_folder": "llamaherd.pool.hub",
     "estimate_bytes": "llamaherd.pool.gguf",
+    "find_cached": "llamaherd.pool.hub",
     "find_flag": "llamaherd.pool.flags",
     "find_key": "llamaherd.pool.flags",
     "find_model": "llamaherd.pool.catalog",
+    "gather": "llamaherd.pool.sources",
     "kv_bytes": "llamaherd.pool.gguf",
+    "model_name": "llamaherd.pool.names",
     "model_parts": "llamaherd.pool.catalog",
+    "parse_hub_name": "llamaherd.pool.names",
+    "plain": "llamaherd.pool.sources",
     "read_facts": "llamaherd.pool.gguf",
     "read_presets": "llamaherd.pool.presets",
+    "remove_cached": "llamaherd.pool.hub",
+    "scan_cache": "llamaherd.pool.hub",
 }
 
 

@@ -1,9 +1,10 @@
 """Where models come from: single files, a folder of models, and the built-in ``demo``.
 
 A folder is read by the reference's rules. Each ``*.gguf`` file in it is a model named by its stem, each folder in it a
-model named by the folder, which holds one file or the parts of a split one (``*-00001-of-00006.gguf`` and so on). Files
-that only accompany a model (``mmproj``, draft heads), hidden entries and unfinished downloads are no models. A broken
-entry becomes one line in :attr:`Catalog.problems` and the others serve.
+model named by the folder, which holds one file or the parts of a split one (``*-00001-of-00006.gguf`` and so on) and
+perhaps a projector (``mmproj*.gguf``). Files that only accompany a model (``mmproj``, draft heads), hidden
+entries and unfinished downloads are no models. A broken entry becomes one line in :attr:`Catalog.problems` and the
+others serve.
 
 What can be seen without loading is checked here, so that a wrong path costs no process; whether a file is sound is for
 the worker to say.
@@ -20,6 +21,7 @@ import msgspec
 
 from llamaherd.pool.config import EngineOptions, ModelSpec, check_name
 from llamaherd.pool.errors import BadRequest, LoadFailed, ModelNotFound, PoolError
+from llamaherd.pool.quants import pick_projector
 
 __all__ = ["DEMO", "Catalog", "build_catalog", "demo_file", "find_model", "model_parts", "scan_folder"]
 
@@ -146,7 +148,8 @@ def scan_folder(folder: Path, *, options: EngineOptions | None = None) -> Catalo
             if name in models:
                 problems.append(f"{entry}: another model is called {name!r} already")
             else:
-                models[name] = ModelSpec(name=name, path=path.absolute(), options=settings)
+                mmproj = _projector(entry, path)
+                models[name] = ModelSpec(name=name, path=path.absolute(), options=settings, mmproj=mmproj)
     return Catalog(tuple(models[name] for name in sorted(models)), tuple(problems))
 
 
@@ -213,6 +216,14 @@ def _model_in(entry: Path, problems: list[str]) -> Path | None:
         ignored = ", ".join(path.name for path in candidates[1:])
         problems.append(f"{entry} holds more than one model: {candidates[0].name} is taken, ignored: {ignored}")
     return candidates[0]
+
+
+def _projector(entry: Path, model: Path) -> Path | None:
+    """Return the projector that lies in a model's folder. Beside single files it could be anyone's."""
+    if not entry.is_dir():
+        return None
+    name = pick_projector([path.name for path in _visible(entry) if path.is_file()], model.name)
+    return None if name is None else (entry / name).absolute()
 
 
 def _candidates(folder: Path) -> Iterator[Path]:

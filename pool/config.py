@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -16,6 +16,7 @@ __all__ = [
     "Adapter",
     "EngineOptions",
     "ModelSpec",
+    "Source",
     "check_name",
 ]
 
@@ -26,6 +27,9 @@ DEFAULT_LOAD_STALL: Final = 300.0
 MAX_NAME_LENGTH: Final = 256
 #: Of a LoRA adapter, either way; larger factors make nothing but infinite numbers.
 MOST_SCALE: Final = 1000.0
+
+#: Where a model comes from, in the reference's words.
+Source = Literal["preset", "models_dir", "cache"]
 
 
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,6 +52,10 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
         load_stall_seconds: Seconds without any sign of progress (a step of the load, a log line) after which a load is
             given up. There is no limit to a load that goes on; 0 never gives up.
         engine: ``llama``, or ``fake`` for the scripted engine.
+        source: Where it comes from: ``preset`` (a preset file, the command line or code), ``models_dir`` or ``cache``.
+        repo: Its name on the Hugging Face hub, ``user/repo[:quant]``; enough without a path for a model that is not
+            downloaded yet.
+        mmproj: The multimodal projector that goes with it.
         script: The fake engine's script, see :mod:`llamaherd.pool.child.fake_engine`.
     """
 
@@ -65,6 +73,9 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     memory: int | None = None
     load_stall_seconds: float = DEFAULT_LOAD_STALL
     engine: str = "llama"
+    source: Source = "preset"
+    repo: str = ""
+    mmproj: Path | None = None
     script: dict[str, Any] = {}
 
     def check(self) -> None:
@@ -75,7 +86,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
             check_name(name)
         if self.engine not in ("llama", "fake"):
             raise BadRequest(f"model {self.name!r}: unknown engine {self.engine!r}, known are llama and fake")
-        if self.engine == "llama" and self.path is None:
+        if self.engine == "llama" and self.path is None and not self.repo:
             raise BadRequest(f"model {self.name!r} has no path")
         for adapter in self.options.adapters:
             if not abs(adapter.scale) <= MOST_SCALE:

@@ -92,6 +92,7 @@ class Entry:
             aliases=self.spec.aliases,
             tags=self.spec.tags,
             path=None if self.spec.path is None else str(self.spec.path),
+            source=self.spec.source,
             args=() if worker is None else tuple(worker.args),
             progress=self.progress,
             info=self.info,

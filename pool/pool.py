@@ -225,6 +225,10 @@ class Pool:
         if not self._open:
             raise PoolClosed("the pool is not open")
         entry = self._entry(model)
+        if entry.spec.path is None and entry.spec.engine == "llama":
+            raise ModelNotLoaded(
+                f"model {entry.name!r} is not downloaded: llamaherd pull {entry.spec.repo}", code="not_downloaded"
+            )
         if not autoload and entry.state not in RUNNING:
             raise ModelNotLoaded(f"model {entry.name!r} is not loaded", code="model_not_loaded")
         return entry

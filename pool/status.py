@@ -31,6 +31,7 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         path: The GGUF file, None for the fake engine.
+        source: Where the model comes from: ``preset``, ``models_dir`` or ``cache``.
         args: The worker's command line, without secrets; empty while it has no process.
         progress: While loading: ``stages``, ``current`` and ``value`` (0 to 1), as the worker reported them.
         info: The model's facts from its last ``ready``: ``id``, ``meta`` and so on; None before the first.
@@ -49,6 +50,7 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     aliases: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
     path: str | None = None
+    source: str = "preset"
     args: tuple[str, ...] = ()
     progress: dict[str, Any] | None = None
     info: dict[str, Any] | None = None

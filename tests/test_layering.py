@@ -26,7 +26,8 @@ PUBLIC: dict[str, set[str]] = {
     "llamaherd.http": {"llamaherd.pool"},
     "llamaherd.pool": PUBLIC_TRANSPORT,
     # What the machine offers, and what parameters may be, is asked on both sides of the process boundary.
-    "llamaherd.pool.child": PUBLIC_TRANSPORT | {"llamaherd.pool.machine", "llamaherd.pool.sampling"},
+    "llamaherd.pool.child": PUBLIC_TRANSPORT
+    | {"llamaherd.pool.machine", "llamaherd.pool.quants", "llamaherd.pool.sampling"},
     "llamaherd.transport": set(),
 }
 #: The one module that touches llama-cpp-python.

@@ -293,7 +293,7 @@ def test_the_version_is_the_packages() -> None:
         ("run demo x -ngl some", "'some' is not a whole number."),
         ("run demo x -fa perhaps", "'perhaps' is not 'on', 'off' or 'auto'."),
         ("run demo x --seed x", "Invalid value for '-s' / '--seed': 'x' is not a whole number."),
-        ("run demo x --chat-template chatml", "'chatml' is no Jinja source."),
+        ("run demo x --chat-template vicuna", "'vicuna' is no Jinja source."),
         ("run demo x --chat-template-file /absent", "/absent cannot be read: No such file or directory."),
         ("run demo", "Missing argument 'PROMPT'."),
         ("graze", "No such command 'graze'."),

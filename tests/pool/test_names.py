@@ -5,14 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llamaherd.pool import BadRequest
-from llamaherd.pool.names import (
-    HubName,
+from llamaherd.pool.names import HubName, canonical_section, model_name, parse_hub_name
+from llamaherd.pool.quants import (
     Split,
-    canonical_section,
     is_model_file,
     listed_names,
-    model_name,
-    parse_hub_name,
     pick_model,
     pick_projector,
     split_files,

@@ -1,0 +1,291 @@
+"""What the settings of a preset file do: they are read by the command line's own options, so that a key means what the
+flag means, and a new option of the engine is a key at once.
+
+Beside the engine's options a preset has those of one model: which file, how it is called, and how the pool treats it.
+llama-server knows ``load-on-startup``, ``stop-timeout`` and ``dedup-cache-models`` of these; ``pinned``, ``priority``,
+``memory`` and the idle times are ours.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import click
+
+from llamaherd.http.options import Whole, engine_options
+from llamaherd.pool import BadRequest, Draft, EngineOptions, ModelSpec, Setting, find_key
+
+__all__ = ["PresetOptions", "explicit_settings"]
+
+_MIB: Final = 1024 * 1024
+_YEAR: Final = 86400.0 * 365
+_TRUE: Final = ("on", "enabled", "true", "1")
+_FALSE: Final = ("off", "disabled", "false", "0")
+
+
+class _Truth(click.ParamType[bool]):
+    """The words that llama-server takes for yes and no."""
+
+    name = "bool"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bool:
+        if isinstance(value, bool):
+            return value
+        if value in _TRUE or value in _FALSE:
+            return value in _TRUE
+        return self.fail(f"{value!r} is not one of {', '.join((*_TRUE, *_FALSE))}.", param, ctx)
+
+
+_SECONDS: Final = click.FloatRange(-1, _YEAR)
+_MODEL: Final = (
+    click.option("-m", "--model", type=click.Path(path_type=Path), envvar="LLAMA_ARG_MODEL"),
+    click.option("-hf", "-hfr", "--hf-repo", default="", envvar="LLAMA_ARG_HF_REPO"),
+    click.option("-hff", "--hf-file", default="", envvar="LLAMA_ARG_HF_FILE"),
+    click.option("-a", "--alias", default="", envvar="LLAMA_ARG_ALIAS"),
+    click.option("--tags", default="", envvar="LLAMA_ARG_TAGS"),
+    click.option("--load-on-startup", type=_Truth(), default=False),
+    click.option("--dedup-cache-models", type=_Truth(), default=False),
+    click.option("--stop-timeout", type=click.FloatRange(0, 86400), default=None),
+    click.option("--sleep-idle-seconds", type=_SECONDS, default=-1.0),
+    click.option("--unload-idle-seconds", type=_SECONDS, default=-1.0),
+    click.option(
+        "--load-stall-seconds", type=click.FloatRange(0, 86400), default=ModelSpec(name="m").load_stall_seconds
+    ),
+    click.option("--pinned", type=_Truth(), default=False),
+    click.option("--priority", type=Whole(-(2**31)), default=0),
+    click.option("--memory", type=Whole(0), default=None),
+)
+#: Which model it is and how it is called, with their defaults: never taken from the command line or the environment.
+_OWN: Final[Mapping[str, Any]] = {"model": None, "hf_repo": "", "hf_file": "", "alias": ""}
+#: Two options for one thing: the one that is set last takes the place of the other.
+_EXCLUSIVE: Final = {"template_source": "template_file", "template_file": "template_source"}
+#: Names of llama-server's own templates, without ``chatml``, which is known here too.
+_TEMPLATES: Final = frozenset(
+    [
+        "bailing",
+        "bailing-think",
+        "bailing2",
+        "chatglm3",
+        "chatglm4",
+        "command-r",
+        "deepseek",
+        "deepseek-ocr",
+        "deepseek2",
+        "deepseek3",
+        "exaone-moe",
+        "exaone3",
+        "exaone4",
+        "falcon3",
+        "gemma",
+        "gigachat",
+        "glmedge",
+        "gpt-oss",
+        "granite",
+        "granite-4.0",
+        "granite-4.1",
+        "grok-2",
+        "hunyuan-dense",
+        "hunyuan-moe",
+        "hunyuan-vl",
+        "kimi-k2",
+        "llama2",
+        "llama2-sys",
+        "llama2-sys-bos",
+        "llama2-sys-strip",
+        "llama3",
+        "llama4",
+        "megrez",
+        "minicpm",
+        "mistral-v1",
+        "mistral-v3",
+        "mistral-v3-tekken",
+        "mistral-v7",
+        "mistral-v7-tekken",
+        "monarch",
+        "openchat",
+        "orion",
+        "pangu-embedded",
+        "phi3",
+        "phi4",
+        "rwkv-world",
+        "seed_oss",
+        "smolvlm",
+        "solar-open",
+        "vicuna",
+        "vicuna-orca",
+        "yandex",
+        "zephyr",
+    ]
+)
+
+
+class _Key(NamedTuple):
+    """What a preset's key stands for."""
+
+    option: click.Option
+    negated: bool
+
+
+@click.command(add_help_option=False)
+@engine_options
+def _engine(options: EngineOptions) -> EngineOptions:
+    return options
+
+
+@click.command(add_help_option=False)
+def _model() -> None:
+    pass
+
+
+for _option in reversed(_MODEL):
+    _model = _option(_model)
+
+
+class PresetOptions:
+    """Makes models of settings. Its :meth:`configure` is a :data:`~llamaherd.pool.Configure`.
+
+    Args:
+        explicit: What the command line itself says, by the options' names, converted. It wins over every setting.
+
+    Attributes:
+        warnings: One line for people per flag that is known to llama-server and without effect here, or so.
+    """
+
+    def __init__(self, explicit: Mapping[str, Any] | None = None) -> None:
+        self._explicit = {name: value for name, value in (explicit or {}).items() if name not in _OWN}
+        self._context = click.Context(_engine)
+        params = [param for command in (_engine, _model) for param in command.params if isinstance(param, click.Option)]
+        self._keys = _keys_of(params)
+        self._defaults: dict[str, Any] = {}
+        for command in (_engine, _model):
+            with command.make_context("preset", [], resilient_parsing=False) as context:
+                self._defaults |= context.params
+        self._defaults |= _OWN
+        #: Names without effect, each with the places that it stands at.
+        self._idle: dict[str, dict[str, None]] = {}
+        self._engines: dict[tuple[Any, ...], EngineOptions] = {}
+
+    @property
+    def warnings(self) -> list[str]:
+        """See the class."""
+        lines: list[str] = []
+        for name, places in self._idle.items():
+            more = f" and {len(places) - 1} more" if len(places) > 1 else ""
+            lines.append(
+                f"{next(iter(places))}{more}: {name} is known to llama-server and has no effect on a model here"
+            )
+        return lines
+
+    def configure(self, name: str, settings: Sequence[Setting]) -> Draft:
+        """Return the model that settings make. Raises BadRequest for a wrong one, with its place and the reason."""
+        values = dict(self._defaults)
+        for setting in settings:
+            self._apply(setting, values)
+        for option, value in self._explicit.items():
+            _set(values, option, value)
+        return _draft(name, values, self._engine_of(values, settings))
+
+    def _apply(self, setting: Setting, values: dict[str, Any]) -> None:
+        key = self._keys.get(setting.key)
+        if key is None:
+            flag = find_key(setting.key)
+            if flag is None:
+                raise BadRequest(f"{setting.place}: {setting.key!r} is no setting of a model", code="unknown_setting")
+            self._note(flag.name.lstrip("-"), setting)
+            return
+        option = key.option
+        if option.name == "template_source" and setting.value in _TEMPLATES:
+            self._note(f"{setting.key} = {setting.value}", setting)
+            return
+        try:
+            _set(values, option.name or "", _convert(option, key.negated, setting.value, self._context))
+        except click.ClickException as error:
+            raise BadRequest(f"{setting.place}: {setting.key}: {_reason(error)}", code="wrong_setting") from None
+
+    def _note(self, name: str, setting: Setting) -> None:
+        self._idle.setdefault(name, {})[setting.place] = None
+
+    def _engine_of(self, values: Mapping[str, Any], settings: Sequence[Setting]) -> EngineOptions:
+        own = {param.name or "": values[param.name or ""] for param in _engine.params}
+        key = tuple(own.items())
+        known = self._engines.get(key)
+        if known is None:
+            build: Callable[..., EngineOptions] | None = _engine.callback
+            assert build is not None
+            try:
+                known = self._engines[key] = build(**own)
+            except click.ClickException as error:
+                place = f"{settings[-1].place}: " if settings else ""
+                raise BadRequest(f"{place}{_reason(error)}", code="wrong_setting") from None
+        return known
+
+
+def explicit_settings(context: click.Context) -> dict[str, Any]:
+    """Return what a command line itself says, by the options' names: not defaults, and not the environment."""
+    return {
+        name: value
+        for name, value in context.params.items()
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+    }
+
+
+def _keys_of(params: Sequence[click.Option]) -> dict[str, _Key]:
+    keys: dict[str, _Key] = {}
+    for option in params:
+        keys |= {name.lstrip("-"): _Key(option, False) for name in option.opts}
+        keys |= {name.lstrip("-"): _Key(option, True) for name in option.secondary_opts}
+        env = option.envvar if isinstance(option.envvar, str) else ""
+        if env:
+            keys[env] = _Key(option, False)
+            if option.secondary_opts:
+                keys[env.replace("LLAMA_ARG_", "LLAMA_ARG_NO_")] = _Key(option, True)
+    return keys
+
+
+def _convert(option: click.Option, negated: bool, text: str, context: click.Context) -> Any:
+    if option.is_flag:
+        return _Truth().convert(text, option, context) is not negated
+    return option.process_value(context, [text] if option.multiple else text)
+
+
+def _set(values: dict[str, Any], option: str, value: Any) -> None:
+    values[option] = value
+    if option in _EXCLUSIVE:
+        values[_EXCLUSIVE[option]] = None
+
+
+def _reason(error: click.ClickException) -> str:
+    hint = getattr(error, "param_hint", None)
+    return f"{hint}: {error.message}" if isinstance(hint, str) else error.message
+
+
+def _draft(name: str, values: Mapping[str, Any], options: EngineOptions) -> Draft:
+    spec = ModelSpec(
+        name=name,
+        options=options,
+        aliases=tuple(_words(values["alias"])),
+        tags=tuple(_words(values["tags"])),
+        load_on_startup=values["load_on_startup"],
+        stop_timeout=values["stop_timeout"],
+        sleep_idle_seconds=_seconds(values["sleep_idle_seconds"]),
+        unload_idle_seconds=_seconds(values["unload_idle_seconds"]),
+        load_stall_seconds=values["load_stall_seconds"],
+        pinned=values["pinned"],
+        priority=values["priority"],
+        memory=None if values["memory"] is None else values["memory"] * _MIB,
+    )
+    return Draft(
+        spec=spec,
+        model=values["model"],
+        hf_repo=values["hf_repo"],
+        hf_file=values["hf_file"],
+        dedup=values["dedup_cache_models"],
+    )
+
+
+def _seconds(value: float) -> float | None:
+    return None if value < 0 else value
+
+
+def _words(text: str) -> list[str]:
+    return list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))

@@ -1,0 +1,190 @@
+"""The catalogue: the models of all sources, under the reference's rules of precedence.
+
+1. The cache, the models folder and the preset file are read, in this order; a model of a later source replaces one of
+   an earlier that has the same name. A section of a preset file that is called like a model of another source sets
+   that model up; any other section is a model itself, and names its file or its repository.
+2. Settings: the command line's win over the section's, and those over ``[*]``.
+3. A cached model whose file a preset with ``dedup-cache-models`` uses is not listed.
+
+What a setting does is not known here but in a :data:`Configure`, which makes a model of settings. A model that cannot
+be made costs itself and one line in :attr:`~llamaherd.pool.catalog.Catalog.problems`.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from llamaherd.pool.catalog import Catalog, scan_folder
+from llamaherd.pool.config import EngineOptions, ModelSpec
+from llamaherd.pool.errors import BadRequest, PoolError
+from llamaherd.pool.hub import CachedModel, find_cached, scan_cache
+from llamaherd.pool.names import parse_hub_name
+from llamaherd.pool.presets import Preset, PresetFile, Setting, read_presets
+
+__all__ = ["Configure", "Draft", "Sources", "gather", "plain"]
+
+
+class Draft(msgspec.Struct, frozen=True, kw_only=True):
+    """A model as its settings say, before its files are looked for.
+
+    Attributes:
+        spec: Everything but the files.
+        model: Path of its file; None if the settings name none.
+        mmproj: Path of its projector, likewise.
+        hf_repo: Its name on the hub; empty if the settings name none.
+        hf_file: The file in that repository, instead of a quant.
+        dedup: Whether a cached model of the same file is to be hidden.
+        no_mmproj: Whether a projector that is found beside the model is left alone.
+    """
+
+    spec: ModelSpec
+    model: Path | None = None
+    mmproj: Path | None = None
+    hf_repo: str = ""
+    hf_file: str = ""
+    dedup: bool = False
+    no_mmproj: bool = False
+
+
+#: Makes a model of its name and its settings, the general ones first. Raises BadRequest for a setting that is wrong,
+#: with its place and the reason.
+Configure = Callable[[str, Sequence[Setting]], Draft]
+
+
+class Sources(msgspec.Struct, frozen=True, kw_only=True):
+    """Where to look.
+
+    Attributes:
+        given: Models from the command line or from code. They come first, and settings of presets do not touch them.
+        models_dir: A folder of models; None for none.
+        cache: A Hugging Face cache; None for none.
+        presets: A preset file; None for none.
+    """
+
+    given: tuple[ModelSpec, ...] = ()
+    models_dir: Path | None = None
+    cache: Path | None = None
+    presets: Path | None = None
+
+
+def plain(options: EngineOptions) -> Configure:
+    """Return how models are made where nobody knows settings: all with these options. Raises BadRequest for one."""
+
+    def configure(name: str, settings: Sequence[Setting]) -> Draft:
+        if settings:
+            raise BadRequest(f"{settings[0].place}: {settings[0].key}: settings are not understood here")
+        return Draft(spec=ModelSpec(name=name, options=options))
+
+    return configure
+
+
+def gather(sources: Sources, configure: Configure) -> Catalog:
+    """Return the models of all sources.
+
+    Raises:
+        BadRequest: the models folder or the preset file cannot be read, or ``[*]`` is no sound section.
+    """
+    file = read_presets(sources.presets) if sources.presets is not None else PresetFile()
+    return _Gathering(sources, configure, file).run()
+
+
+class _Gathering:
+    """One run over all sources."""
+
+    def __init__(self, sources: Sources, configure: Configure, file: PresetFile) -> None:
+        self._sources = sources
+        self._configure = configure
+        self._file = file
+        self._sections = {preset.name: preset for preset in file.presets}
+        self._problems: list[str] = list(file.warnings)
+        self._models: dict[str, ModelSpec] = {spec.name: spec for spec in sources.given}
+        #: Aliases that were not asked for and give way to whatever has the name.
+        self._offered: dict[str, str] = {}
+        self._hidden: set[Path] = set()
+
+    def run(self) -> Catalog:
+        found: dict[str, tuple[ModelSpec, CachedModel | None]] = {}
+        if self._sources.cache is not None:
+            for model in scan_cache(self._sources.cache):
+                spec = ModelSpec(name=model.name, path=model.path, mmproj=model.mmproj, source="cache", repo=model.name)
+                found[model.name] = (spec, model)
+        if self._sources.models_dir is not None:
+            folder = scan_folder(self._sources.models_dir)
+            self._problems.extend(folder.problems)
+            found |= {spec.name: (msgspec.structs.replace(spec, source="models_dir"), None) for spec in folder.models}
+        for preset in self._file.presets:
+            self._take(preset.name, preset, found.pop(preset.name, (None, None))[0])
+        for spec, cached in found.values():
+            if cached is not None and spec.path in self._hidden:
+                continue
+            self._take(spec.name, None, spec)
+            if cached is not None and cached.is_default:
+                self._offered[cached.repo] = spec.name
+        return Catalog(self._named(), tuple(dict.fromkeys(self._problems)))
+
+    def _take(self, name: str, preset: Preset | None, found: ModelSpec | None) -> None:
+        try:
+            if preset is not None and preset.error:
+                raise BadRequest(preset.error)
+            settings = (*self._file.everyone, *(preset.settings if preset is not None else ()))
+            draft = self._configure(name, settings)
+            spec = self._with_files(draft, found, preset)
+            spec.check()
+            other = self._models.get(name)
+            if other is not None and other.path == spec.path:
+                return  # one file by two ways
+            if other is not None:
+                raise BadRequest(f"{preset.place if preset else spec.path}: another model is called {name!r} already")
+            if draft.dedup and draft.hf_repo and spec.path is not None:
+                self._hidden.add(spec.path)
+        except PoolError as error:
+            self._problems.append(f"model {name!r} is left out: {error}")
+        else:
+            self._models[name] = spec
+
+    def _with_files(self, draft: Draft, found: ModelSpec | None, preset: Preset | None) -> ModelSpec:
+        spec = draft.spec
+        path, mmproj, repo = draft.model, draft.mmproj, draft.hf_repo
+        if path is None and repo:
+            cached = None
+            hub_name = parse_hub_name(repo)
+            if self._sources.cache is not None:
+                cached = find_cached(self._sources.cache, hub_name, draft.hf_file)
+            path = cached.path if cached is not None else None
+            mmproj = mmproj or (cached.mmproj if cached is not None else None)
+        elif path is None and found is not None:
+            path, mmproj, repo = found.path, mmproj or found.mmproj, found.repo
+        elif path is None:
+            place = f"{preset.place}: " if preset is not None else ""
+            raise BadRequest(f"{place}it names no file and no repository: set model or hf-repo")
+        source = "preset" if preset is not None or found is None else found.source
+        if draft.no_mmproj:
+            mmproj = draft.mmproj
+        return msgspec.structs.replace(
+            spec, path=path.absolute() if path is not None else None, mmproj=mmproj, repo=repo, source=source
+        )
+
+    def _named(self) -> tuple[ModelSpec, ...]:
+        """Return the models with the aliases that are free. Names win over aliases, earlier models over later ones."""
+        taken = dict.fromkeys(self._models, "")
+        models: list[ModelSpec] = []
+        for spec in self._models.values():
+            aliases: list[str] = []
+            for alias in dict.fromkeys(spec.aliases):
+                if alias == spec.name:
+                    continue
+                if alias in taken:
+                    other = taken[alias] or alias
+                    self._problems.append(f"model {spec.name!r} is not called {alias!r} too: {other!r} is")
+                    continue
+                taken[alias] = spec.name
+                aliases.append(alias)
+            models.append(msgspec.structs.replace(spec, aliases=tuple(aliases)))
+        for alias, name in self._offered.items():
+            if alias not in taken:
+                place = next((place for place, spec in enumerate(models) if spec.name == name), None)
+                if place is not None:
+                    spec = models[place]
+                    models[place] = msgspec.structs.replace(spec, aliases=(*spec.aliases, alias))
+        return tuple(models)
