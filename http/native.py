@@ -46,6 +46,8 @@ DEFAULT_SETTINGS: Final[dict[str, Any]] = {
     "stop": [],
     "max_tokens": -1,
     "n_predict": -1,
+    "n_keep": 0,
+    "n_discard": 0,
     "ignore_eos": False,
     "stream": False,
     "logit_bias": [],
@@ -130,7 +132,6 @@ class NativeAnswer(Answer):
     ) -> dict[str, Any]:
         usage = piece.usage or Usage()
         settings = settings_json(self._body)
-        limit = settings["n_predict"]
         stopped = "limit" if piece.finish_reason == "length" else "word" if piece.stopping_word else "eos"
         answer = {
             "index": 0,
@@ -142,8 +143,7 @@ class NativeAnswer(Answer):
             "tokens_evaluated": usage.prompt_tokens,
             "generation_settings": settings,
             "has_new_line": self._new_line,
-            # A limit that was not the request's own is the end of the context.
-            "truncated": stopped == "limit" and not 0 <= limit <= usage.completion_tokens,
+            "truncated": piece.truncated,
             "stop_type": stopped,
             "stopping_word": piece.stopping_word,
             "tokens_cached": usage.cached_tokens,

@@ -13,6 +13,7 @@ from typing import Any, Final, Literal, cast
 import click
 
 from llamaherd.http.adapter_options import ADAPTER_OPTIONS, adapters_of
+from llamaherd.http.context_options import CONTEXT_OPTIONS, context_fields
 from llamaherd.pool import DEFAULT_STOP_TIMEOUT, EngineOptions
 
 __all__ = [
@@ -250,6 +251,7 @@ _ENGINE: Final[Sequence[Callable[[_Command], _Command]]] = (
         help="A file with the Jinja source of the chat template.",
     ),
     *ADAPTER_OPTIONS,
+    *CONTEXT_OPTIONS,
 )
 
 
@@ -259,6 +261,7 @@ def engine_options(command: _Command) -> _Command:
     @functools.wraps(command)
     def with_options(*args: Any, **values: Any) -> Any:
         engine = {name: values.pop(name) for name in EngineOptions.__struct_fields__ if name in values}
+        engine["rope_scale"] = values.pop("rope_scale")
         template = _template(values.pop("template_source"), values.pop("template_file"))
         engine["adapters"] = adapters_of(
             values.pop("lora"), values.pop("lora_scaled"), unapplied=values.pop("lora_unapplied")
@@ -286,6 +289,7 @@ def _options(values: dict[str, Any], template: str) -> EngineOptions:
         flash_attn=cast(Literal["auto", "on", "off"], values["flash_attn"]),
         chat_template=template,
         adapters=values["adapters"],
+        **context_fields(values),
     )
 
 

@@ -140,6 +140,8 @@ class GenerateBody(SamplingBody, frozen=True, kw_only=True):
     cache_prompt: bool | None = None
     ignore_eos: bool | None = None
     lora: list[dict[str, Any]] | None = None
+    n_keep: int | None = None
+    n_discard: int | None = None
     sse_ping_interval: int | None = None
     n: int | None = None
     n_cmpl: int | None = None
@@ -183,6 +185,8 @@ class GenerateBody(SamplingBody, frozen=True, kw_only=True):
                 cache_prompt=self.cache_prompt,
                 ignore_eos=self.ignore_eos,
                 lora=self.lora,
+                n_keep=self.n_keep,
+                n_discard=self.n_discard,
             )
         )
 

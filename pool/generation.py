@@ -30,6 +30,7 @@ class Piece(msgspec.Struct, frozen=True, kw_only=True):
         usage: Token counts, on the last piece only.
         timings: Milliseconds inside the worker, on the last piece only.
         stopping_word: The stop text that ended the generation, if one did.
+        truncated: On the last piece: the context was full, so the answer ended there, or a part of it was dropped.
     """
 
     text: str = ""
@@ -39,6 +40,7 @@ class Piece(msgspec.Struct, frozen=True, kw_only=True):
     usage: Usage | None = None
     timings: Timings | None = None
     stopping_word: str = ""
+    truncated: bool = False
 
 
 class Completion(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,6 +53,7 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
     timings: Timings
     stopping_word: str = ""
     probs: tuple[TokenProbs, ...] = ()
+    truncated: bool = False
 
     @classmethod
     def join(cls, pieces: Sequence[Piece]) -> Self:
@@ -66,6 +69,7 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
             timings=last.timings or Timings(),
             stopping_word=last.stopping_word,
             probs=tuple(prob for piece in pieces for prob in piece.probs),
+            truncated=last.truncated,
         )
 
 
@@ -140,6 +144,7 @@ class Generation(AsyncIterator[Piece]):
                 usage=done.usage,
                 timings=done.timings,
                 stopping_word=done.stopping_word,
+                truncated=done.truncated,
             )
         )
         self._end()

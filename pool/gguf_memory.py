@@ -159,14 +159,15 @@ def estimate_bytes(facts: Shape, options: EngineOptions) -> int:
     An estimate, meant to be too large rather than too small. Weights count with the size of the file, also where they
     are mapped and so can be given up by the kernel. The buffers grow with the physical batch, the widths of the model
     and the vocabulary, and with the length of the context; without flash attention they hold the scores of a whole
-    batch for every head. Not covered: the process itself (some 80 MB), projectors, adapters, what a GPU's driver
-    takes, and how it is all divided between several devices.
+    batch for every head. Not covered: the process itself (some 80 MB), ``cache_ram``, projectors, adapters, what a
+    GPU's driver takes, and how it is all divided between several devices.
     """
     cells = _padded(options.n_ctx or facts.n_ctx_train)
     n_ubatch = min(options.n_ubatch, max(options.n_batch, options.n_parallel), cells)
     per_slot = _CACHED_STATES_PER_SLOT if facts.state.n_layer else _CACHED_PER_SLOT
     n_seq = options.n_parallel + (per_slot * options.n_parallel if options.n_cached < 0 else options.n_cached)
-    cache = kv_bytes(facts, cells, swa_full=options.swa_full, n_seq=n_seq, n_ubatch=n_ubatch)
+    types = options.cache_type_k, options.cache_type_v
+    cache = kv_bytes(facts, cells, *types, swa_full=options.swa_full, n_seq=n_seq, n_ubatch=n_ubatch)
     outputs = 2 * n_seq * facts.n_vocab * _F32_BYTES
     widths = n_ubatch * (_WIDTHS_HELD * facts.n_embd + _FF_WIDTHS_HELD * facts.n_ff) * _F32_BYTES
     # Who sees whom, once more for the layers with a window, and without flash attention the scores of every head.

@@ -56,6 +56,8 @@ class GenerateParams(TypedDict, total=False):
         stop: A text, or up to 64 texts, that end the generation.
         cache_prompt: Whether computed prefixes may be reused, by default True.
         ignore_eos: Go on past the model's end-of-generation tokens, by default False.
+        n_keep: Tokens of the prompt that a context shift keeps, -1 all; by default what the model's options say.
+        n_discard: Tokens that a context shift drops; 0, the default, is half of what it does not keep.
         samplers: Names of the samplers to use, in their order; the reference's spellings (``top-k``, ``topk``) are
             understood.
         logit_bias: ``(token id or text, bias)`` pairs, or a mapping of that (ids may be decimal texts there); a text
@@ -101,6 +103,8 @@ class GenerateParams(TypedDict, total=False):
     cache_prompt: bool | None
     ignore_eos: bool | None
     lora: Sequence[Mapping[str, Any]] | None
+    n_keep: int | None
+    n_discard: int | None
 
 
 class ChatParams(GenerateParams, total=False):
@@ -185,6 +189,8 @@ def _generate(request: int, subject: dict[str, Any], params: GenerateParams) -> 
         cache_prompt=_flag(params, "cache_prompt", True),
         ignore_eos=_flag(params, "ignore_eos", False),
         lora=check_lora(params.get("lora") or ()),
+        n_keep=None if params.get("n_keep") is None else _integer(params, "n_keep", 0, low=-1, high=_INT32_MAX),
+        n_discard=_integer(params, "n_discard", 0, low=0, high=_INT32_MAX),
         **subject,
     )
     return check_command(command)

@@ -58,6 +58,7 @@ MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
 FinishReason: TypeAlias = Literal["stop", "length", "cancelled"]
 StateName: TypeAlias = Literal["loading", "ready", "sleeping", "downloading"]
 Fault: TypeAlias = Literal["caller", "model", "worker"]
+CacheType: TypeAlias = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
 
 
 class _Struct(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -91,6 +92,15 @@ class EngineOptions(_Struct, frozen=True, kw_only=True):
         use_mmap: Map the file instead of reading it.
         flash_attn: ``auto``, ``on`` or ``off``.
         swa_full: Keep what has left the window of a sliding-window model: more memory, and any prefix can be reused.
+        cache_type_k, cache_type_v: Element types of the KV cache. Quantised values need flash attention.
+        cache_ram: MiB of RAM for the states of sequences that had to leave the KV cache, which come back from there
+            instead of being computed again; -1 sets no limit, 0 is off.
+        context_shift: A generation whose context is full drops the older half of what follows its first ``n_keep``
+            tokens and goes on; off, it ends. Not for models that llama.cpp cannot shift.
+        n_keep: Tokens at the beginning of the prompt that a context shift keeps, for requests that do not say; -1 is
+            the whole prompt.
+        rope_scaling: ``none``, ``linear`` or ``yarn``; empty leaves it to the model. Of the ``rope_*`` and ``yarn_*``
+            numbers 0, and -1 of the four factors, mean what the model says.
         chat_template: Jinja source that replaces the model's own; empty keeps the model's.
         adapters: LoRA adapters; their places here are their ids.
     """
@@ -106,6 +116,19 @@ class EngineOptions(_Struct, frozen=True, kw_only=True):
     use_mmap: bool = True
     flash_attn: Literal["auto", "on", "off"] = "auto"
     swa_full: bool = True
+    cache_type_k: CacheType = "f16"
+    cache_type_v: CacheType = "f16"
+    cache_ram: int = 1024
+    context_shift: bool = False
+    n_keep: int = 0
+    rope_scaling: Literal["", "none", "linear", "yarn"] = ""
+    rope_freq_base: float = 0.0
+    rope_freq_scale: float = 0.0
+    yarn_orig_ctx: int = 0
+    yarn_ext_factor: float = -1.0
+    yarn_attn_factor: float = -1.0
+    yarn_beta_slow: float = -1.0
+    yarn_beta_fast: float = -1.0
     chat_template: str = ""
     adapters: tuple[Adapter, ...] = ()
 
@@ -253,13 +276,18 @@ class Tokens(_Struct, frozen=True, kw_only=True):
 
 
 class Done(_Struct, frozen=True, kw_only=True):
-    """``done``: a generation ended in order; nothing more follows for this request."""
+    """``done``: a generation ended in order; nothing more follows for this request.
+
+    Attributes:
+        truncated: The context was full: the answer ended there, or a context shift dropped a part of it.
+    """
 
     request: int
     finish_reason: FinishReason
     usage: Usage = Usage()
     timings: Timings = Timings()
     stopping_word: str = ""
+    truncated: bool = False
 
 
 class Result(_Struct, frozen=True, kw_only=True):
@@ -345,6 +373,8 @@ class Generate(_Struct, frozen=True, kw_only=True):
         cache_prompt: Whether computed prefixes may be reused.
         ignore_eos: Go on past end-of-generation tokens.
         lora: ``(adapter's id, scale)``; adapters that are not named are off. Empty takes the defaults.
+        n_keep: Tokens that a context shift keeps at the beginning; -1 is the whole prompt, None the model's option.
+        n_discard: Tokens that a context shift drops; 0 is half of what is not kept.
     """
 
     request: int
@@ -357,6 +387,8 @@ class Generate(_Struct, frozen=True, kw_only=True):
     cache_prompt: bool = True
     ignore_eos: bool = False
     lora: tuple[tuple[int, float], ...] = ()
+    n_keep: int | None = None
+    n_discard: int = 0
 
 
 class Tokenize(_Struct, frozen=True, kw_only=True):

@@ -9,8 +9,9 @@ those that come after each other.
 
 A waiting request is admitted, strictly in order, when its prompt and some room to grow fit beside what the running ones
 hold; finished sequences make room. If the room runs out nevertheless, the youngest sequence gives up its cells and
-waits at the head of the queue; it later computes its tokens anew and goes on where it was, so no request fails or is
-cut short because of its neighbours. The oldest always gets on, as one sequence never exceeds the cache.
+waits at the head of the queue; its state comes back from RAM, or it computes its tokens anew, and it goes on where it
+was, so no request fails or is cut short because of its neighbours. The oldest always gets on, as one sequence never
+exceeds the cache.
 
 A batch is computed with one set of LoRA adapters. Sequences of different sets share nothing and take turns.
 """
@@ -30,6 +31,8 @@ from llamaherd.pool.child.pace import PrefillPace
 from llamaherd.pool.child.prefix import Reuse, Rules, find
 from llamaherd.pool.child.sampler import choose, likeliest
 from llamaherd.pool.child.sequence import Sequence
+from llamaherd.pool.child.shift import cut
+from llamaherd.pool.child.store import Store
 from llamaherd.pool.child.vocab import Vocab
 from llamaherd.transport.messages import ChildMessage, Delta, Done, Failed, TokenProbs, Tokens
 
@@ -48,6 +51,8 @@ class Figures:
         running: Sequences that hold a slot.
         waiting: Requests that hold none.
         kept: Finished sequences in the cache.
+        stored: Finished sequences whose states are in RAM.
+        stored_bytes: Bytes of all states there, those of interrupted requests included.
         cells: Cells that running and kept sequences hold, shared ones counted once.
         computed: Tokens computed since the model was loaded.
     """
@@ -55,6 +60,8 @@ class Figures:
     running: int = 0
     waiting: int = 0
     kept: int = 0
+    stored: int = 0
+    stored_bytes: int = 0
     cells: int = 0
     computed: int = 0
 
@@ -75,16 +82,20 @@ class Batcher:
         n_slots: Most sequences that run together.
         rules: Which prefixes this model can reuse.
         adapters: The model's LoRA adapters.
+        store: Where sequences go that must leave the cache; the batcher clears it at its end.
     """
 
-    def __init__(self, context: Context, vocab: Vocab, n_slots: int, rules: Rules, adapters: Adapters) -> None:
+    def __init__(
+        self, context: Context, vocab: Vocab, n_slots: int, rules: Rules, *, adapters: Adapters, store: Store
+    ) -> None:
         self._context: Final = context
         self._vocab: Final = vocab
         self._n_slots: Final = n_slots
         self._rules: Final = rules
         self._adapters: Final = adapters
         self._turns: Final = Turns()
-        self._cache: Final = Cache(context, rules)
+        self._cache: Final = Cache(context, rules, store)
+        self._store: Final = store
         self._pace: Final = PrefillPace(context.batch.capacity, context.n_ubatch)
         self._waiting: Final[deque[Sequence]] = deque()
         #: In the order of their arrival.
@@ -107,6 +118,8 @@ class Batcher:
             running=len(self._running),
             waiting=len(self._waiting),
             kept=sum(1 for _ in self._cache.kept),
+            stored=self._store.kept,
+            stored_bytes=self._store.used,
             cells=self._cache.cells.used,
             computed=self._context.batch.n_computed,
         )
@@ -130,6 +143,7 @@ class Batcher:
         for sequence in (*self._running, *self._waiting):
             self._remove(sequence)
         self._ended.clear()
+        self._store.clear()
 
     def step(self) -> list[ChildMessage]:
         """Compute one batch; see :meth:`Engine.step`."""
@@ -166,7 +180,8 @@ class Batcher:
         """Return what may be reused for a sequence that waits, or that was the last to be admitted."""
         if not sequence.request.cache_prompt:
             return None
-        alike = (one for one in self._running if one.request.cache_prompt and one.adapters == sequence.adapters)
+        honest = (one for one in self._running if one.request.cache_prompt and one.true_length is None)
+        alike = (one for one in honest if one.adapters == sequence.adapters)
         before = takewhile(lambda one: one is not sequence, alike)
         kept = (one for one in self._cache.kept if one.adapters == sequence.adapters)
         return find(sequence.tokens, before, kept, self._rules)
@@ -174,6 +189,10 @@ class Batcher:
     def _begin(self, sequence: Sequence) -> None:
         """Take over what can be had of the prompt, or wait for it."""
         reuse = self._reuse(sequence)
+        if self._restore(sequence, reuse):
+            return
+        if reuse is not None and reuse.ready and not isinstance(reuse.donor, Sequence):
+            reuse = self._reuse(sequence)  # the attempt to restore may have cost the donor its place
         if reuse is None:
             sequence.begin(0)
         elif reuse.ready:
@@ -181,6 +200,34 @@ class Batcher:
             sequence.begin(reuse.length)
         elif isinstance(reuse.donor, Sequence):
             sequence.follow(reuse.donor, reuse.length)
+
+    def _restore(self, sequence: Sequence, reuse: Reuse | None) -> bool:
+        """Begin with a state from RAM if that is the quickest way; False leaves the sequence as it was."""
+        state, length = sequence.saved, 0
+        if state is not None:
+            length = state.computed
+        elif (
+            sequence.request.cache_prompt
+            and (found := self._store.find(sequence.tokens, sequence.adapters)) is not None
+        ):
+            state, length = found
+        if state is None:
+            return False
+        gain = length - (reuse.length if reuse is not None else 0)
+        quick = gain * self._pace.seconds_per_token >= self._cache.copy_seconds(state)
+        restored = False
+        if gain > 0 and quick:
+            shared = reuse.length if reuse is not None and reuse.ready and isinstance(reuse.donor, Sequence) else 0
+            donor = reuse.donor if reuse is not None and shared else None
+            restored = self._cache.restore(state, sequence.slot, length, donor, shared)
+        if state is sequence.saved:
+            self._store.release(state)
+            if restored:
+                sequence.resume()
+            sequence.saved = None
+        elif restored:
+            sequence.begin(length)
+        return restored
 
     def _begin_followers(self) -> None:
         for sequence in self._running:
@@ -200,7 +247,7 @@ class Batcher:
     def _remove(self, sequence: Sequence, *, keep: bool = False) -> None:
         if sequence.slot >= 0:
             self._running.remove(sequence)
-            if keep:
+            if keep and self._tell_truth(sequence):
                 # The last token was sampled, but never computed.
                 self._cache.keep(sequence.slot, sequence.tokens[: sequence.computed], sequence.adapters)
             else:
@@ -208,13 +255,24 @@ class Batcher:
             sequence.stop()
         else:
             self._waiting.remove(sequence)
+        if sequence.saved is not None:
+            self._store.release(sequence.saved, keep=keep and sequence.true_length is None)
+            sequence.saved = None
         sequence.free()
+
+    def _tell_truth(self, sequence: Sequence) -> bool:
+        """Drop the cells that are not what the tokens alone would give; False when they cannot be told apart."""
+        true = sequence.true_length
+        if true is not None and self._cache.truncate(sequence.slot, true):
+            sequence.computed, sequence.true_length = true, None
+        return sequence.true_length is None
 
     def _preempt_youngest(self) -> bool:
         """Take the cells of the youngest sequence back; False when there is but one, which may have them all."""
         if len(self._running) < 2:
             return False
         sequence = self._running.pop()
+        sequence.saved = self._cache.stow(sequence.slot, sequence.tokens[: sequence.computed], sequence.adapters)
         self._cache.release(sequence.slot)
         sequence.stop()
         self._waiting.appendleft(sequence)
@@ -227,6 +285,7 @@ class Batcher:
         batch = self._context.batch
         while self._running:
             self._begin_followers()
+            self._shift()
             parts = self._build()
             while self._cache.room < batch.n_rows and self._cache.evict():
                 pass
@@ -247,6 +306,26 @@ class Batcher:
             if code != _NO_ROOM or not (self._cache.evict() or self._preempt_youngest()):
                 self._give_up(parts, code)
         return []
+
+    def _shift(self) -> None:
+        """Make room in the sequences whose context is full, if they want to go on."""
+        for sequence in self._running:
+            if not sequence.overflows:
+                continue
+            start, end = cut(
+                n_ctx=len(sequence.tokens),
+                computed=sequence.computed,
+                n_prompt=sequence.n_prompt,
+                n_keep=sequence.request.n_keep or 0,
+                n_discard=sequence.request.n_discard,
+                adds_bos=self._vocab.adds_bos,
+            )
+            moved = self._cache.cut(sequence.slot, start, end)
+            sequence.shift(start, end)
+            if not moved:
+                # Another request holds the cells that would have to move: what is left is computed for itself.
+                self._cache.forget(sequence.slot)
+                self._begin(sequence)
 
     def _build(self) -> list[_Part]:
         batch = self._context.batch

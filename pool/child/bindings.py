@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 __all__ = [
+    "CACHE_TYPES",
     "MOST_THREADS",
     "AbortFlag",
     "ContextSettings",
@@ -44,7 +45,9 @@ __all__ = [
     "info_lines",
     "init_backend",
     "logits",
+    "memory_can_shift",
     "memory_clear",
+    "memory_seq_add",
     "memory_seq_cp",
     "memory_seq_pos_max",
     "memory_seq_pos_min",
@@ -96,6 +99,9 @@ __all__ = [
     "sampler_xtc",
     "set_adapters",
     "set_n_threads",
+    "state_seq_get_data",
+    "state_seq_get_size",
+    "state_seq_set_data",
     "supports_gpu",
     "synchronize",
     "token_to_piece",
@@ -113,6 +119,18 @@ __all__ = [
 
 #: ggml's limit; more abort the process.
 MOST_THREADS: Final = 512
+#: Element types that a KV cache can have: ggml's number, the elements of a block, and the bytes of one.
+CACHE_TYPES: Final = {
+    "f32": (0, 1, 4),
+    "f16": (1, 1, 2),
+    "bf16": (30, 1, 2),
+    "q8_0": (8, 32, 34),
+    "q5_1": (7, 32, 24),
+    "q5_0": (6, 32, 22),
+    "q4_1": (3, 32, 20),
+    "q4_0": (2, 32, 18),
+    "iq4_nl": (20, 32, 18),
+}
 
 _i32, _u32, _u64, _f32, _ptr, _bool, _str, _size = (
     ctypes.c_int32,
@@ -398,7 +416,8 @@ class ContextSettings:
     """What a context is created with, in tokens, sequences and threads.
 
     Field names are those of llama.cpp's ``llama_context_params``; ``flash_attn_type`` is -1 auto, 0 off, 1 on;
-    ``swa_full`` keeps what has left the window of a sliding-window model.
+    ``swa_full`` keeps what has left the window of a sliding-window model; ``type_k`` and ``type_v`` are ggml's numbers
+    (:data:`CACHE_TYPES`). Of ``rope_*`` and ``yarn_*`` the defaults mean what the model says.
     """
 
     n_ctx: int
@@ -410,6 +429,16 @@ class ContextSettings:
     n_threads_batch: int
     flash_attn_type: int = -1
     swa_full: bool = True
+    type_k: int = 1
+    type_v: int = 1
+    rope_scaling_type: int = -1
+    rope_freq_base: float = 0.0
+    rope_freq_scale: float = 0.0
+    yarn_ext_factor: float = -1.0
+    yarn_attn_factor: float = -1.0
+    yarn_beta_fast: float = -1.0
+    yarn_beta_slow: float = -1.0
+    yarn_orig_ctx: int = 0
 
 
 _context_defaults = _bind(_long, "llama_context_default_params", _low.llama_context_params)
@@ -445,6 +474,23 @@ memory_seq_cp: Callable[[int, int, int, int, int], None] = _bind(
 )
 memory_seq_pos_min: Callable[[int, int], int] = _bind(_short, "llama_memory_seq_pos_min", _i32, _ptr, _i32)
 memory_seq_pos_max: Callable[[int, int], int] = _bind(_short, "llama_memory_seq_pos_max", _i32, _ptr, _i32)
+#: Moves positions ``p0`` to ``p1`` - 1 of a sequence by an offset. A cell has one position for all its sequences, so
+#: this moves it for those too that merely share it. Aborts the process where :data:`memory_can_shift` says no.
+memory_seq_add: Callable[[int, int, int, int, int], None] = _bind(
+    _short, "llama_memory_seq_add", None, _ptr, _i32, _i32, _i32, _i32
+)
+memory_can_shift: Callable[[int], bool] = _bind(_short, "llama_memory_can_shift", _bool, _ptr)
+#: Bytes of a sequence's state.
+state_seq_get_size: Callable[[int, int], int] = _bind(_short, "llama_state_seq_get_size", _size, _ptr, _i32)
+#: Writes a sequence's state to an address with room for ``size`` bytes; returns the bytes written, 0 on failure.
+state_seq_get_data: Callable[[int, int, int, int], int] = _bind(
+    _long, "llama_state_seq_get_data", _size, _ptr, _ptr, _size, _i32
+)
+#: Replaces a sequence by a state of ``size`` bytes at an address; returns the bytes read, 0 on failure, and then
+#: the sequence is empty.
+state_seq_set_data: Callable[[int, int, int, int], int] = _bind(
+    _long, "llama_state_seq_set_data", _size, _ptr, _ptr, _size, _i32
+)
 #: Waits for a device that computes asynchronously. The getters of results wait too, but with the GIL held.
 synchronize: Callable[[int], None] = _bind(_long, "llama_synchronize", None, _ptr)
 logits: Callable[[int], int | None] = _bind(_short, "llama_get_logits", _ptr, _ptr)

@@ -1,15 +1,27 @@
-"""The cache's sequence ids, and the finished sequences that stay there for requests that begin alike."""
+"""The cache's sequence ids, the finished sequences that stay there for requests that begin alike, and what becomes of
+those that must leave.
+"""
 
 from array import array
 from collections.abc import Iterator
+from time import perf_counter
 from typing import Final
 
 from llamaherd.pool.child.adapters import AdapterSet
 from llamaherd.pool.child.cells import Cells
 from llamaherd.pool.child.context import Context
 from llamaherd.pool.child.prefix import Donor, Rules, common_length
+from llamaherd.pool.child.store import State, Store
 
 __all__ = ["Cache", "Kept"]
+
+#: Fewest tokens whose state is worth a copy.
+_WORTH_STORING: Final = 32
+#: What a byte of state takes to be copied, in seconds, until it was measured; the weight of a measurement; and how
+#: many times as much as was known one may say, since a copy that the machine interrupted tells nothing.
+_FIRST_COPY: Final = 1e-9
+_WEIGHT: Final = 0.5
+_MOST_RISE: Final = 2.0
 
 
 class Kept:
@@ -31,12 +43,14 @@ class Kept:
 
 class Cache:
     """Hands out the sequence ids of a context. Ids that nobody runs may keep a finished sequence, until one is needed
-    or the cells run out; the one that was of no use for longest goes first.
+    or the cells run out; the one that was of no use for longest goes first, and its state into the store.
     """
 
-    def __init__(self, context: Context, rules: Rules) -> None:
+    def __init__(self, context: Context, rules: Rules, store: Store) -> None:
         self._context: Final = context
         self._rules: Final = rules
+        self.store: Final = store
+        self._seconds_per_byte = _FIRST_COPY
         self._free: Final = list(range(context.n_sequences - 1, -1, -1))
         #: The next to go comes first.
         self._kept: Final[list[Kept]] = []
@@ -85,8 +99,80 @@ class Cache:
         """Drop the finished sequence that was of no use for longest; False when there is none."""
         if not self._kept:
             return False
-        self.release(self._kept.pop(0).slot)
+        self._evict(self._kept.pop(0))
         return True
+
+    def drop(self, one: Kept) -> None:
+        """Forget a finished sequence for good."""
+        self._kept.remove(one)
+        self.release(one.slot)
+
+    def _evict(self, one: Kept) -> None:
+        if self.store.on and not self.store.covers(one.tokens, one.adapters):
+            state = self._save(one.slot, one.tokens, one.adapters)
+            if state is not None:
+                self.store.keep(state)
+        self.release(one.slot)
+
+    # --- states outside the cache ---
+
+    def stow(self, slot: int, tokens: "array[int]", adapters: AdapterSet = ()) -> State | None:
+        """Save the state of a sequence that is interrupted, all of whose tokens are computed; None if it must be
+        computed again: it is short, or there is no room for it.
+        """
+        state = self._save(slot, tokens, adapters) if self.store.on else None
+        if state is not None:
+            self.store.hold(state)
+        return state
+
+    def _save(self, slot: int, tokens: "array[int]", adapters: AdapterSet) -> State | None:
+        if len(tokens) < _WORTH_STORING or not self.store.admit(self._context.state_size(slot)):
+            return None
+        started = perf_counter()
+        data = self._context.save(slot)
+        if data is None:
+            return None
+        self._note_copy(data.nbytes, perf_counter() - started)
+        return State(tokens, data, adapters)
+
+    def copy_seconds(self, state: State) -> float:
+        """Return what it will take to restore a state, from what copies took before."""
+        return state.size * self._seconds_per_byte
+
+    def restore(self, state: State, slot: int, length: int, donor: Donor | None = None, shared: int = 0) -> bool:
+        """Let an empty sequence hold the first ``length`` tokens of a state; False leaves it empty.
+
+        The first ``shared`` ones are then the donor's cells, if there is a sequence id to spare for the way there.
+        """
+        while self.room < state.computed and self.evict():
+            pass
+        if self.room < state.computed:
+            return False
+        started = perf_counter()
+        through = slot
+        if donor is not None and shared and self._free and not self._rules.exact:
+            through = self._free[-1]
+        if not self._context.load(through, state.data):
+            self._context.forget(through)
+            return False
+        if through != slot and donor is not None:
+            self._context.share(donor.slot, slot, shared)
+            self._context.share(through, slot, length, start=shared)
+            self._context.forget(through)
+            self.cells.share(donor.slot, slot, shared)
+            self.cells.grow(slot, length - shared)
+        else:
+            self.cells.grow(slot, state.computed)
+            if length < state.computed and not self.truncate(slot, length):
+                self.forget(slot)
+                return False
+        self._note_copy(state.size, perf_counter() - started)
+        self.store.touch(state)
+        return True
+
+    def _note_copy(self, size: int, seconds: float) -> None:
+        known = self._seconds_per_byte
+        self._seconds_per_byte += _WEIGHT * (min(seconds / size, _MOST_RISE * known) - known)
 
     def share(self, donor: Donor, slot: int, length: int) -> None:
         """Let an empty sequence begin with the first ``length`` tokens of a donor."""
@@ -99,6 +185,21 @@ class Cache:
         if not self._context.truncate(slot, length):
             return False
         self.cells.truncate(slot, length)
+        return True
+
+    def cut(self, slot: int, start: int, end: int) -> bool:
+        """Take the tokens from ``start`` to ``end`` out of a sequence and move up what follows; False, and nothing
+        changed, where another running sequence holds some of that. Finished ones that do are dropped.
+        """
+        sharers = self.cells.sharers(slot, end)
+        idle = [one for one in self._kept if one.slot in sharers]
+        if len(idle) < len(sharers):
+            return False
+        for one in idle:
+            self._kept.remove(one)
+            self._evict(one)
+        self._context.cut(slot, start, end)
+        self.cells.cut(slot, start, end)
         return True
 
     def forget(self, slot: int) -> None:

@@ -55,6 +55,23 @@ class Cells:
                 self.used -= run.length
         del runs[kept:]
 
+    def cut(self, sequence: int, start: int, end: int) -> None:
+        """Let go of the cells from ``start`` to ``end``; what follows moves up."""
+        first, last = self._cut(sequence, start), self._cut(sequence, end)
+        runs = self._runs.get(sequence, [])
+        for run in runs[first:last]:
+            run.holders -= 1
+            if not run.holders:
+                self.used -= run.length
+        del runs[first:last]
+
+    def sharers(self, sequence: int, start: int) -> set[int]:
+        """Return the other sequences that hold some of its cells from ``start`` on."""
+        own = {id(run) for run in self._runs.get(sequence, [])[self._cut(sequence, start) :] if run.holders > 1}
+        return {
+            other for other, runs in self._runs.items() if other != sequence and any(id(run) in own for run in runs)
+        }
+
     def drop(self, sequence: int) -> None:
         """Let go of everything."""
         self.truncate(sequence, 0)

@@ -17,6 +17,15 @@ from llamaherd.transport.messages import EngineOptions
 __all__ = ["Context", "settings_for"]
 
 _FLASH_ATTENTION: Final = {"auto": -1, "off": 0, "on": 1}
+_ROPE_SCALING: Final = {"": -1, "none": 0, "linear": 1, "yarn": 2}
+_ROPE_LIMITS: Final = {
+    "rope_freq_base": (0.0, 1e12),
+    "rope_freq_scale": (0.0, 1e3),
+    "yarn_ext_factor": (-1.0, 1e3),
+    "yarn_attn_factor": (-1.0, 1e3),
+    "yarn_beta_slow": (-1.0, 1e6),
+    "yarn_beta_fast": (-1.0, 1e6),
+}
 #: llama.cpp allocates cells in steps of this many.
 _CELL_STEP: Final = 256
 #: llama.cpp's LLAMA_MAX_SEQ.
@@ -39,9 +48,14 @@ def settings_for(model: Model, options: EngineOptions, threads: tuple[int, int])
         ("n_ubatch", options.n_ubatch, 1, _MOST_CELLS),
         ("n_threads", threads[0], 1, bindings.MOST_THREADS),
         ("n_threads_batch", threads[1], 1, bindings.MOST_THREADS),
+        ("yarn_orig_ctx", options.yarn_orig_ctx, 0, _MOST_CELLS),
+        ("cache_ram", options.cache_ram, -1, _MOST_CELLS),
+        ("n_keep", options.n_keep, -1, _MOST_CELLS),
+        *((name, getattr(options, name), low, high) for name, (low, high) in _ROPE_LIMITS.items()),
     ):
         if not low <= value <= high:
             raise EngineError(f"{name} is {value}; it must be {low} to {high}", code="invalid_option")
+    _check_cache_types(model, options)
     cells = -(-cells // _CELL_STEP) * _CELL_STEP
     # Every slot needs its row in each step.
     n_batch = min(max(options.n_batch, options.n_parallel), cells)
@@ -58,7 +72,31 @@ def settings_for(model: Model, options: EngineOptions, threads: tuple[int, int])
         n_threads_batch=threads[1],
         flash_attn_type=_FLASH_ATTENTION[options.flash_attn],
         swa_full=options.swa_full,
+        type_k=bindings.CACHE_TYPES[options.cache_type_k][0],
+        type_v=bindings.CACHE_TYPES[options.cache_type_v][0],
+        rope_scaling_type=_ROPE_SCALING[options.rope_scaling],
+        yarn_orig_ctx=options.yarn_orig_ctx,
+        **{name: getattr(options, name) for name in _ROPE_LIMITS},
     )
+
+
+def _check_cache_types(model: Model, options: EngineOptions) -> None:
+    """Raise EngineError for types that this model's cache cannot have: llama.cpp refuses some and aborts for others."""
+    if bindings.CACHE_TYPES[options.cache_type_v][1] > 1 and options.flash_attn == "off":
+        raise EngineError(
+            f"cache_type_v is {options.cache_type_v}, and quantised values need flash attention; "
+            "set flash_attn to auto or on, or cache_type_v to f16",
+            code="invalid_option",
+        )
+    for name, width in (("cache_type_k", model.key_length), ("cache_type_v", model.value_length)):
+        kind = getattr(options, name)
+        block = bindings.CACHE_TYPES[kind][1]
+        if width % block:
+            raise EngineError(
+                f"{name} is {kind}, which packs {block} elements, and the attention heads of this model have {width}; "
+                "set it to f16",
+                code="invalid_option",
+            )
 
 
 def _cached_sequences(model: Model, options: EngineOptions) -> int:
@@ -139,13 +177,48 @@ class Context:
         """Keep the first ``length`` tokens of a sequence; False when this kind of model cannot (nothing changed)."""
         return self._memory is not None and bindings.memory_seq_rm(self._memory, sequence, length, -1)
 
-    def share(self, source: int, target: int, length: int) -> None:
-        """Let an empty sequence begin with the first ``length`` tokens of another, whose cells then serve both.
+    def share(self, source: int, target: int, length: int, start: int = 0) -> None:
+        """Let a sequence of ``start`` tokens hold the tokens from there to ``length`` of another, whose cells then
+        serve both.
 
         Whether the model allows that for this length is the caller's to know; see :class:`prefix.Rules`.
         """
         if self._memory is not None:
-            bindings.memory_seq_cp(self._memory, source, target, 0, length)
+            bindings.memory_seq_cp(self._memory, source, target, start, length)
+
+    @property
+    def can_shift(self) -> bool:
+        """Whether tokens can be moved to earlier positions."""
+        return self._memory is not None and bindings.memory_can_shift(self._memory)
+
+    def cut(self, sequence: int, start: int, end: int) -> None:
+        """Take the tokens from ``start`` to ``end`` out of a sequence and move up what follows.
+
+        Only where it :attr:`can_shift`, and where nobody else holds what follows: a cell has one position for all.
+        """
+        if self._memory is not None:
+            bindings.memory_seq_rm(self._memory, sequence, start, end)
+            bindings.memory_seq_add(self._memory, sequence, end, -1, start - end)
+
+    def state_size(self, sequence: int) -> int:
+        """Return the bytes that :meth:`save` returns."""
+        return bindings.state_seq_get_size(self.handle, sequence)
+
+    def save(self, sequence: int) -> npt.NDArray[np.uint8] | None:
+        """Return a copy of everything that a sequence has in the cache; None if there is no memory for it."""
+        try:
+            data = np.empty(self.state_size(sequence), np.uint8)
+        except MemoryError:
+            return None
+        written = bindings.state_seq_get_data(self.handle, data.ctypes.data, data.nbytes, sequence)
+        return data if 0 < written == data.nbytes else None
+
+    def load(self, sequence: int, data: npt.NDArray[np.uint8]) -> bool:
+        """Let an empty sequence hold what :meth:`save` returned; False leaves it empty.
+
+        llama.cpp checks sizes and types, not values: only pass what came from a context of the same settings.
+        """
+        return bindings.state_seq_set_data(self.handle, data.ctypes.data, data.nbytes, sequence) == data.nbytes
 
     def first(self, sequence: int) -> int:
         """Return the lowest position that a sequence still has in every layer, -1 for an empty one."""

@@ -17,7 +17,6 @@ __all__ = ["check_memory", "estimate"]
 
 #: Head room over the quick estimate, which knows neither varying layer shapes nor compute buffers.
 _CAUTION: Final = 2
-_F16_BYTES: Final = 2
 #: What llama.cpp notes about each cell: its position and a bit for each of 256 sequences.
 _CELL_BYTES: Final = 64
 _TABLE_SHARE: Final = 8
@@ -50,12 +49,10 @@ def check_memory(model: Model, settings: ContextSettings, available: int | None)
 def estimate(model: Model, settings: ContextSettings) -> int:
     """Return the bytes of a context from the model's shape, rather too many than too few."""
     handle = model.handle
-    arch = bindings.model_meta(handle, "general.architecture")
     heads = bindings.model_n_head_kv(handle) or bindings.model_n_head(handle) or 1
-    per_head = model.n_embd // max(1, bindings.model_n_head(handle))
-    widths = [bindings.model_meta(handle, f"{arch}.attention.{name}_length") for name in ("key", "value")]
-    width = sum(int(text) if text.isdigit() else per_head for text in widths)
-    cache = settings.n_ctx * bindings.model_n_layer(handle) * heads * width * _F16_BYTES
+    sizes = {number: size / block for number, block, size in bindings.CACHE_TYPES.values()}
+    per_head = model.key_length * sizes[settings.type_k] + model.value_length * sizes[settings.type_v]
+    cache = int(settings.n_ctx * bindings.model_n_layer(handle) * heads * per_head)
     outputs = settings.n_seq_max * model.vocab.size * 4
     return cache + settings.n_ctx * _CELL_BYTES + outputs + settings.n_ubatch * model.n_embd * 4 * 16
 

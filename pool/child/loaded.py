@@ -7,6 +7,8 @@ llama.cpp reads the model, which hides most of that time.
 from contextlib import ExitStack
 from typing import Final
 
+import msgspec
+
 from llamaherd.pool.child import bindings
 from llamaherd.pool.child.adapters import Adapters
 from llamaherd.pool.child.batcher import Batcher
@@ -16,11 +18,13 @@ from llamaherd.pool.child.model import Model
 from llamaherd.pool.child.prefix import Rules
 from llamaherd.pool.child.sampler import Samplers
 from llamaherd.pool.child.sequence import Sequence
+from llamaherd.pool.child.store import Store
 from llamaherd.pool.child.template import ChatTemplate
-from llamaherd.transport.messages import Generate, Load
+from llamaherd.transport.messages import EngineOptions, Generate, Load
 
 __all__ = ["Loaded"]
 
+_MIB: Final = 1024 * 1024
 _MOST_STOPS: Final = 64
 _LONGEST_STOP: Final = 4096
 
@@ -44,8 +48,17 @@ class Loaded:
             if not self.context.unfit:
                 self.context.warm_up(max(vocab.bos, 0))
             rules = Rules(whole=self.model.recurrent, window=self.model.window, first=self.context.first)
-            self.batcher: Final = Batcher(self.context, vocab, command.options.n_parallel, rules, self.adapters)
+            self.batcher: Final = Batcher(
+                self.context,
+                vocab,
+                command.options.n_parallel,
+                rules,
+                adapters=self.adapters,
+                store=_store(command.options, rules),
+            )
             undo.callback(self.batcher.clear)
+            self._n_keep: Final = command.options.n_keep
+            self._shifts: Final = command.options.context_shift and not self._why_unshiftable(command.options)
             self.samplers: Final = Samplers(vocab, self.context.n_ctx_seq)
             undo.callback(self.samplers.free)
             self.template: Final = ChatTemplate(
@@ -56,6 +69,16 @@ class Loaded:
                 adds_eos=vocab.adds_eos,
             )
             self._undo: Final = undo.pop_all()
+
+    def _why_unshiftable(self, options: EngineOptions) -> str:
+        """Say why contexts of this model cannot be shifted; empty when they can."""
+        if self.model.recurrent:
+            return "it keeps running states, which cannot forget"
+        if self.model.window and not options.swa_full:
+            return "what has left its sliding window is gone (swa_full is off)"
+        if not self.context.can_shift:
+            return "llama.cpp cannot shift this cache"
+        return ""
 
     def free(self) -> None:
         """Release everything."""
@@ -76,8 +99,10 @@ class Loaded:
             raise RequestError("the prompt is empty", code="empty_prompt")
         if len(prompt) >= limit:
             raise _too_long(f"{len(prompt)}", limit)
+        if request.n_keep is None:
+            request = msgspec.structs.replace(request, n_keep=self._n_keep)
         chain = self.samplers.make(request.sampling, prompt)
-        self.batcher.submit(Sequence(request, prompt, limit, chain, adapters))
+        self.batcher.submit(Sequence(request, prompt, limit, chain, adapters, shifts=self._shifts))
 
     def _prompt(self, request: Generate) -> list[int]:
         vocab, limit = self.model.vocab, self.context.n_ctx_seq
@@ -96,7 +121,13 @@ class Loaded:
         return vocab.tokenize(text, add_special=True, parse_special=True)
 
 
+def _store(options: EngineOptions, rules: Rules) -> Store:
+    return Store(None if options.cache_ram < 0 else options.cache_ram * _MIB, rules)
+
+
 def _check_limits(request: Generate) -> None:
+    if (request.n_keep is not None and request.n_keep < -1) or request.n_discard < 0:
+        raise RequestError("n_keep must be -1 or more and n_discard 0 or more", code="invalid_request")
     if request.max_tokens < -1:
         raise RequestError(f"max_tokens is {request.max_tokens}; it must be -1 or more", code="invalid_max_tokens")
     if len(request.stop) > _MOST_STOPS:

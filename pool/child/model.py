@@ -93,8 +93,16 @@ class Model:
         self.window: Final = bindings.model_n_swa(handle)
         #: Whether some layer keeps a running state, which has no earlier version to go back to.
         self.recurrent: Final = bindings.model_is_recurrent(handle) or bindings.model_is_hybrid(handle)
+        #: Elements of one attention head's key, and of its value; 0 where nothing attends.
+        self.key_length: Final = self._head_length("key")
+        self.value_length: Final = self._head_length("value")
         self.chat_template: Final = bindings.model_chat_template(handle)
         self.unfit: Final = self._why_unfit()
+
+    def _head_length(self, part: str) -> int:
+        arch = bindings.model_meta(self.handle, "general.architecture")
+        text = bindings.model_meta(self.handle, f"{arch}.attention.{part}_length")
+        return int(text) if text.isdigit() else self.n_embd // max(1, bindings.model_n_head(self.handle))
 
     def _why_unfit(self) -> str:
         """Say why this model cannot continue a text; empty when it may."""

@@ -29,6 +29,11 @@ class PrefillPace:
         self._first: Final = min(first, most)
         self._seconds_per_token = 0.0
 
+    @property
+    def seconds_per_token(self) -> float:
+        """What a prompt token costs, as measured; 0 before anything was."""
+        return self._seconds_per_token
+
     def tokens(self, *, shared: bool) -> int:
         """Return the prompt tokens for the next step; ``shared``: some request waits for its next token meanwhile."""
         if self._seconds_per_token <= 0.0:

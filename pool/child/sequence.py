@@ -6,6 +6,7 @@ from typing import Final
 
 from llamaherd.pool.child.adapters import AdapterSet
 from llamaherd.pool.child.sampler import Chain
+from llamaherd.pool.child.store import State
 from llamaherd.pool.child.text import TextStream
 from llamaherd.pool.child.vocab import Vocab
 from llamaherd.transport.messages import Delta, Done, FinishReason, Generate, Timings, TokenProbs, Usage
@@ -16,10 +17,17 @@ __all__ = ["Sequence"]
 class Sequence:
     """A request from its submission to its end.
 
-    ``tokens`` is the whole truth: the prompt and what was generated. The first ``computed`` of them are in the cache,
-    the rest is fed by the next steps. A preempted sequence therefore just starts over with ``computed`` 0.
+    ``tokens`` is the whole truth: the prompt and what was generated, without what a context shift took out. The first
+    ``computed`` of them are in the cache, the rest is fed by the next steps. A preempted sequence therefore just starts
+    over with ``computed`` 0, unless its state was ``saved``.
+
+    Args:
+        context: Most tokens that it may have at a time.
+        shifts: Whether it goes on beyond that, by context shifts.
 
     Attributes:
+        saved: Its state, while it waits to go on after a preemption; None if there is none.
+        true_length: Its first tokens whose cells are what those tokens alone give; None means all.
         slot: Its sequence id in the cache while it runs, else -1.
         leader: The sequence that it lets compute their common beginning, and ``shared``, the length of that; None when
             it computes by itself.
@@ -28,13 +36,26 @@ class Sequence:
     """
 
     def __init__(
-        self, request: Generate, prompt: list[int], limit: int, chain: Chain | None, adapters: AdapterSet = ()
+        self,
+        request: Generate,
+        prompt: list[int],
+        context: int,
+        chain: Chain | None,
+        adapters: AdapterSet = (),
+        *,
+        shifts: bool = False,
     ) -> None:
         self.request: Final = request
         self.tokens: Final = array("i", prompt)
         self.n_prompt: Final = len(prompt)
-        #: Most tokens, prompt included.
-        self.limit: Final = limit if request.max_tokens < 0 else min(limit, len(prompt) + request.max_tokens)
+        self.n_generated = 0
+        self._context: Final = context
+        self._shifts: Final = shifts
+        self._shifted = False
+        #: Most tokens at a time, prompt included.
+        self.limit: Final = context if request.max_tokens < 0 else min(context, len(prompt) + request.max_tokens)
+        self.saved: State | None = None
+        self.true_length: int | None = None
         self.slot = -1
         self.computed = 0
         self.leader: Sequence | None = None
@@ -58,7 +79,13 @@ class Sequence:
     @property
     def full(self) -> bool:
         """Whether no further token may be generated."""
-        return len(self.tokens) >= self.limit
+        enough = 0 <= self.request.max_tokens <= self.n_generated
+        return enough or (len(self.tokens) >= self._context and not self._shifts)
+
+    @property
+    def overflows(self) -> bool:
+        """Whether it needs a context shift before its newest token can be computed."""
+        return self._shifts and self.pending == 1 and len(self.tokens) >= self._context
 
     @property
     def coming(self) -> int:
@@ -83,13 +110,26 @@ class Sequence:
     def begin(self, reused: int) -> None:
         """Compute by itself from here on; the first ``reused`` tokens were taken over."""
         self.leader, self.shared = None, 0
-        self.computed = reused
+        self.computed, self.true_length = reused, None
         # What a preempted sequence lost and finds again elsewhere it has computed itself before.
         reused = min(reused, self.n_prompt)
         self._cached = reused if self._cached < 0 else min(self._cached, reused)
 
+    def resume(self) -> None:
+        """Go on from the saved state, which is in the cache again."""
+        if self.saved is not None:
+            self.computed, self.saved = self.saved.computed, None
+
+    def shift(self, start: int, end: int) -> None:
+        """Take tokens out that the cache no longer has."""
+        true = start if self.true_length is None else min(self.true_length, start)
+        del self.tokens[start:end]
+        self.computed -= end - start
+        self.true_length = true
+        self._shifted = True
+
     def stop(self) -> None:
-        """Give the slot back; what was computed is gone."""
+        """Give the slot back; what was computed is gone from the cache."""
         self.slot, self.computed = -1, 0
         self.leader, self.shared = None, 0
 
@@ -97,6 +137,7 @@ class Sequence:
         """Take the next token; return what the caller gets of it and, if it was the last, why."""
         self._first_token = self._first_token or perf_counter()
         self.tokens.append(token)
+        self.n_generated += 1
         reason: FinishReason | None = None
         if vocab.ends(token) and not self.request.ignore_eos:
             text, reason = self._text.flush(), "stop"
@@ -118,7 +159,7 @@ class Sequence:
             finish_reason=reason,
             usage=Usage(
                 prompt_tokens=self.n_prompt,
-                completion_tokens=len(self.tokens) - self.n_prompt,
+                completion_tokens=self.n_generated,
                 cached_tokens=max(self._cached, 0),
             ),
             timings=Timings(
@@ -127,6 +168,7 @@ class Sequence:
                 predicted_ms=(now - first) * 1e3,
             ),
             stopping_word=self._text.stopping_word,
+            truncated=self._shifted or len(self.tokens) >= self._context,
         )
 
     def free(self) -> None:

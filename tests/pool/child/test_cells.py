@@ -13,6 +13,7 @@ ACTIONS = st.one_of(
     st.tuples(st.just("grow"), SEQUENCES, LENGTHS),
     st.tuples(st.just("share"), SEQUENCES, SEQUENCES, LENGTHS),
     st.tuples(st.just("truncate"), SEQUENCES, LENGTHS),
+    st.tuples(st.just("cut"), SEQUENCES, LENGTHS, LENGTHS),
     st.tuples(st.just("drop"), SEQUENCES),
 )
 
@@ -36,12 +37,22 @@ def test_shared_cells_count_once_and_are_free_when_the_last_holder_lets_go(actio
                 length = min(length, len(truth[one]))
                 cells.truncate(one, length)
                 truth[one] = truth[one][:length]
+            case ("cut", one, start, count):
+                end = min(start + count, len(truth[one]))
+                if start > end:
+                    continue
+                cells.cut(one, start, end)
+                truth[one] = truth[one][:start] + truth[one][end:]
             case ("drop", one):
                 cells.drop(one)
                 truth[one] = []
             case _:
                 raise AssertionError(action)
         assert cells.used == len({cell for held in truth.values() for cell in held})
+        for one, held in truth.items():
+            for start in (0, 3):
+                others = {other for other in truth if other != one and set(held[start:]) & set(truth[other])}
+                assert cells.sharers(one, start) == others
     assert cells.held_by(some) == len({cell for one in some for cell in truth[one]})
 
 
