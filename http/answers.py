@@ -63,6 +63,14 @@ class Answer(ABC):
 
     ending: bytes = DONE
 
+    def frame(self, chunk: dict[str, Any]) -> bytes:
+        """Return the event of a stream that a chunk is."""
+        return frame(chunk)
+
+    def error_frame(self, error: Exception) -> bytes:
+        """Return the event that tells of an error in the middle of a stream."""
+        return frame(problem_of(error).to_dict())
+
     @abstractmethod
     def whole(self, completions: Sequence[Completion]) -> dict[str, Any]:
         """Return the answer to a request without ``stream``."""
@@ -141,7 +149,9 @@ async def respond(
     if body.stream:
         wish = body.sse_ping_interval
         ping = front.stream_ping if wish is None else float(wish) if wish > 0 else None
-        return EventStream(_Chunks(meters, answer, include_usage=body.include_usage), ping=ping, on_error=_error_frame)
+        return EventStream(
+            _Chunks(meters, answer, include_usage=body.include_usage), ping=ping, on_error=answer.error_frame
+        )
     completions = await while_connected(request.receive, collect_all(meters))
     if any(completion.finish_reason == "cancelled" for completion in completions):
         raise _cancelled()
@@ -174,14 +184,14 @@ class _Chunks:
             chunks.extend(self._answer.opening(index))
         if piece.finish_reason is None:
             chunks.extend(self._answer.middle(index, piece))
-            return b"".join(map(frame, chunks))
+            return b"".join(map(self._answer.frame, chunks))
         self._ends[index] = piece
         summary = None
         if len(self._ends) == self._count:
             ends = [self._ends[number] for number in range(self._count)]
             summary = Summary.of(ends, wanted=self._include_usage)
         chunks.extend(self._answer.closing(index, piece, summary))
-        return b"".join(map(frame, chunks)) + (self._answer.ending if summary is not None else b"")
+        return b"".join(map(self._answer.frame, chunks)) + (self._answer.ending if summary is not None else b"")
 
     async def aclose(self) -> None:
         await self._choices.aclose()
@@ -190,7 +200,3 @@ class _Chunks:
 def _cancelled() -> WorkerFailed:
     # This client did not cancel, or it would not read this. "stop" would pass half an answer off as a whole one.
     return WorkerFailed("the generation was cancelled before its end", code="cancelled", retry=True)
-
-
-def _error_frame(error: Exception) -> bytes:
-    return frame(problem_of(error).to_dict())

@@ -13,8 +13,10 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llamaherd.http.adapters import list_adapters, set_adapters
+from llamaherd.http.anthropic import messages, messages_count
 from llamaherd.http.chat import chat_completions
 from llamaherd.http.completions import completions
+from llamaherd.http.counting import chat_input_tokens
 from llamaherd.http.front import DEFAULT_BODY_SECONDS, DEFAULT_MAX_BODY_BYTES, Front
 from llamaherd.http.gate import Gate
 from llamaherd.http.health import health
@@ -24,6 +26,7 @@ from llamaherd.http.native import native_completion
 from llamaherd.http.problems import UNAVAILABLE, Problem, problem_of
 from llamaherd.http.props import props
 from llamaherd.http.security import Security
+from llamaherd.http.shapes import problem_response
 from llamaherd.http.text import apply_template, detokenize, tokenize
 from llamaherd.pool import ModelSpec, Pool, PoolError
 
@@ -102,7 +105,11 @@ def _routes(front: Front) -> list[Route]:
         route("/models/sse", model_events, "GET"),
         route("/chat/completions", chat_completions, "POST"),
         route("/v1/chat/completions", chat_completions, "POST"),
+        route("/chat/completions/input_tokens", chat_input_tokens, "POST"),
+        route("/v1/chat/completions/input_tokens", chat_input_tokens, "POST"),
         route("/v1/completions", completions, "POST"),
+        route("/v1/messages", messages, "POST"),
+        route("/v1/messages/count_tokens", messages_count, "POST"),
         route("/completion", native_completion, "POST"),
         route("/completions", native_completion, "POST"),
         route("/tokenize", tokenize, "POST"),
@@ -116,7 +123,7 @@ def _routes(front: Front) -> list[Route]:
 
 
 async def _answer_problem(request: Request, error: Exception) -> Response:
-    return problem_of(error).to_response()
+    return problem_response(problem_of(error), request.url.path)
 
 
 async def _answer_nobody(request: Request, error: Exception) -> Response:
@@ -147,8 +154,9 @@ class _LastResort:
             if started:
                 raise
             # Only the server's shutdown cancels a request; the task ends here either way.
-            await Problem(UNAVAILABLE, "the server is shutting down").to_response()(scope, receive, send)
+            problem = Problem(UNAVAILABLE, "the server is shutting down")
+            await problem_response(problem, scope["path"])(scope, receive, send)
         except Exception as error:
             if started:
                 raise
-            await problem_of(error).to_response()(scope, receive, send)
+            await problem_response(problem_of(error), scope["path"])(scope, receive, send)

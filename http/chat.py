@@ -12,23 +12,28 @@ from llamaherd.http.front import Front
 from llamaherd.http.logprobs import kept_probs, logprobs_json
 from llamaherd.http.problems import INVALID_REQUEST, Problem
 from llamaherd.http.schema import ChatBody, parse
-from llamaherd.pool import Completion, Piece, TokenProbs
+from llamaherd.pool import Completion, Generation, Piece, TokenProbs
 
-__all__ = ["ChatAnswer", "chat_completions"]
+__all__ = ["ChatAnswer", "chat_completions", "start_chat"]
 
 
 async def chat_completions(front: Front, request: Request) -> Response:
     """Answer a chat."""
     body = parse(await front.read(request), ChatBody)
+    works = start_chat(front, request, body)
+    return await respond(front, request, body, works, ChatAnswer(works[0].model, body.shown_probs))
+
+
+def start_chat(front: Front, request: Request, body: ChatBody) -> list[Generation]:
+    """Return the generations that answer a chat. Raises Problem, and as the pool; none is left then."""
     model = front.model_of(body)
     if body.messages is None:
         raise Problem(INVALID_REQUEST, '"messages" is required', param="messages")
     messages = body.messages
     autoload = front.autoload_of(request)
-    works = start_all(
+    return start_all(
         body.choices, lambda index: front.pool.chat(model, messages, autoload=autoload, **body.to_chat_params(index))
     )
-    return await respond(front, request, body, works, ChatAnswer(works[0].model, body.shown_probs))
 
 
 class ChatAnswer(OpenAIAnswer):

@@ -9,6 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llamaherd.http.problems import AUTHENTICATION, PERMISSION, Problem
 from llamaherd.http.security import ANY, Security, is_loopback
+from llamaherd.http.shapes import problem_response
 
 __all__ = ["PUBLIC", "Gate"]
 
@@ -42,11 +43,11 @@ class Gate:
             await send(message)
 
         if (problem := self._wrong_host(scope, headers)) is not None:
-            await problem.to_response()(scope, receive, send)
+            await problem_response(problem, scope["path"])(scope, receive, send)
         elif scope["method"] == "OPTIONS":
             await self._preflight(headers)(scope, receive, send_with_cors)
         elif (problem := self._wrong_origin(scope, headers) or self._no_key(scope, headers)) is not None:
-            await problem.to_response()(scope, receive, send_with_cors)
+            await problem_response(problem, scope["path"])(scope, receive, send_with_cors)
         else:
             await self._app(scope, receive, send_with_cors)
 

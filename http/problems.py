@@ -116,9 +116,13 @@ class Problem(Exception):
             error["param"] = self.param
         return {"error": error}
 
-    def to_response(self) -> Response:
-        """Return the error as an HTTP answer."""
-        body = msgspec.json.encode(self.to_dict())
+    def to_response(self, content: Mapping[str, Any] | None = None) -> Response:
+        """Return the error as an HTTP answer.
+
+        Args:
+            content: A body of another shape than :meth:`to_dict` has.
+        """
+        body = msgspec.json.encode(self.to_dict() if content is None else content)
         return Response(body, self.kind.status, self.headers, media_type="application/json; charset=utf-8")
 
 

@@ -298,7 +298,8 @@ def parse(raw: Mapping[str, Any], kind: type[B]) -> B:
         body = msgspec.convert(raw, kind)
     except msgspec.ValidationError as error:
         reason, _, path = str(error).partition(" - at `$")
-        field = path.strip(".`")
+        # Of a field that is missing from the body itself, the text has the name and no path.
+        field = path.strip(".`") or reason.split("`")[1]
         raise Problem(INVALID_REQUEST, f"{field}: {reason[:1].lower()}{reason[1:]}", param=field) from None
     if issubclass(kind, GenerateBody):
         _refuse_unsupported(raw)

@@ -6,7 +6,7 @@ proper HTTP status; afterwards it can only be a frame.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from llamaherd.http.connection import while_connected
 
-__all__ = ["COMMENT", "DONE", "EventStream", "FrameSource", "frame"]
+__all__ = ["COMMENT", "DONE", "EventStream", "FrameSource", "frame", "named_frame"]
 
 #: The comment that keeps a silent stream open.
 COMMENT: Final = b":\n\n"
@@ -32,6 +32,11 @@ def frame(data: Any, *, number: int | None = None) -> bytes:
     """
     line = b"data: " + msgspec.json.encode(data) + b"\n\n"
     return line if number is None else b"id: %d\n%b" % (number, line)
+
+
+def named_frame(data: Mapping[str, Any]) -> bytes:
+    """Return one event whose name is the ``type`` of its data."""
+    return b"event: %b\n%b" % (data["type"].encode(), frame(data))
 
 
 class FrameSource(Protocol):

@@ -12,7 +12,7 @@ from llamaherd.http.front import Front, json_response
 from llamaherd.http.problems import INVALID_REQUEST, NOT_SUPPORTED, Problem
 from llamaherd.http.schema import ChatBody, DetokenizeBody, TokenizeBody, parse
 
-__all__ = ["apply_template", "detokenize", "tokenize"]
+__all__ = ["apply_template", "detokenize", "render", "tokenize"]
 
 #: Questions that one request has open with a worker at a time.
 _AT_ONCE: Final = 64
@@ -43,6 +43,11 @@ async def apply_template(front: Front, request: Request) -> Response:
     """Answer with the prompt that a chat becomes."""
     body = parse(await front.read(request), ChatBody)
     model = front.find_ready(request, body)
+    return json_response({"prompt": await while_connected(request.receive, render(front, model, body))})
+
+
+async def render(front: Front, model: str, body: ChatBody) -> str:
+    """Return the prompt that a chat becomes. Raises Problem if it has no messages, and as the pool."""
     if body.messages is None:
         raise Problem(INVALID_REQUEST, '"messages" is required', param="messages")
     kwargs = body.chat_template_kwargs or {}
@@ -50,8 +55,7 @@ async def apply_template(front: Front, request: Request) -> Response:
         raise Problem(
             INVALID_REQUEST, f"chat_template_kwargs: {reserved[0]!r} is not allowed", param="chat_template_kwargs"
         )
-    work = front.pool.apply_template(model, body.messages, **kwargs)
-    return json_response({"prompt": await while_connected(request.receive, work)})
+    return await front.pool.apply_template(model, body.messages, **kwargs)
 
 
 async def _tokens(front: Front, model: str, body: TokenizeBody) -> list[Any]:
