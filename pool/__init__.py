@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from llamaherd.pool.adapters import AdapterStatus
     from llamaherd.pool.catalog import DEMO, Catalog, build_catalog, find_model, model_parts
     from llamaherd.pool.config import DEFAULT_STOP_TIMEOUT, Adapter, EngineOptions, ModelSpec
+    from llamaherd.pool.embeddings import Embedding, Embeddings, Ranking
     from llamaherd.pool.errors import (
         BadRequest,
         LoadFailed,
@@ -55,6 +56,8 @@ __all__ = [
     "Completion",
     "Configure",
     "Draft",
+    "Embedding",
+    "Embeddings",
     "EngineOptions",
     "Event",
     "FinishReason",
@@ -77,6 +80,7 @@ __all__ = [
     "Preset",
     "PresetFile",
     "QueueFull",
+    "Ranking",
     "QueueTimeout",
     "QueuedRequest",
     "Setting",
@@ -124,6 +128,8 @@ _HOME: Final = {
     "DEFAULT_STOP_TIMEOUT": "llamaherd.pool.config",
     "DEMO": "llamaherd.pool.catalog",
     "Draft": "llamaherd.pool.sources",
+    "Embedding": "llamaherd.pool.embeddings",
+    "Embeddings": "llamaherd.pool.embeddings",
     "EngineOptions": "llamaherd.pool.config",
     "Event": "llamaherd.pool.events",
     "FLAGS": "llamaherd.pool.flags",
@@ -147,6 +153,7 @@ _HOME: Final = {
     "Preset": "llamaherd.pool.presets",
     "PresetFile": "llamaherd.pool.presets",
     "QueueFull": "llamaherd.pool.errors",
+    "Ranking": "llamaherd.pool.embeddings",
     "QueueTimeout": "llamaherd.pool.errors",
     "QueuedRequest": "llamaherd.pool.status",
     "Setting": "llamaherd.pool.presets",

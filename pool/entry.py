@@ -16,7 +16,7 @@ from llamaherd.pool.machine import oom_kills
 from llamaherd.pool.restart import Backoff
 from llamaherd.pool.status import ModelStatus, QueuedRequest
 from llamaherd.pool.worker import Worker
-from llamaherd.transport.messages import Delta, Done, Failed, PoolMessage, Result
+from llamaherd.transport.messages import Delta, Done, Failed, PoolMessage, Result, Vector
 
 __all__ = [
     "Answer",
@@ -110,8 +110,8 @@ class Entry:
 class Sink(Protocol):
     """Where the news of one request goes."""
 
-    def feed(self, delta: Delta) -> None:
-        """The request made progress."""
+    def feed(self, part: Delta | Vector) -> None:
+        """The request made progress: more of a generation, or a vector."""
         ...
 
     def finish(self, end: Done | Result | None) -> None:
@@ -129,10 +129,10 @@ class Stream:
     def __init__(self, generation: Generation) -> None:
         self._generation = weakref.ref(generation)
 
-    def feed(self, delta: Delta) -> None:
+    def feed(self, part: Delta | Vector) -> None:
         generation = self._generation()
-        if generation is not None:
-            generation.feed(delta)
+        if generation is not None and isinstance(part, Delta):
+            generation.feed(part)
 
     def finish(self, end: Done | Result | None) -> None:
         generation = self._generation()
@@ -155,7 +155,7 @@ class Answer:
     def __init__(self, future: asyncio.Future[Result | None]) -> None:
         self._future = future
 
-    def feed(self, delta: Delta) -> None:
+    def feed(self, part: Delta | Vector) -> None:
         pass  # no answer of this kind has parts
 
     def finish(self, end: Done | Result | None) -> None:

@@ -31,15 +31,18 @@ from llamaherd.transport.messages import (
     Cancel,
     ChildMessage,
     Done,
+    Embed,
     Failed,
     Generate,
     Lora,
+    Rerank,
     Result,
     Sleep,
     Stats,
     Threads,
     Tokens,
     Unknown,
+    Vectors,
     Wake,
 )
 from llamaherd.transport.messages import State as StateMessage
@@ -56,6 +59,8 @@ SPARE_PATIENCE: Final = 20
 #: Environment variable that tells a worker which engine to import before it is told to load; read by ``pool/child``.
 PRELOAD_ENV: Final = "LLAMAHERD_PRELOAD"
 
+#: Commands that a worker stops when it is told to; the others it answers at once.
+_LONG: Final = (Generate, Embed, Rerank)
 #: What the words of a worker's ``state`` message mean to the lifecycle.
 _TRIGGERS: Final = {"loading": Trigger.PROGRESS, "ready": Trigger.READY, "sleeping": Trigger.SLEEP}
 
@@ -239,7 +244,7 @@ class Herd:
                 request.entry.unsized.remove(number)
             self._scheduler.cancel(number)
             self._clocks.mind(request.entry)
-        elif request.entry.worker is not None and isinstance(request.command, Generate):
+        elif request.entry.worker is not None and isinstance(request.command, _LONG):
             # The model stays busy until the worker confirms: what still computes must not be taken for idle.
             request.entry.worker.post(Cancel(request=number))
 
@@ -394,6 +399,11 @@ class Herd:
                     if request is not None and request.sink is not None and request.is_with(entry):
                         request.answered = True
                         request.sink.feed(delta)
+            case Vectors():
+                for vector in message.vectors:
+                    request = self._requests.get(vector.request)
+                    if request is not None and request.sink is not None and request.is_with(entry):
+                        request.sink.feed(vector)
             case Done() | Result():
                 self._end(entry, message.request, message)
             case Failed(request=None):

@@ -14,7 +14,10 @@ from llamaherd.pool.sampling import LIMITS, MAX_BIASES, SAMPLER_NAMES, problem_o
 from llamaherd.transport.messages import (
     MAX_MESSAGE_BYTES,
     Detokenize,
+    Embed,
     Generate,
+    Prompt,
+    Rerank,
     Sampling,
     Template,
     Tokenize,
@@ -30,14 +33,17 @@ __all__ = [
     "chat_request",
     "check_command",
     "check_messages",
+    "check_prompts",
     "check_tokens",
     "completion_request",
+    "embed_request",
+    "rerank_request",
 ]
 
 #: An OpenAI chat message: ``role`` and ``content``, and whatever else the model's template reads.
 ChatMessage: TypeAlias = Mapping[str, Any]
 
-Command = TypeVar("Command", bound=Generate | Tokenize | Detokenize | Template)
+Command = TypeVar("Command", bound=Generate | Embed | Rerank | Tokenize | Detokenize | Template)
 
 RANDOM_SEED: Final = 0xFFFFFFFF
 MAX_STOPS: Final = 64
@@ -160,6 +166,43 @@ def check_tokens(tokens: object) -> tuple[int, ...]:
             raise BadRequest("token ids must be integers, 0 or more")
         checked.append(token)
     return tuple(checked)
+
+
+def check_prompts(inputs: object) -> tuple[Prompt, ...]:
+    """Return what is to be embedded, or raise :class:`~llamaherd.pool.errors.BadRequest`: a list of texts, of lists of
+    token ids, and of lists of ids with texts between them.
+    """
+    if isinstance(inputs, str | bytes) or not isinstance(inputs, Sequence) or not inputs:
+        raise BadRequest("inputs must be a non-empty list of texts or lists of token ids")
+    return tuple(_prompt(prompt) for prompt in cast(Sequence[object], inputs))
+
+
+def _prompt(prompt: object) -> Prompt:
+    if isinstance(prompt, str):
+        return _text(prompt, "an input")
+    if isinstance(prompt, bytes) or not isinstance(prompt, Sequence):
+        raise BadRequest("an input must be a text or a list of token ids and texts")
+    parts = cast(Sequence[object], prompt)
+    return tuple(_text(part, "an input") if isinstance(part, str) else check_tokens([part])[0] for part in parts)
+
+
+def embed_request(
+    request: int, inputs: tuple[Prompt, ...], *, normalize: int, dimensions: int | None, pooled: bool
+) -> Embed:
+    """Return the message for a batch of checked inputs, or raise :class:`~llamaherd.pool.errors.BadRequest`."""
+    if type(normalize) is not int or not -1 <= normalize <= _INT32_MAX:
+        raise BadRequest(f"normalize must be an integer from -1 to {_INT32_MAX}")
+    if dimensions is not None and (type(dimensions) is not int or not 1 <= dimensions <= _INT32_MAX):
+        raise BadRequest("dimensions must be an integer, 1 or more")
+    return check_command(
+        Embed(request=request, inputs=inputs, normalize=normalize, dimensions=dimensions or 0, pooled=pooled)
+    )
+
+
+def rerank_request(request: int, query: str, documents: Sequence[str]) -> Rerank:
+    """Return the message for a batch of documents, or raise :class:`~llamaherd.pool.errors.BadRequest`."""
+    texts = tuple(_text(document, "a document") for document in documents)
+    return check_command(Rerank(request=request, query=_text(query, "query"), documents=texts))
 
 
 def check_messages(messages: Sequence[ChatMessage]) -> tuple[dict[str, Any], ...]:

@@ -3,12 +3,23 @@
 import asyncio
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, Unpack
 
 from llamaherd.pool.adapters import AdapterStatus, check_lora, describe, scales_of
 from llamaherd.pool.config import DEFAULT_STOP_TIMEOUT, ModelSpec
+from llamaherd.pool.embeddings import (
+    Embedding,
+    Embeddings,
+    Ranking,
+    Vectorial,
+    batches,
+    first_float,
+    joined,
+    pipelined,
+    size_of,
+)
 from llamaherd.pool.entry import Answer, Entry, Request, Stream
 from llamaherd.pool.errors import BadRequest, ModelBusy, ModelNotFound, ModelNotLoaded, PoolClosed
 from llamaherd.pool.events import Subscription
@@ -24,13 +35,27 @@ from llamaherd.pool.params import (
     chat_request,
     check_command,
     check_messages,
+    check_prompts,
     check_tokens,
     completion_request,
+    embed_request,
+    rerank_request,
 )
 from llamaherd.pool.schedule import Limits
 from llamaherd.pool.status import ModelStatus
 from llamaherd.transport import make_transport
-from llamaherd.transport.messages import Detokenize, Generate, PoolMessage, Result, Template, Tokenize
+from llamaherd.transport.messages import (
+    Detokenize,
+    Embed,
+    Generate,
+    PoolMessage,
+    Prompt,
+    Rerank,
+    Result,
+    Template,
+    Tokenize,
+    Usage,
+)
 
 __all__ = ["Pool"]
 
@@ -194,6 +219,73 @@ class Pool:
         command = completion_request(self._herd.next_number(), prompt, params)
         return self._generate(entry, command, priority, keep_alive, queue_timeout)
 
+    async def embed(
+        self,
+        model: str,
+        inputs: Sequence[str | Sequence[int | str]],
+        *,
+        normalize: int = 2,
+        dimensions: int | None = None,
+        pooled: bool = False,
+        autoload: bool = True,
+        priority: int | None = None,
+        keep_alive: float | None = None,
+        queue_timeout: float | None = None,
+    ) -> Embeddings:
+        """Return the embeddings of inputs. Thousands may be given: they reach the worker in batches of bounded size.
+
+        Any model embeds, beside what it generates; its pooling is that of its file or of its option ``pooling``.
+
+        Args:
+            inputs: Texts, or lists of token ids with texts between them.
+            normalize: -1 leaves vectors as they are, 0 scales their largest component to 32760, and any other p makes
+                their p-norm 1. The embeddings of single tokens (pooling ``none``) stay as they are.
+            dimensions: Keep only the first so many components, and normalise those.
+            pooled: Make it an error if the model's pooling is ``none``, which gives several vectors per input.
+            autoload, priority, keep_alive, queue_timeout: As in :meth:`chat`.
+
+        Raises:
+            BadRequest: an input is empty or longer than the model takes, or ``dimensions`` is more than it has; the
+                message names the setting that decides. And as :meth:`chat`.
+        """
+        entry = self._entry_for(model, autoload)
+        prompts = check_prompts(inputs)
+
+        def command(number: int, batch: tuple[Prompt, ...]) -> Embed:
+            return embed_request(number, batch, normalize=normalize, dimensions=dimensions, pooled=pooled)
+
+        work = self._vectors(entry, command, priority, keep_alive, queue_timeout)
+        items, usage = joined(await pipelined(batches(prompts, size_of), work))
+        return Embeddings(model=entry.name, items=items, usage=usage)
+
+    async def rerank(
+        self,
+        model: str,
+        query: str,
+        documents: Sequence[str],
+        *,
+        autoload: bool = True,
+        priority: int | None = None,
+        keep_alive: float | None = None,
+        queue_timeout: float | None = None,
+    ) -> Ranking:
+        """Return how well each document answers a query. The model must be a reranker.
+
+        Raises:
+            BadRequest: it is none, or a document is longer than it takes together with the query. And as :meth:`chat`.
+        """
+        entry = self._entry_for(model, autoload)
+        if isinstance(documents, str | bytes) or not isinstance(documents, Sequence) or not documents:
+            raise BadRequest("documents must be a non-empty list of texts")
+        rerank_request(0, query, documents)
+
+        def command(number: int, batch: tuple[str, ...]) -> Rerank:
+            return rerank_request(number, query, batch)
+
+        work = self._vectors(entry, command, priority, keep_alive, queue_timeout)
+        items, usage = joined(await pipelined(batches(documents, lambda text: len(text) + len(query)), work))
+        return Ranking(model=entry.name, scores=tuple(map(first_float, items)), usage=usage)
+
     async def tokenize(
         self, model: str, text: str, *, add_special: bool = False, parse_special: bool = True
     ) -> list[int]:
@@ -247,8 +339,7 @@ class Pool:
         keep_alive: float | None,
         queue_timeout: float | None,
     ) -> Generation:
-        if keep_alive is not None and not math.isfinite(keep_alive):
-            raise BadRequest("keep_alive must be a finite number of seconds")
+        _check_keep_alive(keep_alive)
         wait = self._queue_timeout if queue_timeout is None else _check_queue_timeout(queue_timeout)
         number = command.request
         generation = Generation(entry.name, lambda: self._herd.leave(number), number)
@@ -256,6 +347,32 @@ class Pool:
         request.priority = entry.spec.priority if priority is None else priority
         self._herd.accept(request)
         return generation
+
+    def _vectors(
+        self,
+        entry: Entry,
+        command: Callable[[int, tuple[Any, ...]], Embed | Rerank],
+        priority: int | None,
+        keep_alive: float | None,
+        queue_timeout: float | None,
+    ) -> Callable[[tuple[Any, ...]], Awaitable[tuple[list[Embedding], Usage]]]:
+        """Return the function that has a worker compute one batch."""
+        _check_keep_alive(keep_alive)
+        wait = self._queue_timeout if queue_timeout is None else _check_queue_timeout(queue_timeout)
+
+        async def compute(batch: tuple[Any, ...]) -> tuple[list[Embedding], Usage]:
+            number = self._herd.next_number()
+            future: asyncio.Future[tuple[list[Embedding], Usage]] = asyncio.get_running_loop().create_future()
+            request = Request(number, entry, command(number, batch), Vectorial(future, len(batch)))
+            request.keep_alive, request.queue_timeout = keep_alive, wait
+            request.priority = entry.spec.priority if priority is None else priority
+            self._herd.accept(request)
+            try:
+                return await future
+            finally:
+                self._herd.leave(number)
+
+        return compute
 
     async def _ask(self, entry: Entry, number: int, command: PoolMessage | None) -> Result | None:
         future: asyncio.Future[Result | None] = asyncio.get_running_loop().create_future()
@@ -375,6 +492,11 @@ def _check_queue_timeout(seconds: float) -> float:
     if not 0 <= seconds < float("inf"):
         raise BadRequest("queue_timeout must be a finite number of seconds, 0 or more")
     return seconds
+
+
+def _check_keep_alive(seconds: float | None) -> None:
+    if seconds is not None and not math.isfinite(seconds):
+        raise BadRequest("keep_alive must be a finite number of seconds")
 
 
 def _note_failure(future: asyncio.Future[Result | None]) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Final, Literal, Self, Unpack, cast, overload
 
 from llamaherd.pool.adapters import AdapterStatus
 from llamaherd.pool.config import DEFAULT_STOP_TIMEOUT, EngineOptions, ModelSpec
+from llamaherd.pool.embeddings import Embeddings, Ranking
 from llamaherd.pool.errors import BadRequest, PoolClosed, PoolError
 from llamaherd.pool.generation import Completion, Generation
 from llamaherd.pool.launch import Launcher
@@ -241,6 +242,58 @@ class SyncPool:
         )
         report = map_bar(name) if progress is True else nullcontext(progress or None)
         return map_results(self._loop, start, prompts, plan, report)
+
+    def embed(
+        self,
+        model: str,
+        inputs: Sequence[str | Sequence[int | str]],
+        *,
+        normalize: int = 2,
+        dimensions: int | None = None,
+        pooled: bool = False,
+        autoload: bool = True,
+        priority: int | None = None,
+        keep_alive: float | None = None,
+        queue_timeout: float | None = None,
+    ) -> Embeddings:
+        """Return the embeddings of inputs; see ``Pool.embed``."""
+        return self._loop.wait(
+            lambda: self._pool.embed(
+                model,
+                inputs,
+                normalize=normalize,
+                dimensions=dimensions,
+                pooled=pooled,
+                autoload=autoload,
+                priority=priority,
+                keep_alive=keep_alive,
+                queue_timeout=queue_timeout,
+            )
+        )
+
+    def rerank(
+        self,
+        model: str,
+        query: str,
+        documents: Sequence[str],
+        *,
+        autoload: bool = True,
+        priority: int | None = None,
+        keep_alive: float | None = None,
+        queue_timeout: float | None = None,
+    ) -> Ranking:
+        """Return how well each document answers a query; see ``Pool.rerank``."""
+        return self._loop.wait(
+            lambda: self._pool.rerank(
+                model,
+                query,
+                documents,
+                autoload=autoload,
+                priority=priority,
+                keep_alive=keep_alive,
+                queue_timeout=queue_timeout,
+            )
+        )
 
     def tokenize(self, model: str, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
         """Return the token ids of a text; see ``Pool.tokenize``."""

@@ -21,6 +21,7 @@ __all__ = [
     "Delta",
     "Detokenize",
     "Done",
+    "Embed",
     "EngineOptions",
     "Exit",
     "Failed",
@@ -31,6 +32,9 @@ __all__ = [
     "Lora",
     "Message",
     "PoolMessage",
+    "Pooling",
+    "Prompt",
+    "Rerank",
     "Result",
     "Sampling",
     "Sleep",
@@ -46,6 +50,8 @@ __all__ = [
     "Tokens",
     "Unknown",
     "Usage",
+    "Vector",
+    "Vectors",
     "Wake",
     "decode",
     "encode",
@@ -59,6 +65,11 @@ FinishReason: TypeAlias = Literal["stop", "length", "cancelled"]
 StateName: TypeAlias = Literal["loading", "ready", "sleeping", "downloading"]
 Fault: TypeAlias = Literal["caller", "model", "worker"]
 CacheType: TypeAlias = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
+#: How the embeddings of an input's tokens become one; ``rank`` gives a score instead, and the empty word is the model's
+#: own.
+Pooling: TypeAlias = Literal["", "none", "mean", "cls", "last", "rank"]
+#: A text; or token ids that are taken as they are, with texts between them.
+Prompt: TypeAlias = str | tuple[int | str, ...]
 
 
 class _Struct(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -101,6 +112,8 @@ class EngineOptions(_Struct, frozen=True, kw_only=True):
             the whole prompt.
         rope_scaling: ``none``, ``linear`` or ``yarn``; empty leaves it to the model. Of the ``rope_*`` and ``yarn_*``
             numbers 0, and -1 of the four factors, mean what the model says.
+        embedding: Serve embeddings and scores only, and allocate no cache for generations.
+        pooling: How the embeddings of tokens become one.
         chat_template: Jinja source that replaces the model's own; empty keeps the model's.
         adapters: LoRA adapters; their places here are their ids.
     """
@@ -129,6 +142,8 @@ class EngineOptions(_Struct, frozen=True, kw_only=True):
     yarn_attn_factor: float = -1.0
     yarn_beta_slow: float = -1.0
     yarn_beta_fast: float = -1.0
+    embedding: bool = False
+    pooling: Pooling = ""
     chat_template: str = ""
     adapters: tuple[Adapter, ...] = ()
 
@@ -254,6 +269,24 @@ class Delta(msgspec.Struct, frozen=True, array_like=True):
     probs: tuple[TokenProbs, ...] = ()
 
 
+class Vector(msgspec.Struct, frozen=True, array_like=True):
+    """A part of what one input became: its embedding, the embeddings of some of its tokens, or its scores.
+
+    Attributes:
+        request: The request's number.
+        input: The input's place in the request.
+        row: The first of its tokens that this is about; 0 with pooling.
+        rows: How many rows of equal length there are; 1 with pooling.
+        data: 32-bit floats, little-endian, row by row. JSON has them as base64, which costs a tenth of numbers.
+    """
+
+    request: int
+    input: int
+    row: int
+    rows: int
+    data: bytes
+
+
 # --- child to pool ----------------------------------------------------------------------------------------------------
 
 
@@ -275,6 +308,14 @@ class Tokens(_Struct, frozen=True, kw_only=True):
     deltas: tuple[Delta, ...]
 
 
+class Vectors(_Struct, frozen=True, kw_only=True):
+    """``vectors``: what one step computed for requests of embeddings and scores. A few MiB at most: a step that has
+    more to tell says it in several.
+    """
+
+    vectors: tuple[Vector, ...]
+
+
 class Done(_Struct, frozen=True, kw_only=True):
     """``done``: a generation ended in order; nothing more follows for this request.
 
@@ -293,12 +334,14 @@ class Done(_Struct, frozen=True, kw_only=True):
 class Result(_Struct, frozen=True, kw_only=True):
     """``result``: the answer to a request without a stream.
 
-    Exactly one field is set: ``tokens`` for ``tokenize``, ``text`` for ``detokenize`` and ``template``.
+    Exactly one field is set: ``tokens`` for ``tokenize``, ``text`` for ``detokenize`` and ``template``, ``usage`` for
+    ``embed`` and ``rerank``, whose vectors came before.
     """
 
     request: int
     tokens: tuple[int, ...] | None = None
     text: str | None = None
+    usage: Usage | None = None
 
 
 class Failed(_Struct, frozen=True, kw_only=True):
@@ -391,6 +434,31 @@ class Generate(_Struct, frozen=True, kw_only=True):
     n_discard: int = 0
 
 
+class Embed(_Struct, frozen=True, kw_only=True):
+    """``embed``: turn inputs into vectors; answered by ``vectors``, and ``result`` at the end.
+
+    Attributes:
+        normalize: -1 leaves vectors as they are, 0 scales their largest component to 32760, and any other p makes
+            their p-norm 1. Embeddings of single tokens (pooling ``none``) stay as they are.
+        dimensions: Keep only so many components, and normalise those; 0 keeps all.
+        pooled: Refuse a model whose pooling gives several vectors per input.
+    """
+
+    request: int
+    inputs: tuple[Prompt, ...]
+    normalize: int = 2
+    dimensions: int = 0
+    pooled: bool = False
+
+
+class Rerank(_Struct, frozen=True, kw_only=True):
+    """``rerank``: score how well each document answers a query; answered as ``embed``, one float per document."""
+
+    request: int
+    query: str
+    documents: tuple[str, ...]
+
+
 class Tokenize(_Struct, frozen=True, kw_only=True):
     """``tokenize``: text to ids; answered by ``result``. ``add_special`` adds BOS/EOS, ``parse_special`` reads control
     tokens.
@@ -447,13 +515,27 @@ class Unknown(msgspec.Struct, frozen=True):
     body: bytes = b""
 
 
-ChildMessage: TypeAlias = State | Tokens | Done | Result | Failed | Stats | Unknown
+ChildMessage: TypeAlias = State | Tokens | Vectors | Done | Result | Failed | Stats | Unknown
 PoolMessage: TypeAlias = (
-    Exit | Load | Sleep | Wake | Generate | Tokenize | Detokenize | Template | Cancel | Threads | Lora | Unknown
+    Exit
+    | Load
+    | Sleep
+    | Wake
+    | Generate
+    | Embed
+    | Rerank
+    | Tokenize
+    | Detokenize
+    | Template
+    | Cancel
+    | Threads
+    | Lora
+    | Unknown
 )
 Message: TypeAlias = (
     State
     | Tokens
+    | Vectors
     | Done
     | Result
     | Failed
@@ -463,6 +545,8 @@ Message: TypeAlias = (
     | Sleep
     | Wake
     | Generate
+    | Embed
+    | Rerank
     | Tokenize
     | Detokenize
     | Template
@@ -477,6 +561,7 @@ Message: TypeAlias = (
 _CHILD_TYPES: Final[dict[str, type[msgspec.Struct]]] = {
     "state": State,
     "tokens": Tokens,
+    "vectors": Vectors,
     "done": Done,
     "result": Result,
     "failed": Failed,
@@ -488,6 +573,8 @@ _POOL_TYPES: Final[dict[str, type[msgspec.Struct]]] = {
     "sleep": Sleep,
     "wake": Wake,
     "generate": Generate,
+    "embed": Embed,
+    "rerank": Rerank,
     "tokenize": Tokenize,
     "detokenize": Detokenize,
     "template": Template,

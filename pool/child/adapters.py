@@ -64,6 +64,11 @@ class Adapters:
                 raise EngineError(f"the scale of a LoRA adapter is {scale}; {_RANGE}", code="invalid_option")
         self._defaults = _set_of(enumerate(scales))
 
+    @property
+    def defaults(self) -> AdapterSet:
+        """The set of requests that name nothing."""
+        return self._defaults
+
     def chosen(self, wish: Sequence[tuple[int, float]]) -> AdapterSet:
         """Return the set of a request: its wish, in which what is not named is off, or the defaults if it names
         nothing. Raises RequestError.
@@ -86,6 +91,10 @@ class Adapters:
         if adapters != self._applied:
             bindings.set_adapters(context, [(self._handles[one], scale) for one, scale in adapters])
             self._applied = adapters
+
+    def apply_beside(self, context: int, adapters: AdapterSet) -> None:
+        """As :meth:`apply`, for a context whose owner remembers by itself what it was given."""
+        bindings.set_adapters(context, [(self._handles[one], scale) for one, scale in adapters])
 
     def free(self) -> None:
         """Release the memory. Idempotent."""

@@ -61,7 +61,7 @@ class Batch:
         self.n_rows = row + 1
         return row
 
-    def extend(self, sequence: int, position: int, tokens: "array[int]", *, output: bool) -> int:
+    def extend(self, sequence: int, position: int, tokens: "array[int]", *, output: bool = False) -> int:
         """Append consecutive tokens from ``position`` on; return the last row, whose logits ``output`` asks for."""
         start, end = self.n_rows, self.n_rows + len(tokens)
         self._tokens[start:end] = tokens
@@ -71,6 +71,10 @@ class Batch:
         self._outputs[end - 1] = output
         self.n_rows = end
         return end - 1
+
+    def want_all(self) -> None:
+        """Ask for the output of every row so far."""
+        self._outputs[: self.n_rows] = 1
 
     def decode(self, context: int) -> int:
         """Compute the rows; the codes are those of :func:`bindings.decode`. Returns when the result is there."""

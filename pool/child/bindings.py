@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CACHE_TYPES",
+    "FILL_IN_THE_MIDDLE",
     "MOST_THREADS",
     "AbortFlag",
     "ContextSettings",
@@ -39,6 +40,8 @@ __all__ = [
     "context_free",
     "context_memory",
     "decode",
+    "embeddings",
+    "embeddings_of",
     "error_lines",
     "float_rows",
     "forget_log",
@@ -64,8 +67,10 @@ __all__ = [
     "model_meta",
     "model_n_ctx_train",
     "model_n_embd",
+    "model_n_embd_out",
     "model_n_head",
     "model_n_head_kv",
+    "model_n_labels",
     "model_n_layer",
     "model_n_params",
     "model_n_swa",
@@ -98,6 +103,7 @@ __all__ = [
     "sampler_typical",
     "sampler_xtc",
     "set_adapters",
+    "set_embeddings",
     "set_n_threads",
     "state_seq_get_data",
     "state_seq_get_size",
@@ -108,11 +114,14 @@ __all__ = [
     "tokenize",
     "vocab_add_bos",
     "vocab_add_eos",
+    "vocab_add_sep",
     "vocab_bos",
     "vocab_eos",
+    "vocab_fim",
     "vocab_is_eog",
-    "vocab_suppressed",
     "vocab_n_tokens",
+    "vocab_sep",
+    "vocab_suppressed",
     "vocab_text_length",
     "vocab_type",
 ]
@@ -309,6 +318,9 @@ model_free: Callable[[int], None] = _bind(_long, "llama_model_free", None, _ptr)
 model_vocab: Callable[[int], int] = _bind(_short, "llama_model_get_vocab", _ptr, _ptr)
 model_n_ctx_train: Callable[[int], int] = _bind(_short, "llama_model_n_ctx_train", _i32, _ptr)
 model_n_embd: Callable[[int], int] = _bind(_short, "llama_model_n_embd_inp", _i32, _ptr)
+model_n_embd_out: Callable[[int], int] = _bind(_short, "llama_model_n_embd_out", _i32, _ptr)
+#: How many scores a reranker gives.
+model_n_labels: Callable[[int], int] = _bind(_short, "llama_model_n_cls_out", _u32, _ptr)
 model_n_layer: Callable[[int], int] = _bind(_short, "llama_model_n_layer", _i32, _ptr)
 model_n_head: Callable[[int], int] = _bind(_short, "llama_model_n_head", _i32, _ptr)
 model_n_head_kv: Callable[[int], int] = _bind(_short, "llama_model_n_head_kv", _i32, _ptr)
@@ -329,9 +341,9 @@ _ftype_name = _bind(_short, "llama_ftype_name", _str, _i32)
 _meta = _bind(_short, "llama_model_meta_val_str", _i32, _ptr, _str, _str, _size)
 
 
-def model_chat_template(model: int) -> str:
-    """Return the Jinja source of the model's default chat template; empty when the file has none."""
-    source: bytes | None = _chat_template(model, None)
+def model_chat_template(model: int, name: str = "") -> str:
+    """Return the source of the model's default template or of the one with that name; empty when there is none."""
+    source: bytes | None = _chat_template(model, name.encode() or None)
     return "" if source is None else source.decode("utf-8", "replace")
 
 
@@ -368,6 +380,19 @@ vocab_bos: Callable[[int], int] = _bind(_short, "llama_vocab_bos", _i32, _ptr)
 vocab_eos: Callable[[int], int] = _bind(_short, "llama_vocab_eos", _i32, _ptr)
 vocab_add_bos: Callable[[int], bool] = _bind(_short, "llama_vocab_get_add_bos", _bool, _ptr)
 vocab_add_eos: Callable[[int], bool] = _bind(_short, "llama_vocab_get_add_eos", _bool, _ptr)
+vocab_sep: Callable[[int], int] = _bind(_short, "llama_vocab_sep", _i32, _ptr)
+vocab_add_sep: Callable[[int], bool] = _bind(_short, "llama_vocab_get_add_sep", _bool, _ptr)
+
+#: What llama.cpp calls the tokens for infilling: what is before and after the gap, the gap, a repository, a file.
+FILL_IN_THE_MIDDLE: Final = ("pre", "suf", "mid", "rep", "sep")
+_fim = {name: _bind(_short, f"llama_vocab_fim_{name}", _i32, _ptr) for name in FILL_IN_THE_MIDDLE}
+
+
+def vocab_fim(vocab: int, name: str) -> int:
+    """Return one of the tokens for infilling, -1 where the vocabulary has none; ``name`` is of the list above."""
+    token: int = _fim[name](vocab)
+    return token
+
 
 _suppressed = _bind(
     _short, "llama_vocab_get_suppress_tokens", ctypes.POINTER(_i32), _ptr, ctypes.POINTER(ctypes.c_int32)
@@ -417,7 +442,8 @@ class ContextSettings:
 
     Field names are those of llama.cpp's ``llama_context_params``; ``flash_attn_type`` is -1 auto, 0 off, 1 on;
     ``swa_full`` keeps what has left the window of a sliding-window model; ``type_k`` and ``type_v`` are ggml's numbers
-    (:data:`CACHE_TYPES`). Of ``rope_*`` and ``yarn_*`` the defaults mean what the model says.
+    (:data:`CACHE_TYPES`). Of ``rope_*`` and ``yarn_*`` the defaults mean what the model says. ``embeddings``
+    makes every token an output; ``pooling_type`` -1 is the model's own.
     """
 
     n_ctx: int
@@ -439,6 +465,8 @@ class ContextSettings:
     yarn_beta_fast: float = -1.0
     yarn_beta_slow: float = -1.0
     yarn_orig_ctx: int = 0
+    embeddings: bool = False
+    pooling_type: int = -1
 
 
 _context_defaults = _bind(_long, "llama_context_default_params", _low.llama_context_params)
@@ -494,6 +522,12 @@ state_seq_set_data: Callable[[int, int, int, int], int] = _bind(
 #: Waits for a device that computes asynchronously. The getters of results wait too, but with the GIL held.
 synchronize: Callable[[int], None] = _bind(_long, "llama_synchronize", None, _ptr)
 logits: Callable[[int], int | None] = _bind(_short, "llama_get_logits", _ptr, _ptr)
+#: Whether the next decodes give embeddings, and then of every token.
+set_embeddings: Callable[[int, bool], None] = _bind(_short, "llama_set_embeddings", None, _ptr, _bool)
+#: The embeddings of the last batch's outputs, in batch order; None with pooling.
+embeddings: Callable[[int], int | None] = _bind(_short, "llama_get_embeddings", _ptr, _ptr)
+#: The pooled embedding of a sequence of the last batch, or its scores; None without pooling.
+embeddings_of: Callable[[int, int], int | None] = _bind(_short, "llama_get_embeddings_seq", _ptr, _ptr, _i32)
 
 
 def float_rows(address: int, rows: int, columns: int) -> "npt.NDArray[np.float32]":

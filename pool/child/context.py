@@ -144,6 +144,11 @@ class Context:
         self.n_sequences: Final = settings.n_seq_max
         self.batch: Final = Batch(bindings.n_batch(handle))
 
+    @property
+    def has_memory(self) -> bool:
+        """Whether it has a cache; an encoder's has none."""
+        return self._memory is not None
+
     def warm_up(self, token: int) -> None:
         """Compute one token and forget it, so that the first request does not pay for lazy set-up.
 

@@ -11,7 +11,16 @@ from typing import Any, Protocol
 
 import msgspec
 
-from llamaherd.transport.messages import ChildMessage, Detokenize, Generate, Load, Template, Tokenize
+from llamaherd.transport.messages import (
+    ChildMessage,
+    Detokenize,
+    Embed,
+    Generate,
+    Load,
+    Rerank,
+    Template,
+    Tokenize,
+)
 
 __all__ = ["Engine", "EngineError", "ModelInfo", "Progress", "RequestError"]
 
@@ -84,8 +93,8 @@ class Engine(Protocol):
         """Whether :meth:`step` has work: some request is queued or running."""
         ...
 
-    def submit(self, request: Generate) -> None:
-        """Take a request into the engine's queue.
+    def submit(self, request: Generate | Embed | Rerank) -> None:
+        """Take a request into the engine's queue. One for embeddings or scores ends with ``result``.
 
         Raises:
             RequestError: the request is impossible; nothing was kept of it.
@@ -99,9 +108,10 @@ class Engine(Protocol):
         ...
 
     def step(self) -> Sequence[ChildMessage]:
-        """Advance every running request by one decode step and admit queued ones.
+        """Advance every running request by one decode step and admit queued ones. Embeddings advance by one batch.
 
-        Returns what happened: at most one ``tokens``, then ``done`` and ``failed`` of requests that ended in this step.
+        Returns what happened: at most one ``tokens``, then ``done`` and ``failed`` of requests that ended in this step,
+        and the ``vectors`` and ends of requests for embeddings.
         A fault of one request is its own ``failed``. Only call while :attr:`busy`.
 
         Raises:

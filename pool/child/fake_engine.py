@@ -1,6 +1,7 @@
 """An engine without a model, that does what its script says: for tests, benchmarks and demonstrations.
 
-By default it answers a prompt with the prompt's own words, one per step. The script is the ``script`` of a
+By default it answers a prompt with the prompt's own words, one per step. It embeds a text as its length, its first and
+its last byte, and scores a document by its length. The script is the ``script`` of a
 :class:`~llamaherd.pool.config.ModelSpec`, with the fields of :class:`Script`. Times are real; everything else is
 deterministic. *Gates* are paths of files: the engine waits there until the file exists, so that a test decides when it
 goes on.
@@ -10,6 +11,7 @@ import contextlib
 import ctypes
 import os
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -25,14 +27,19 @@ from llamaherd.transport.messages import (
     Delta,
     Detokenize,
     Done,
+    Embed,
     Failed,
     FinishReason,
     Generate,
     Load,
+    Rerank,
+    Result,
     Template,
     Tokenize,
     Tokens,
     Usage,
+    Vector,
+    Vectors,
 )
 
 __all__ = ["FakeEngine", "Script"]
@@ -108,6 +115,7 @@ class FakeEngine:
         self._queue: deque[_Job] = deque()
         self._running: list[_Job] = []
         self._cancelled: list[_Job] = []
+        self._questions: deque[Embed | Rerank] = deque()
         self._interrupted = threading.Event()
         self.threads = (0, 0)
         self.scales: tuple[float, ...] = ()
@@ -153,9 +161,12 @@ class FakeEngine:
 
     @property
     def busy(self) -> bool:
-        return bool(self._queue or self._running or self._cancelled)
+        return bool(self._queue or self._running or self._cancelled or self._questions)
 
-    def submit(self, request: Generate) -> None:
+    def submit(self, request: Generate | Embed | Rerank) -> None:
+        if isinstance(request, Embed | Rerank):
+            self._questions.append(request)
+            return
         prompt = self._prompt_of(request)
         script = self._script
         words = script.pieces or tuple(_words(prompt))
@@ -187,6 +198,8 @@ class FakeEngine:
         self._flood()
         ended: list[ChildMessage] = [_done(job, "cancelled") for job in self._cancelled]
         self._cancelled.clear()
+        if self._questions:
+            ended += _vectors(self._questions.popleft())
         deltas: list[Delta] = []
         for job in list(self._running):
             self._advance(job, deltas, ended)
@@ -257,6 +270,22 @@ class FakeEngine:
 def _words(text: str) -> Iterator[str]:
     for index, word in enumerate(text.split()):
         yield word if index == 0 else f" {word}"
+
+
+def _vectors(question: Embed | Rerank) -> list[ChildMessage]:
+    """Answer with vectors of three numbers, the length, the first and the last byte; a document's score is its
+    length.
+    """
+    number = question.request
+    if isinstance(question, Embed):
+        inputs = [one.encode() if isinstance(one, str) else repr(one).encode() for one in question.inputs]
+        rows = [(float(len(data)), *(float(byte) for byte in (data[:1] + data[-1:]))) for data in inputs]
+    else:
+        inputs = [document.encode() for document in question.documents]
+        rows = [(float(len(data)),) for data in inputs]
+    vectors = tuple(Vector(number, index, 0, 1, struct.pack(f"<{len(row)}f", *row)) for index, row in enumerate(rows))
+    usage = Usage(prompt_tokens=sum(len(data.split()) for data in inputs))
+    return [Vectors(vectors=vectors), Result(request=number, usage=usage)]
 
 
 def _done(job: _Job, reason: FinishReason) -> Done:

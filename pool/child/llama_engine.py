@@ -12,9 +12,11 @@ from llamaherd.pool.machine import usable_cores
 from llamaherd.transport.messages import (
     ChildMessage,
     Detokenize,
+    Embed,
     EngineOptions,
     Generate,
     Load,
+    Rerank,
     Template,
     Tokenize,
 )
@@ -61,11 +63,10 @@ class LlamaEngine:
         self._loaded = Loaded(command, model, self._threads_for(command.options), self._abort)
         report.finish()
         bindings.quieten(True)
-        context = self._loaded.context
         return ModelInfo(
             vocab_type=model.vocab.kind,
             n_vocab=model.vocab.size,
-            n_ctx=context.n_ctx,
+            n_ctx=self._loaded.n_ctx,
             n_ctx_train=model.n_ctx_train,
             n_embd=model.n_embd,
             n_params=model.n_params,
@@ -83,7 +84,7 @@ class LlamaEngine:
         """Use so many threads from the next step on, and after the next load unless its options say otherwise."""
         self._threads = (_clamped(n), _clamped(batch or n))
         if self._loaded is not None:
-            self._loaded.context.set_threads(*self._threads)
+            self._loaded.set_threads(*self._threads)
 
     def set_scales(self, scales: Ordered[float]) -> None:
         """Use these default scales of the LoRA adapters from the next request on. See :meth:`Engine.set_scales`."""
@@ -105,7 +106,7 @@ class LlamaEngine:
     @property
     def busy(self) -> bool:
         """Whether :meth:`step` has work."""
-        return self._loaded is not None and self._loaded.batcher.busy
+        return self._loaded is not None and self._loaded.busy
 
     @property
     def figures(self) -> "Figures":
@@ -114,18 +115,18 @@ class LlamaEngine:
 
         return self._loaded.batcher.figures if self._loaded is not None else Figures()
 
-    def submit(self, request: Generate) -> None:
+    def submit(self, request: Generate | Embed | Rerank) -> None:
         """Check a request and queue it. See :meth:`Engine.submit`."""
         self._need().submit(request)
 
     def cancel(self, request: int) -> None:
         """Drop a request; the next step returns its ``done``."""
         if self._loaded is not None:
-            self._loaded.batcher.cancel(request)
+            self._loaded.cancel(request)
 
     def step(self) -> Ordered[ChildMessage]:
         """Advance every running request by one decode step. See :meth:`Engine.step`."""
-        return self._loaded.batcher.step() if self._loaded is not None else []
+        return self._loaded.step() if self._loaded is not None else []
 
     # --- text ---
 

@@ -13,6 +13,7 @@ from llamaherd.pool.child import bindings
 from llamaherd.pool.child.adapters import Adapters
 from llamaherd.pool.child.batcher import Batcher
 from llamaherd.pool.child.context import Context
+from llamaherd.pool.child.embedder import Embedder
 from llamaherd.pool.child.engine import RequestError
 from llamaherd.pool.child.model import Model
 from llamaherd.pool.child.prefix import Rules
@@ -20,13 +21,14 @@ from llamaherd.pool.child.sampler import Samplers
 from llamaherd.pool.child.sequence import Sequence
 from llamaherd.pool.child.store import Store
 from llamaherd.pool.child.template import ChatTemplate
-from llamaherd.transport.messages import EngineOptions, Generate, Load
+from llamaherd.transport.messages import ChildMessage, Embed, EngineOptions, Generate, Load, Rerank
 
 __all__ = ["Loaded"]
 
 _MIB: Final = 1024 * 1024
 _MOST_STOPS: Final = 64
 _LONGEST_STOP: Final = 4096
+_EMBEDS_ONLY: Final = "its option embedding (--embedding) is set, so it embeds and nothing else"
 
 
 class Loaded:
@@ -40,21 +42,30 @@ class Loaded:
         with ExitStack() as undo:  # runs backwards: llama.cpp wants contexts freed before their model
             undo.callback(model.free)
             self.model: Final = model
-            self.adapters: Final = Adapters(model, command.options.adapters)
+            options = command.options
+            self.adapters: Final = Adapters(model, options.adapters)
             undo.callback(self.adapters.free)
-            self.context: Final = Context(self.model, command.options, threads, abort)
+            self.context: Final = Context(self.model, _least(options) if options.embedding else options, threads, abort)
             undo.callback(self.context.free)
             vocab = self.model.vocab
-            if not self.context.unfit:
+            self.unfit: Final = self.context.unfit or (_EMBEDS_ONLY if options.embedding else "")
+            has_memory = self.context.has_memory
+            self.embedder: Final = Embedder(
+                self.model, options, threads, abort, has_memory=has_memory, adapters=self.adapters
+            )
+            undo.callback(self.embedder.free)
+            if self.unfit:
+                self.embedder.prepare()
+            else:
                 self.context.warm_up(max(vocab.bos, 0))
             rules = Rules(whole=self.model.recurrent, window=self.model.window, first=self.context.first)
             self.batcher: Final = Batcher(
                 self.context,
                 vocab,
-                command.options.n_parallel,
+                options.n_parallel,
                 rules,
                 adapters=self.adapters,
-                store=_store(command.options, rules),
+                store=_store(options, rules),
             )
             undo.callback(self.batcher.clear)
             self._n_keep: Final = command.options.n_keep
@@ -84,12 +95,45 @@ class Loaded:
         """Release everything."""
         self._undo.close()
 
-    def submit(self, request: Generate) -> None:
+    @property
+    def busy(self) -> bool:
+        """Whether a step has something to do or to tell."""
+        return self.batcher.busy or self.embedder.busy
+
+    @property
+    def n_ctx(self) -> int:
+        """Most tokens that a model of this load takes."""
+        return self.embedder.shape.longest if self.unfit else self.context.n_ctx
+
+    def step(self) -> list[ChildMessage]:
+        """Advance the generations by a token each, and then the embeddings by a batch."""
+        told = self.batcher.step() if self.batcher.busy else []
+        if self.embedder.busy:
+            told += self.embedder.step(shared=self.batcher.busy)
+        return told
+
+    def cancel(self, request: int) -> None:
+        """End a request now; the next step returns its ``done``. Unknown numbers are ignored."""
+        self.batcher.cancel(request)
+        self.embedder.cancel(request)
+
+    def set_threads(self, n: int, batch: int) -> None:
+        """Use so many threads from the next step on."""
+        self.context.set_threads(n, batch)
+        self.embedder.set_threads(n, batch)
+
+    def _check_number(self, request: int) -> None:
+        if self.batcher.knows(request) or self.embedder.knows(request):
+            raise RequestError(f"request {request} is running already", code="duplicate_request")
+
+    def submit(self, request: Generate | Embed | Rerank) -> None:
         """Check a request and queue it. Raises RequestError."""
-        if self.context.unfit:
-            raise RequestError(f"this model cannot generate: {self.context.unfit}", code="not_supported")
-        if self.batcher.knows(request.request):
-            raise RequestError(f"request {request.request} is running already", code="duplicate_request")
+        self._check_number(request.request)
+        if isinstance(request, Embed | Rerank):
+            self.embedder.submit(request)
+            return
+        if self.unfit:
+            raise RequestError(f"this model cannot generate: {self.unfit}", code="not_supported")
         _check_limits(request)
         self.samplers.check(request.sampling)
         adapters = self.adapters.chosen(request.lora)
@@ -123,6 +167,11 @@ class Loaded:
 
 def _store(options: EngineOptions, rules: Rules) -> Store:
     return Store(None if options.cache_ram < 0 else options.cache_ram * _MIB, rules)
+
+
+def _least(options: EngineOptions) -> EngineOptions:
+    """Return the options of a context that nobody will generate with."""
+    return msgspec.structs.replace(options, n_ctx=1, n_parallel=1, n_cached=0, n_ubatch=1, n_batch=1)
 
 
 def _check_limits(request: Generate) -> None:

@@ -29,6 +29,7 @@ from llamaherd.transport.messages import (
     Cancel,
     ChildMessage,
     Detokenize,
+    Embed,
     Exit,
     Failed,
     Fault,
@@ -36,6 +37,7 @@ from llamaherd.transport.messages import (
     Load,
     Lora,
     PoolMessage,
+    Rerank,
     Result,
     Sleep,
     State,
@@ -179,7 +181,7 @@ class Service:
 
     def _handle(self, command: PoolMessage) -> None:
         match command:
-            case Generate() | Tokenize() | Detokenize() | Template():
+            case Generate() | Embed() | Rerank() | Tokenize() | Detokenize() | Template():
                 self._answer(command)
             case Cancel():
                 if self._engine is not None:
@@ -200,13 +202,13 @@ class Service:
             case Unknown():
                 log(f"ignored a message of kind {command.kind!r}: {command.reason}")
 
-    def _answer(self, command: Generate | Tokenize | Detokenize | Template) -> None:
+    def _answer(self, command: Generate | Embed | Rerank | Tokenize | Detokenize | Template) -> None:
         engine = self._engine
         try:
             if engine is None or not self._awake:
                 raise RequestError("the worker has no model loaded", code="not_loaded")
             match command:
-                case Generate():
+                case Generate() | Embed() | Rerank():
                     engine.submit(command)
                 case Tokenize():
                     self._channel.send(Result(request=command.request, tokens=engine.tokenize(command)))

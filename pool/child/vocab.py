@@ -25,6 +25,8 @@ class Vocab:
         self.eos: Final = bindings.vocab_eos(self._handle)
         self.adds_bos: Final = bindings.vocab_add_bos(self._handle)
         self.adds_eos: Final = bindings.vocab_add_eos(self._handle)
+        self.sep: Final = bindings.vocab_sep(self._handle)
+        self.adds_sep: Final = bindings.vocab_add_sep(self._handle)
         #: Tokens that the model's maker wants never to be generated.
         self.suppressed: Final = bindings.vocab_suppressed(self._handle)
         # Filled as tokens come: asking llama.cpp costs several times a look-up, and for all tokens it would take long.
@@ -74,6 +76,10 @@ class Vocab:
     def dry_sampler(self, recipe: bindings.DryRecipe) -> int:
         """Return a new sampler against repetition, which knows how this vocabulary spells the sequence breakers."""
         return bindings.sampler_dry(self._handle, recipe)
+
+    def infill_token(self, name: str) -> int:
+        """Return the token for infilling with a name of :data:`bindings.FILL_IN_THE_MIDDLE`, -1 if there is none."""
+        return bindings.vocab_fim(self._handle, name)
 
     def name(self, token: int) -> str:
         """Return the text of a token, control tokens by their name; empty for -1, "this model has none"."""

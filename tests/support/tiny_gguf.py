@@ -4,6 +4,8 @@
 ``random``       llama, F32, random weights: output depends on the whole context; for caches and batches
 ``random-f16``   the same in F16
 ``random-bos``   the same weights, and tokenising puts ``<s>`` first
+``random-mean``  the same weights, and embeddings are the mean of the tokens'
+``random-last``  the same weights, and embeddings are the last token's
 ``scripted``     llama whose greedy output is exactly :data:`SCRIPT_TEXT`, then the end; for streams and stops
 ``bert``         embedding model, mean pooling
 ``rank``         reranker: BERT with a classifier head
@@ -221,13 +223,19 @@ def write_random_llama(
     add_bos: bool = False,
     template: str | None = CHATML,
     poison: bool = False,
+    pooling: str = "",
 ) -> None:
-    """Write a llama with random weights, 572 KB. ``poison`` makes its logits NaN; ``template`` None leaves it out."""
+    """Write a llama with random weights, 572 KB. ``poison`` makes its logits NaN; ``template`` None leaves it out.
+
+    ``pooling`` is one of gguf's names, such as ``MEAN``; without it the file names none.
+    """
     file, vocabulary = _File(path, "llama", seed), _Vocabulary.spelling()
     _llama_keys(file, context=context, heads=4, kv_heads=2, hidden=128, half=half)
     vocabulary.store(file, add_bos=add_bos)
     if template is not None:
         file.keys.add_chat_template(template)
+    if pooling:
+        file.keys.add_pooling_type(gguf.PoolingType[pooling])
     output = file.normal(len(vocabulary), _WIDTH, gain=6)
     if poison:
         output[:] = np.nan
@@ -491,6 +499,8 @@ _MODELS: Final[dict[str, Callable[[Path], None]]] = {
     "random": write_random_llama,
     "random-f16": functools.partial(write_random_llama, half=True),
     "random-bos": functools.partial(write_random_llama, add_bos=True),
+    "random-mean": functools.partial(write_random_llama, pooling="MEAN"),
+    "random-last": functools.partial(write_random_llama, pooling="LAST"),
     "scripted": write_scripted_llama,
     "bert": write_bert,
     "rank": functools.partial(write_bert, rank=True),
