@@ -25,6 +25,7 @@ from llamaherd.http.models import list_models, load_model, model_events, unload_
 from llamaherd.http.native import native_completion
 from llamaherd.http.problems import UNAVAILABLE, Problem, problem_of
 from llamaherd.http.props import props
+from llamaherd.http.responses import responses, responses_input_tokens
 from llamaherd.http.security import Security
 from llamaherd.http.shapes import problem_response
 from llamaherd.http.text import apply_template, detokenize, tokenize
@@ -108,6 +109,10 @@ def _routes(front: Front) -> list[Route]:
         route("/chat/completions/input_tokens", chat_input_tokens, "POST"),
         route("/v1/chat/completions/input_tokens", chat_input_tokens, "POST"),
         route("/v1/completions", completions, "POST"),
+        route("/responses", responses, "POST"),
+        route("/v1/responses", responses, "POST"),
+        route("/responses/input_tokens", responses_input_tokens, "POST"),
+        route("/v1/responses/input_tokens", responses_input_tokens, "POST"),
         route("/v1/messages", messages, "POST"),
         route("/v1/messages/count_tokens", messages_count, "POST"),
         route("/completion", native_completion, "POST"),

@@ -1,0 +1,78 @@
+"""The items that a response's output is made of, each with the events that add, extend and end it.
+
+An item keeps what it was told, for the events at its end say all of it again.
+"""
+
+import secrets
+from abc import ABC, abstractmethod
+from typing import Any
+
+__all__ = ["Item", "MessageItem"]
+
+
+class Item(ABC):
+    """One item of the output.
+
+    Args:
+        index: Its place in the output.
+        prefix: How its id begins.
+    """
+
+    def __init__(self, index: int, prefix: str) -> None:
+        self.index = index
+        self.id = f"{prefix}_{secrets.token_hex(24)}"
+        self._texts: list[str] = []
+
+    @property
+    def text(self) -> str:
+        """All that it was told."""
+        return "".join(self._texts)
+
+    @abstractmethod
+    def to_json(self, status: str) -> dict[str, Any]:
+        """Return the item as it is by now."""
+
+    def begin(self) -> list[dict[str, Any]]:
+        """Return the events that add it, while it is empty."""
+        return [self._event("output_item.added", item=self.to_json("in_progress"))]
+
+    def end(self) -> list[dict[str, Any]]:
+        """Return the events that end it."""
+        return [self._event("output_item.done", item=self.to_json("completed"))]
+
+    def _event(self, name: str, **more: Any) -> dict[str, Any]:
+        return {"type": f"response.{name}", "output_index": self.index, **more}
+
+    def _inner(self, name: str, **more: Any) -> dict[str, Any]:
+        return self._event(name, item_id=self.id, **more)
+
+
+class MessageItem(Item):
+    """Text for the user."""
+
+    def __init__(self, index: int) -> None:
+        super().__init__(index, "msg")
+        self._probs: list[dict[str, Any]] = []
+
+    def to_json(self, status: str) -> dict[str, Any]:
+        content = [self._part(self.text, self._probs)] if self._texts else []
+        return {"id": self.id, "type": "message", "role": "assistant", "status": status, "content": content}
+
+    def add(self, text: str, probs: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return the event that brings more text, and how likely its tokens were."""
+        self._texts.append(text)
+        self._probs += probs
+        return self._inner("output_text.delta", content_index=0, delta=text, logprobs=probs)
+
+    def begin(self) -> list[dict[str, Any]]:
+        return [*super().begin(), self._inner("content_part.added", content_index=0, part=self._part("", []))]
+
+    def end(self) -> list[dict[str, Any]]:
+        return [
+            self._inner("output_text.done", content_index=0, text=self.text, logprobs=self._probs),
+            self._inner("content_part.done", content_index=0, part=self._part(self.text, self._probs)),
+            *super().end(),
+        ]
+
+    def _part(self, text: str, probs: list[dict[str, Any]]) -> dict[str, Any]:
+        return {"type": "output_text", "text": text, "annotations": [], "logprobs": probs}

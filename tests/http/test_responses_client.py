@@ -1,0 +1,165 @@
+"""The official client's ``responses`` work unchanged: whole and streamed, its stream helper, counting, and errors."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+
+from live_front import LiveFront, fake, sse_data
+
+HELLO = "one two three"
+
+
+@pytest.fixture(scope="module")
+def front() -> Iterator[LiveFront]:
+    with LiveFront(fake("echo"), fake("broken", load="fail"), fake("failing", fail_at=2)) as live:
+        yield live
+
+
+@pytest.fixture
+def client(front: LiveFront) -> Iterator[openai.OpenAI]:
+    with front.openai() as api:
+        yield api
+
+
+@pytest.fixture
+def http(front: LiveFront) -> Iterator[httpx2.Client]:
+    with front.client() as plain:
+        yield plain
+
+
+def test_it_gets_a_response(client: openai.OpenAI) -> None:
+    answer = client.responses.create(model="echo", input=HELLO, temperature=0.5, metadata={"who": "me"})
+    assert answer.id.startswith("resp_")
+    assert answer.output_text == "one two three"
+    assert answer.status == "completed"
+    assert answer.metadata == {"who": "me"}
+    (item,) = answer.output
+    assert item.type == "message"
+    assert item.id.startswith("msg_")
+    assert answer.usage is not None
+    assert (answer.usage.input_tokens, answer.usage.output_tokens, answer.usage.total_tokens) == (3, 3, 6)
+    assert answer.usage.input_tokens_details.cached_tokens == 0
+
+
+def test_a_response_that_reached_its_limit_is_incomplete(client: openai.OpenAI) -> None:
+    answer = client.responses.create(model="echo", input=HELLO, max_output_tokens=2)
+    assert answer.output_text == "one two"
+    assert answer.status == "incomplete"
+    assert answer.incomplete_details is not None
+    assert answer.incomplete_details.reason == "max_output_tokens"
+
+
+def test_it_streams_events_in_openais_order(client: openai.OpenAI) -> None:
+    with client.responses.create(model="echo", input=HELLO, stream=True) as stream:
+        events = list(stream)
+    assert [event.type for event in events] == [
+        "response.created",
+        "response.in_progress",
+        "response.output_item.added",
+        "response.content_part.added",
+        "response.output_text.delta",
+        "response.output_text.delta",
+        "response.output_text.delta",
+        "response.output_text.done",
+        "response.content_part.done",
+        "response.output_item.done",
+        "response.completed",
+    ]
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    last = events[-1]
+    assert last.type == "response.completed"
+    assert last.response.output_text == "one two three"
+    items = {event.item_id for event in events if event.type == "response.output_text.delta"}
+    assert items == {last.response.output[0].id}
+
+
+def test_a_stream_that_reached_its_limit_ends_incomplete(client: openai.OpenAI) -> None:
+    with client.responses.create(model="echo", input=HELLO, stream=True, max_output_tokens=1) as stream:
+        *_, last = stream
+    assert last.type == "response.incomplete"
+    assert last.response.output_text == "one"
+
+
+def test_its_stream_helper_builds_the_whole_response(client: openai.OpenAI) -> None:
+    with client.responses.stream(model="echo", input=HELLO) as stream:
+        answer = stream.get_final_response()
+    assert answer.output_text == "one two three"
+
+
+def test_events_carry_their_names_and_timings(http: httpx2.Client) -> None:
+    body = {"model": "echo", "input": HELLO, "stream": True}
+    lines = http.post("/v1/responses", json=body).text.splitlines()
+    names = [line.removeprefix("event: ") for line in lines if line.startswith("event: ")]
+    data = sse_data(lines)
+    assert names == [one["type"] for one in data]
+    assert data[-1]["timings"]["predicted_n"] == 3
+
+
+def test_an_empty_answer_has_no_items(client: openai.OpenAI) -> None:
+    assert client.responses.create(model="echo", input=HELLO, max_output_tokens=0).output == []
+
+
+def test_conversations_and_instructions_are_understood(client: openai.OpenAI) -> None:
+    answer = client.responses.create(
+        model="echo",
+        instructions="be brief",
+        input=[
+            {"role": "user", "content": "hi"},
+            {"role": "assistant", "content": "hello"},
+            {"role": "user", "content": [{"type": "input_text", "text": "one two"}]},
+        ],
+    )
+    assert answer.output_text == "one two"
+    assert answer.instructions == "be brief"
+
+
+def test_it_counts_tokens(client: openai.OpenAI) -> None:
+    few = client.responses.input_tokens.count(model="echo", input="hi")
+    many = client.responses.input_tokens.count(model="echo", input="hi", instructions="be brief")
+    assert few.object == "response.input_tokens"
+    assert 0 < few.input_tokens < many.input_tokens
+
+
+def test_a_chats_tokens_are_counted(http: httpx2.Client) -> None:
+    body = {"model": "echo", "messages": [{"role": "user", "content": "hi"}]}
+    for path in ("/v1/chat/completions/input_tokens", "/chat/completions/input_tokens"):
+        assert http.post(path, json=body).json() == {"object": "response.input_tokens", "input_tokens": 9}
+
+
+def test_it_sees_an_error_in_the_middle_of_a_stream(client: openai.OpenAI) -> None:
+    with (
+        client.responses.create(model="failing", input=HELLO, stream=True) as stream,
+        pytest.raises(openai.APIError, match="fails"),
+    ):
+        assert list(stream)
+
+
+def test_it_sees_a_failed_load_as_a_server_error(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.InternalServerError, match="broken"):
+        client.responses.create(model="broken", input=HELLO)
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"input": None}, "input"),
+        ({"input": 3}, "input"),
+        ({"input": [3]}, "input[0]"),
+        ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type"),
+        ({"input": [{"role": "user", "content": [{"type": "input_file"}]}]}, "input[0].content[0].type"),
+        ({"input": [{"role": "robot", "content": "hi"}]}, "input[0].role"),
+        ({"previous_response_id": "resp_1"}, "previous_response_id"),
+        ({"conversation": "conv_1"}, "conversation"),
+        ({"background": True}, "background"),
+        ({"tool_choice": {"type": "mcp"}}, "tool_choice"),
+        ({"max_output_tokens": "many"}, "max_output_tokens"),
+        ({"text": {"format": "xml"}}, "text.format"),
+    ],
+)
+def test_bad_bodies_are_refused_by_the_field(http: httpx2.Client, change: dict[str, Any], field: str) -> None:
+    response = http.post("/v1/responses", json={"model": "echo", "input": HELLO, **change})
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == field
