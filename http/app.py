@@ -23,6 +23,7 @@ from llamaherd.http.health import health
 from llamaherd.http.metrics import metrics as get_metrics
 from llamaherd.http.models import list_models, load_model, model_events, unload_model
 from llamaherd.http.native import native_completion
+from llamaherd.http.openapi import openapi
 from llamaherd.http.problems import UNAVAILABLE, Problem, problem_of
 from llamaherd.http.props import props
 from llamaherd.http.responses import responses, responses_input_tokens
@@ -124,6 +125,7 @@ def _routes(front: Front) -> list[Route]:
         route("/lora-adapters", set_adapters, "POST"),
         route("/props", props, "GET"),
         route("/metrics", get_metrics, "GET"),
+        route("/openapi.json", openapi, "GET"),
     ]
 
 
