@@ -12,9 +12,9 @@ from llamaherd.http.front import Front
 from llamaherd.http.logprobs import kept_probs, logprobs_json
 from llamaherd.http.problems import INVALID_REQUEST, Problem
 from llamaherd.http.schema import ChatBody, parse
-from llamaherd.pool import Completion, Generation, Piece, TokenProbs
+from llamaherd.pool import CallDelta, Completion, Generation, Piece, TokenProbs
 
-__all__ = ["ChatAnswer", "chat_completions", "start_chat"]
+__all__ = ["ChatAnswer", "call_delta_json", "chat_completions", "message_json", "start_chat"]
 
 
 async def chat_completions(front: Front, request: Request) -> Response:
@@ -36,6 +36,28 @@ def start_chat(front: Front, request: Request, body: ChatBody) -> list[Generatio
     )
 
 
+def message_json(completion: Completion) -> dict[str, Any]:
+    """Return an answer as OpenAI's message. Content is null where calls are all there is."""
+    message: dict[str, Any] = {"role": "assistant", "content": completion.text}
+    if completion.reasoning:
+        message["reasoning_content"] = completion.reasoning
+    if completion.tool_calls:
+        message["content"] = completion.text or None
+        message["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in completion.tool_calls
+        ]
+    return message
+
+
+def call_delta_json(call: CallDelta) -> dict[str, Any]:
+    """Return what a tool call gained in OpenAI's shape: the first delta has the id and the name."""
+    function = {"arguments": call.arguments}
+    if not call.id:
+        return {"index": call.index, "function": function}
+    return {"index": call.index, "id": call.id, "type": "function", "function": {"name": call.name, **function}}
+
+
 class ChatAnswer(OpenAIAnswer):
     """``chat.completion`` and ``chat.completion.chunk`` objects, with ``logprobs`` where they were asked for.
 
@@ -53,7 +75,7 @@ class ChatAnswer(OpenAIAnswer):
             {
                 "finish_reason": completion.finish_reason,
                 "index": index,
-                "message": {"role": "assistant", "content": completion.text},
+                "message": message_json(completion),
                 **self._logprobs(kept_probs(completion)),
             }
             for index, completion in enumerate(completions)
@@ -64,9 +86,16 @@ class ChatAnswer(OpenAIAnswer):
         return [self._chunk(index, {"role": "assistant", "content": None})]
 
     def middle(self, index: int, piece: Piece) -> Iterable[dict[str, Any]]:
-        if not piece.text and not piece.probs:
+        delta: dict[str, Any] = {}
+        if piece.reasoning:
+            delta["reasoning_content"] = piece.reasoning
+        if piece.text:
+            delta["content"] = piece.text
+        if piece.calls:
+            delta["tool_calls"] = [call_delta_json(call) for call in piece.calls]
+        if not delta and not piece.probs:
             return []
-        return [self._chunk(index, {"content": piece.text}, **self._logprobs(piece.probs))]
+        return [self._chunk(index, delta or {"content": ""}, **self._logprobs(piece.probs))]
 
     def closing(self, index: int, piece: Piece, summary: Summary | None) -> Iterable[dict[str, Any]]:
         chunks = [self._chunk(index, {}, finish_reason=piece.finish_reason)]

@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar, cast
 import msgspec
 
 from llamaherd.http.problems import INVALID_REQUEST, NOT_SUPPORTED, Problem
-from llamaherd.pool import ChatParams, GenerateParams
+from llamaherd.pool import ChatParams, GenerateParams, TemplateParams
 
 __all__ = [
     "MAX_CHOICES",
@@ -42,10 +42,7 @@ UNSUPPORTED: Final[Mapping[str, tuple[Any, ...]]] = MappingProxyType(
         "post_sampling_probs": (None, False),
         "return_progress": (None, False),
         "timings_per_token": (None, False),
-        "continue_final_message": (None, False),
         # what may be answered
-        "tools": (None, []),
-        "tool_choice": (None, "none", "auto"),
         "functions": (None, []),
         "function_call": (None, "none", "auto"),
         "response_format": (None, {"type": "text"}),
@@ -195,12 +192,23 @@ class ChatBody(GenerateBody, frozen=True, kw_only=True):
     """``POST /v1/chat/completions``. What a message may hold is for the pool and the model's template to say.
 
     Attributes:
+        chat_template_kwargs: Variables for the template; the pool's ``template_kwargs``.
+        reasoning_effort: OpenAI's word for how much to think; ``none`` is ``enable_thinking: false``.
         logprobs: Tell how likely each token was.
         top_logprobs: How many likely ones to tell with it, 0 to 20; more than 0 only with ``logprobs``.
+
+    The others are the pool's, see :class:`~llamaherd.pool.TemplateParams`.
     """
 
     messages: list[dict[str, Any]] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_format: str | None = None
+    reasoning_effort: str | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | str | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
 
@@ -221,7 +229,25 @@ class ChatBody(GenerateBody, frozen=True, kw_only=True):
 
     def to_chat_params(self, index: int = 0) -> ChatParams:
         """Return the pool's parameters for one of the answers."""
-        return ChatParams(**self.to_params(index), template_kwargs=self.chat_template_kwargs)
+        return ChatParams(**self.to_params(index), **self.to_template_params())
+
+    def to_template_params(self) -> TemplateParams:
+        """Return the pool's parameters for the prompt."""
+        kwargs = dict(self.chat_template_kwargs or {})
+        if self.reasoning_effort == "none":
+            kwargs.pop("reasoning_effort", None)
+            kwargs["enable_thinking"] = False
+        elif self.reasoning_effort:
+            kwargs["reasoning_effort"] = self.reasoning_effort
+        return TemplateParams(
+            template_kwargs=kwargs,
+            tools=self.tools,
+            tool_choice=self.tool_choice,
+            parallel_tool_calls=self.parallel_tool_calls,
+            reasoning_format=self.reasoning_format,
+            add_generation_prompt=self.add_generation_prompt,
+            continue_final_message=self.continue_final_message,
+        )
 
 
 class CompletionBody(GenerateBody, frozen=True, kw_only=True):

@@ -16,8 +16,6 @@ __all__ = ["apply_template", "detokenize", "render", "tokenize"]
 
 #: Questions that one request has open with a worker at a time.
 _AT_ONCE: Final = 64
-#: Names that the pool's method takes itself.
-_RESERVED: Final = frozenset({"self", "model", "messages"})
 _REPLACED: Final = "\ufffd"
 
 
@@ -50,12 +48,7 @@ async def render(front: Front, model: str, body: ChatBody) -> str:
     """Return the prompt that a chat becomes. Raises Problem if it has no messages, and as the pool."""
     if body.messages is None:
         raise Problem(INVALID_REQUEST, '"messages" is required', param="messages")
-    kwargs = body.chat_template_kwargs or {}
-    if reserved := sorted(_RESERVED & set(kwargs)):
-        raise Problem(
-            INVALID_REQUEST, f"chat_template_kwargs: {reserved[0]!r} is not allowed", param="chat_template_kwargs"
-        )
-    return await front.pool.apply_template(model, body.messages, **kwargs)
+    return await front.pool.apply_template(model, body.messages, **body.to_template_params())
 
 
 async def _tokens(front: Front, model: str, body: TokenizeBody) -> list[Any]:

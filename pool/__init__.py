@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from llamaherd.pool.adapters import AdapterStatus
     from llamaherd.pool.catalog import DEMO, Catalog, build_catalog, find_model, model_parts
+    from llamaherd.pool.chat_params import ChatMessage, TemplateParams
     from llamaherd.pool.config import DEFAULT_STOP_TIMEOUT, Adapter, EngineOptions, ModelSpec
     from llamaherd.pool.embeddings import Embedding, Embeddings, Ranking
     from llamaherd.pool.errors import (
@@ -28,19 +29,19 @@ if TYPE_CHECKING:
     )
     from llamaherd.pool.events import Event, Subscription
     from llamaherd.pool.flags import FLAGS, Flag, find_flag, find_key
-    from llamaherd.pool.generation import Completion, Generation, Piece
+    from llamaherd.pool.generation import Completion, Generation, Piece, ToolCall
     from llamaherd.pool.gguf import GGUFError, ModelFacts, estimate_bytes, kv_bytes, read_facts
     from llamaherd.pool.hub import CachedModel, cache_folder, find_cached, remove_cached, scan_cache
     from llamaherd.pool.lifecycle import State
     from llamaherd.pool.names import HubName, model_name, parse_hub_name
-    from llamaherd.pool.params import ChatMessage, ChatParams, GenerateParams
+    from llamaherd.pool.params import ChatParams, GenerateParams
     from llamaherd.pool.pool import Pool
     from llamaherd.pool.presets import Preset, PresetFile, Setting, read_presets
     from llamaherd.pool.sources import Configure, Draft, Sources, gather, plain
     from llamaherd.pool.status import ModelStatus, QueuedRequest
     from llamaherd.pool.sync import SyncPool
     from llamaherd.pool.sync_stream import SyncGeneration, SyncSubscription
-    from llamaherd.transport.messages import FinishReason, Timings, TokenProb, TokenProbs, Usage
+    from llamaherd.transport.messages import CallDelta, FinishReason, Timings, TokenProb, TokenProbs, Usage
 
 __all__ = [
     "DEFAULT_STOP_TIMEOUT",
@@ -50,6 +51,7 @@ __all__ = [
     "AdapterStatus",
     "BadRequest",
     "CachedModel",
+    "CallDelta",
     "Catalog",
     "ChatMessage",
     "ChatParams",
@@ -90,9 +92,11 @@ __all__ = [
     "SyncGeneration",
     "SyncPool",
     "SyncSubscription",
+    "TemplateParams",
     "Timings",
     "TokenProb",
     "TokenProbs",
+    "ToolCall",
     "Usage",
     "WorkerDied",
     "WorkerFailed",
@@ -120,8 +124,9 @@ _HOME: Final = {
     "AdapterStatus": "llamaherd.pool.adapters",
     "BadRequest": "llamaherd.pool.errors",
     "CachedModel": "llamaherd.pool.hub",
+    "CallDelta": "llamaherd.transport.messages",
     "Catalog": "llamaherd.pool.catalog",
-    "ChatMessage": "llamaherd.pool.params",
+    "ChatMessage": "llamaherd.pool.chat_params",
     "ChatParams": "llamaherd.pool.params",
     "Completion": "llamaherd.pool.generation",
     "Configure": "llamaherd.pool.sources",
@@ -163,9 +168,11 @@ _HOME: Final = {
     "SyncGeneration": "llamaherd.pool.sync_stream",
     "SyncPool": "llamaherd.pool.sync",
     "SyncSubscription": "llamaherd.pool.sync_stream",
+    "TemplateParams": "llamaherd.pool.chat_params",
     "Timings": "llamaherd.transport.messages",
     "TokenProb": "llamaherd.transport.messages",
     "TokenProbs": "llamaherd.transport.messages",
+    "ToolCall": "llamaherd.pool.generation",
     "Usage": "llamaherd.transport.messages",
     "WorkerDied": "llamaherd.pool.errors",
     "WorkerFailed": "llamaherd.pool.errors",

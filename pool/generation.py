@@ -3,15 +3,24 @@
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Self
 
 import msgspec
 
-from llamaherd.transport.messages import Delta, Done, FinishReason, Timings, TokenProbs, Usage
+from llamaherd.transport.messages import (
+    CallDelta,
+    Delta,
+    Done,
+    FinishReason,
+    Timings,
+    TokenProbs,
+    TypedDelta,
+    Usage,
+)
 
-__all__ = ["Completion", "Generation", "Piece"]
+__all__ = ["Completion", "Generation", "Piece", "ToolCall"]
 
 #: Pieces that may wait unread before further ones are merged into the last; a slow reader costs text, not objects.
 MAX_WAITING_PIECES = 64
@@ -24,9 +33,11 @@ class Piece(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         text: New text, complete UTF-8 characters only; empty on the last piece.
+        reasoning: New text of the model's reasoning, which comes before ``text``; of chats only.
+        calls: What tool calls gained, which comes after ``text``; of chats with ``tools`` only.
         tokens: Ids of the tokens behind it.
         probs: How likely each token was, and the likeliest ones; only if ``n_probs`` asked for them.
-        finish_reason: Set on the last piece only: ``stop``, ``length`` or ``cancelled``.
+        finish_reason: Set on the last piece only: ``stop``, ``length``, ``tool_calls`` or ``cancelled``.
         usage: Token counts, on the last piece only.
         timings: Milliseconds inside the worker, on the last piece only.
         stopping_word: The stop text that ended the generation, if one did.
@@ -34,6 +45,8 @@ class Piece(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     text: str = ""
+    reasoning: str = ""
+    calls: tuple[CallDelta, ...] = ()
     tokens: tuple[int, ...] = ()
     probs: tuple[TokenProbs, ...] = ()
     finish_reason: FinishReason | None = None
@@ -43,8 +56,27 @@ class Piece(msgspec.Struct, frozen=True, kw_only=True):
     truncated: bool = False
 
 
+class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
+    """A function that the model wants to be called.
+
+    Attributes:
+        id: What the function's answer refers to.
+        name: The function's.
+        arguments: JSON, as the model wrote it; it breaks off where the answer ended early (``length``).
+    """
+
+    id: str
+    name: str
+    arguments: str
+
+    @classmethod
+    def join(cls, deltas: Iterable[CallDelta]) -> "tuple[Self, ...]":
+        """Return the calls that all deltas of an answer make."""
+        return tuple(cls(id=one.id, name=one.name, arguments=one.arguments) for one in _merged(deltas))
+
+
 class Completion(msgspec.Struct, frozen=True, kw_only=True):
-    """A whole answer: what :meth:`Generation.collect` returns. Fields as in :class:`Piece`."""
+    """A whole answer: what :meth:`Generation.collect` returns. Fields as in :class:`Piece`, and ``tool_calls``."""
 
     text: str
     tokens: tuple[int, ...]
@@ -54,6 +86,8 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
     stopping_word: str = ""
     probs: tuple[TokenProbs, ...] = ()
     truncated: bool = False
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
 
     @classmethod
     def join(cls, pieces: Sequence[Piece]) -> Self:
@@ -70,6 +104,8 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
             stopping_word=last.stopping_word,
             probs=tuple(prob for piece in pieces for prob in piece.probs),
             truncated=last.truncated,
+            reasoning="".join(piece.reasoning for piece in pieces),
+            tool_calls=ToolCall.join(delta for piece in pieces for delta in piece.calls),
         )
 
 
@@ -114,7 +150,7 @@ class Generation(AsyncIterator[Piece]):
             if len(self._surplus) >= MAX_SURPLUS:
                 self._surplus = [self._joined()]
         else:
-            self._pieces.append(Piece(text=delta.text, tokens=delta.tokens, probs=delta.probs))
+            self._pieces.append(_piece(delta))
         self._wake()
 
     def _merge_surplus(self) -> None:
@@ -122,16 +158,19 @@ class Generation(AsyncIterator[Piece]):
         if self._surplus:
             joined = self._joined()
             self._surplus.clear()
-            self._pieces.append(Piece(text=joined.text, tokens=joined.tokens, probs=joined.probs))
+            self._pieces.append(_piece(joined))
 
     def _joined(self) -> Delta:
         deltas = self._surplus
-        return Delta(
-            deltas[0].request,
-            "".join(delta.text for delta in deltas),
-            tuple(token for delta in deltas for token in delta.tokens),
-            tuple(prob for delta in deltas for prob in delta.probs),
-        )
+        text = "".join(delta.text for delta in deltas)
+        tokens = tuple(token for delta in deltas for token in delta.tokens)
+        probs = tuple(prob for delta in deltas for prob in delta.probs)
+        typed = [delta for delta in deltas if isinstance(delta, TypedDelta)]
+        if not typed:
+            return Delta(deltas[0].request, text, tokens, probs)
+        reasoning = "".join(delta.reasoning for delta in typed)
+        calls = _merged(call for delta in typed for call in delta.calls)
+        return TypedDelta(deltas[0].request, text, tokens, probs, reasoning, calls)
 
     def finish(self, done: Done) -> None:
         """End in order. Called by the pool."""
@@ -228,3 +267,26 @@ class Generation(AsyncIterator[Piece]):
         if self._on_cancel is not None:
             with contextlib.suppress(RuntimeError):  # the loop is closed, and the pool with it
                 self._loop.call_soon_threadsafe(self._on_cancel)
+
+
+def _piece(delta: Delta) -> Piece:
+    if isinstance(delta, TypedDelta):
+        return Piece(
+            text=delta.text, reasoning=delta.reasoning, calls=delta.calls, tokens=delta.tokens, probs=delta.probs
+        )
+    return Piece(text=delta.text, tokens=delta.tokens, probs=delta.probs)
+
+
+def _merged(deltas: Iterable[CallDelta]) -> tuple[CallDelta, ...]:
+    """Return deltas with those of the same call made one."""
+    return tuple(
+        CallDelta(index, "".join(part.arguments for part in parts), parts[0].id, parts[0].name)
+        for index, parts in sorted(_by_call(deltas).items())
+    )
+
+
+def _by_call(deltas: Iterable[CallDelta]) -> dict[int, list[CallDelta]]:
+    calls: dict[int, list[CallDelta]] = {}
+    for delta in deltas:
+        calls.setdefault(delta.index, []).append(delta)
+    return calls

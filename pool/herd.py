@@ -9,7 +9,7 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Iterable, Mapping
 from typing import Any, Final
 
 from llamaherd.pool.clocks import Clocks, now
@@ -30,6 +30,7 @@ from llamaherd.transport.errors import ChannelError
 from llamaherd.transport.messages import (
     Cancel,
     ChildMessage,
+    Delta,
     Done,
     Embed,
     Failed,
@@ -388,17 +389,22 @@ class Herd:
 
     # --- news of workers ---
 
+    def _feed(self, entry: Entry, deltas: Iterable[Delta]) -> None:
+        for delta in deltas:
+            request = self._requests.get(delta.request)
+            if request is not None and request.sink is not None and request.is_with(entry):
+                request.answered = True
+                request.sink.feed(delta)
+
     def on_message(self, worker: Worker, message: ChildMessage) -> None:
         entry = self._entries.get(worker.model)
         if entry is None or entry.worker is not worker:
             return
         match message:
             case Tokens():
-                for delta in message.deltas:
-                    request = self._requests.get(delta.request)
-                    if request is not None and request.sink is not None and request.is_with(entry):
-                        request.answered = True
-                        request.sink.feed(delta)
+                self._feed(entry, message.deltas)
+                if message.typed:
+                    self._feed(entry, message.typed)
             case Vectors():
                 for vector in message.vectors:
                     request = self._requests.get(vector.request)

@@ -6,13 +6,15 @@ anything. The last check is the codec itself: a message that would not arrive as
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, TypeAlias, TypedDict, TypeVar, cast
+from typing import Any, Final, TypedDict, TypeVar, cast
 
 from llamaherd.pool.adapters import check_lora
+from llamaherd.pool.chat_params import ChatMessage, TemplateParams, chat_options, check_messages
 from llamaherd.pool.errors import BadRequest
 from llamaherd.pool.sampling import LIMITS, MAX_BIASES, SAMPLER_NAMES, problem_of, sampler_name
 from llamaherd.transport.messages import (
     MAX_MESSAGE_BYTES,
+    ChatOptions,
     Detokenize,
     Embed,
     Generate,
@@ -32,16 +34,13 @@ __all__ = [
     "GenerateParams",
     "chat_request",
     "check_command",
-    "check_messages",
     "check_prompts",
     "check_tokens",
     "completion_request",
     "embed_request",
     "rerank_request",
+    "template_request",
 ]
-
-#: An OpenAI chat message: ``role`` and ``content``, and whatever else the model's template reads.
-ChatMessage: TypeAlias = Mapping[str, Any]
 
 Command = TypeVar("Command", bound=Generate | Embed | Rerank | Tokenize | Detokenize | Template)
 
@@ -113,14 +112,10 @@ class GenerateParams(TypedDict, total=False):
     n_discard: int | None
 
 
-class ChatParams(GenerateParams, total=False):
-    """Keyword arguments of ``Pool.chat``: those of :class:`GenerateParams`, and
-
-    Attributes:
-        template_kwargs: Extra variables for the model's chat template.
+class ChatParams(GenerateParams, TemplateParams, total=False):
+    """Keyword arguments of ``Pool.chat``: those of :class:`GenerateParams` and of
+    :class:`~llamaherd.pool.chat_params.TemplateParams`.
     """
-
-    template_kwargs: Mapping[str, Any] | None
 
 
 def check_command(command: Command) -> Command:
@@ -146,12 +141,27 @@ def completion_request(request: int, prompt: str | Sequence[int], params: Genera
 
 def chat_request(request: int, messages: Sequence[ChatMessage], params: ChatParams) -> Generate:
     """Return the message for a chat, or raise :class:`~llamaherd.pool.errors.BadRequest`."""
+    return _generate(request, _conversation(messages, params), cast(GenerateParams, params))
+
+
+def template_request(request: int, messages: Sequence[ChatMessage], params: TemplateParams) -> Template:
+    """Return the message for a prompt, or raise :class:`~llamaherd.pool.errors.BadRequest`."""
+    if unknown := set(params) - set(TemplateParams.__annotations__):
+        raise BadRequest(f"unknown parameter {sorted(unknown)[0]!r}")
+    return check_command(Template(request=request, **_conversation(messages, params)))
+
+
+def _conversation(messages: Sequence[ChatMessage], params: TemplateParams) -> dict[str, Any]:
+    checked = check_messages(messages)
     kwargs = params.get("template_kwargs") or {}
     if not isinstance(kwargs, Mapping):
         raise BadRequest("template_kwargs must be an object")
-    return _generate(
-        request, {"messages": check_messages(messages), "template_kwargs": dict(kwargs)}, cast(GenerateParams, params)
-    )
+    # The reference's check: a text would be true whatever it says.
+    if isinstance(kwargs.get("enable_thinking"), str):
+        raise BadRequest("template_kwargs: enable_thinking must be true or false, not a text")
+    options = chat_options(checked, params)
+    given = None if options == ChatOptions() else options
+    return {"messages": checked, "template_kwargs": dict(kwargs), "chat": given}
 
 
 def check_tokens(tokens: object) -> tuple[int, ...]:
@@ -203,21 +213,6 @@ def rerank_request(request: int, query: str, documents: Sequence[str]) -> Rerank
     """Return the message for a batch of documents, or raise :class:`~llamaherd.pool.errors.BadRequest`."""
     texts = tuple(_text(document, "a document") for document in documents)
     return check_command(Rerank(request=request, query=_text(query, "query"), documents=texts))
-
-
-def check_messages(messages: Sequence[ChatMessage]) -> tuple[dict[str, Any], ...]:
-    """Return chat messages as plain dicts, or raise :class:`~llamaherd.pool.errors.BadRequest`."""
-    if isinstance(messages, str | bytes) or not isinstance(messages, Sequence) or not messages:
-        raise BadRequest("messages must be a non-empty list")
-    for index, message in enumerate(messages):
-        if not isinstance(message, Mapping):
-            raise BadRequest(f"messages[{index}] must be an object")
-        if not isinstance(message.get("role"), str):
-            raise BadRequest(f"messages[{index}].role must be a text")
-        content = message.get("content")
-        if not (content is None or isinstance(content, str | Sequence)):
-            raise BadRequest(f"messages[{index}].content must be a text or a list of parts")
-    return tuple(dict(message) for message in messages)
 
 
 def _generate(request: int, subject: dict[str, Any], params: GenerateParams) -> Generate:

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, Self, Unpack
 
 from llamaherd.pool.adapters import AdapterStatus, check_lora, describe, scales_of
+from llamaherd.pool.chat_params import ChatMessage, TemplateParams
 from llamaherd.pool.config import DEFAULT_STOP_TIMEOUT, ModelSpec
 from llamaherd.pool.embeddings import (
     Embedding,
@@ -29,17 +30,16 @@ from llamaherd.pool.launch import Launcher, LocalLauncher
 from llamaherd.pool.lifecycle import RUNNING, State
 from llamaherd.pool.machine import usable_cores
 from llamaherd.pool.params import (
-    ChatMessage,
     ChatParams,
     GenerateParams,
     chat_request,
     check_command,
-    check_messages,
     check_prompts,
     check_tokens,
     completion_request,
     embed_request,
     rerank_request,
+    template_request,
 )
 from llamaherd.pool.schedule import Limits
 from llamaherd.pool.status import ModelStatus
@@ -52,7 +52,6 @@ from llamaherd.transport.messages import (
     Prompt,
     Rerank,
     Result,
-    Template,
     Tokenize,
     Usage,
 )
@@ -304,12 +303,18 @@ class Pool:
         result = await self._ask(self._entry_for(model), number, command)
         return (result.text or "") if result is not None else ""
 
-    async def apply_template(self, model: str, messages: Sequence[ChatMessage], **template_kwargs: Any) -> str:
-        """Return the prompt that :meth:`chat` would make of a conversation. Raises as :meth:`chat`."""
+    async def apply_template(
+        self, model: str, messages: Sequence[ChatMessage], **params: Unpack[TemplateParams]
+    ) -> str:
+        """Return the prompt that :meth:`chat` would make of a conversation. Raises as :meth:`chat`.
+
+        Args:
+            model: A model's name or alias.
+            messages: As :meth:`chat` takes them.
+            **params: See :class:`~llamaherd.pool.chat_params.TemplateParams`.
+        """
         number = self._herd.next_number()
-        command = check_command(
-            Template(request=number, messages=check_messages(messages), template_kwargs=template_kwargs)
-        )
+        command = template_request(number, messages, params)
         result = await self._ask(self._entry_for(model), number, command)
         return (result.text or "") if result is not None else ""
 

@@ -12,13 +12,14 @@ from types import TracebackType
 from typing import Any, Final, Literal, Self, Unpack, cast, overload
 
 from llamaherd.pool.adapters import AdapterStatus
+from llamaherd.pool.chat_params import ChatMessage, TemplateParams
 from llamaherd.pool.config import DEFAULT_STOP_TIMEOUT, EngineOptions, ModelSpec
 from llamaherd.pool.embeddings import Embeddings, Ranking
 from llamaherd.pool.errors import BadRequest, PoolClosed, PoolError
 from llamaherd.pool.generation import Completion, Generation
 from llamaherd.pool.launch import Launcher
 from llamaherd.pool.loop_thread import LoopThread
-from llamaherd.pool.params import ChatMessage, ChatParams, GenerateParams
+from llamaherd.pool.params import ChatParams, GenerateParams
 from llamaherd.pool.pool import Pool
 from llamaherd.pool.status import ModelStatus
 from llamaherd.pool.sync_map import MapParams, MapPlan, MapPrompt, MapReport, map_bar, map_results, start_prompt
@@ -305,9 +306,9 @@ class SyncPool:
         """Return the text of token ids; see ``Pool.detokenize``."""
         return self._loop.wait(lambda: self._pool.detokenize(model, tokens))
 
-    def apply_template(self, model: str, messages: Sequence[ChatMessage], **template_kwargs: Any) -> str:
+    def apply_template(self, model: str, messages: Sequence[ChatMessage], **params: Unpack[TemplateParams]) -> str:
         """Return the prompt that :meth:`chat` would make of a conversation; see ``Pool.apply_template``."""
-        return self._loop.wait(lambda: self._pool.apply_template(model, messages, **template_kwargs))
+        return self._loop.wait(lambda: self._pool.apply_template(model, messages, **params))
 
     # --- adapters ---
 

@@ -7,10 +7,11 @@ from contextlib import AbstractContextManager, nullcontext
 from queue import SimpleQueue
 from typing import Any, Final, NamedTuple, TypeAlias, cast
 
+from llamaherd.pool.chat_params import ChatMessage
 from llamaherd.pool.errors import PoolClosed, PoolError
 from llamaherd.pool.generation import Completion, Generation
 from llamaherd.pool.loop_thread import LoopThread, receive
-from llamaherd.pool.params import ChatMessage, ChatParams
+from llamaherd.pool.params import ChatParams
 
 __all__ = ["MapParams", "MapPlan", "MapPrompt", "MapReport", "map_bar", "map_results", "start_prompt"]
 

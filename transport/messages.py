@@ -16,7 +16,9 @@ __all__ = [
     "MAX_MESSAGE_BYTES",
     "POOL_KINDS",
     "Adapter",
+    "CallDelta",
     "Cancel",
+    "ChatOptions",
     "ChildMessage",
     "Delta",
     "Detokenize",
@@ -48,6 +50,7 @@ __all__ = [
     "TokenProbs",
     "Tokenize",
     "Tokens",
+    "TypedDelta",
     "Unknown",
     "Usage",
     "Vector",
@@ -61,7 +64,7 @@ __all__ = [
 #: Largest encoded body that any transport carries, in bytes. Images and long prompts fit; a runaway peer does not.
 MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
 
-FinishReason: TypeAlias = Literal["stop", "length", "cancelled"]
+FinishReason: TypeAlias = Literal["stop", "length", "tool_calls", "cancelled"]
 StateName: TypeAlias = Literal["loading", "ready", "sleeping", "downloading"]
 Fault: TypeAlias = Literal["caller", "model", "worker"]
 CacheType: TypeAlias = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
@@ -216,6 +219,29 @@ class Sampling(_Struct, frozen=True, kw_only=True):
     seed: int = 0xFFFFFFFF
 
 
+class ChatOptions(_Struct, frozen=True, kw_only=True):
+    """How a conversation is put to the model, and its answer is read.
+
+    Attributes:
+        tools: OpenAI's ``function`` tools.
+        tool_choice: Whether the model may, must or must not call one.
+        tool_name: With ``required``: the only function that may be called.
+        parallel_tool_calls: Whether one answer may hold several calls; None does as the template can.
+        reasoning_format: ``none`` leaves reasoning in the content, the others tell it apart.
+        add_generation_prompt: Open the assistant's turn at the end of the prompt.
+        continuation: Which part of the last message, an assistant's, the answer continues; ``auto`` is its content,
+            unless it has reasoning alone.
+    """
+
+    tools: tuple[dict[str, Any], ...] = ()
+    tool_choice: Literal["auto", "none", "required"] = "auto"
+    tool_name: str = ""
+    parallel_tool_calls: bool | None = None
+    reasoning_format: Literal["auto", "none", "deepseek"] = "auto"
+    add_generation_prompt: bool = True
+    continuation: Literal["", "auto", "content", "reasoning"] = ""
+
+
 class Usage(_Struct, frozen=True, kw_only=True):
     """Token counts of one finished request; ``cached_tokens`` of the prompt were not computed again."""
 
@@ -287,6 +313,33 @@ class Vector(msgspec.Struct, frozen=True, array_like=True):
     data: bytes
 
 
+class CallDelta(msgspec.Struct, frozen=True, array_like=True):
+    """What a tool call gained.
+
+    Attributes:
+        index: The call's place among those of the answer, from 0.
+        arguments: Further text of its arguments, which are JSON in the end.
+        id, name: Only in the first delta of a call.
+    """
+
+    index: int
+    arguments: str = ""
+    id: str = ""
+    name: str = ""
+
+
+class TypedDelta(Delta, frozen=True, array_like=True):
+    """A delta that brings more than text.
+
+    Attributes:
+        reasoning: Reasoning, which comes before the text.
+        calls: Tool calls, which come after it.
+    """
+
+    reasoning: str = ""
+    calls: tuple[CallDelta, ...] = ()
+
+
 # --- child to pool ----------------------------------------------------------------------------------------------------
 
 
@@ -303,9 +356,15 @@ class State(_Struct, frozen=True, kw_only=True, omit_defaults=False):
 
 
 class Tokens(_Struct, frozen=True, kw_only=True):
-    """``tokens``: one decode step, with every sequence that moved in it."""
+    """``tokens``: one decode step, with every sequence that moved in it.
 
-    deltas: tuple[Delta, ...]
+    Attributes:
+        deltas: Of sequences that gained text alone, or nothing yet.
+        typed: Of the others. They are apart so that the many pay nothing for the few.
+    """
+
+    deltas: tuple[Delta, ...] = ()
+    typed: tuple[TypedDelta, ...] = ()
 
 
 class Vectors(_Struct, frozen=True, kw_only=True):
@@ -411,6 +470,7 @@ class Generate(_Struct, frozen=True, kw_only=True):
         prompt: Text, or token ids taken as they are.
         messages: OpenAI chat messages, rendered with the model's template inside the worker.
         template_kwargs: Extra variables for the template.
+        chat: Tools, reasoning and the like; for ``messages`` alone.
         max_tokens: Most tokens to generate; -1 means until the context is full.
         stop: Texts that end the generation and are not part of its output.
         cache_prompt: Whether computed prefixes may be reused.
@@ -424,6 +484,7 @@ class Generate(_Struct, frozen=True, kw_only=True):
     prompt: str | tuple[int, ...] | None = None
     messages: tuple[dict[str, Any], ...] | None = None
     template_kwargs: dict[str, Any] = {}
+    chat: ChatOptions | None = None
     sampling: Sampling = Sampling()
     max_tokens: int = -1
     stop: tuple[str, ...] = ()
@@ -483,6 +544,7 @@ class Template(_Struct, frozen=True, kw_only=True):
     request: int
     messages: tuple[dict[str, Any], ...]
     template_kwargs: dict[str, Any] = {}
+    chat: ChatOptions | None = None
 
 
 class Cancel(_Struct, frozen=True, kw_only=True):

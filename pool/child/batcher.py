@@ -29,12 +29,13 @@ from llamaherd.pool.child.context import Context
 from llamaherd.pool.child.engine import EngineError
 from llamaherd.pool.child.pace import PrefillPace
 from llamaherd.pool.child.prefix import Reuse, Rules, find
+from llamaherd.pool.child.reply import sorted_tokens
 from llamaherd.pool.child.sampler import choose, likeliest
 from llamaherd.pool.child.sequence import Sequence
 from llamaherd.pool.child.shift import cut
 from llamaherd.pool.child.store import Store
 from llamaherd.pool.child.vocab import Vocab
-from llamaherd.transport.messages import ChildMessage, Delta, Done, Failed, TokenProbs, Tokens
+from llamaherd.transport.messages import ChildMessage, Delta, Done, Failed, TokenProbs
 
 __all__ = ["Batcher", "Figures"]
 
@@ -151,7 +152,7 @@ class Batcher:
         parts = self._compute()
         deltas = self._sample([part for part in parts if part.row >= 0])
         ended, self._ended = self._ended, []
-        return [Tokens(deltas=tuple(deltas)), *ended] if deltas else [*ended]
+        return [sorted_tokens(deltas), *ended] if deltas else [*ended]
 
     # --- who runs ---
 

@@ -3,8 +3,9 @@
 By default it answers a prompt with the prompt's own words, one per step. It embeds a text as its length, its first and
 its last byte, and scores a document by its length. The script is the ``script`` of a
 :class:`~llamaherd.pool.config.ModelSpec`, with the fields of :class:`Script`. Times are real; everything else is
-deterministic. *Gates* are paths of files: the engine waits there until the file exists, so that a test decides when it
-goes on.
+deterministic. Answers to chats are read as those of a Qwen model: ``<tool_call>`` where the request has tools, and
+``<think>`` where the script says it. *Gates* are paths of files: the engine waits there until the file exists, so that
+a test decides when it goes on.
 """
 
 import contextlib
@@ -21,8 +22,13 @@ from typing import Final, Literal
 
 import msgspec
 
+from llamaherd.pool.child.calls import Calls
+from llamaherd.pool.child.dialect import dialect_of
 from llamaherd.pool.child.engine import EngineError, ModelInfo, Progress, RequestError
+from llamaherd.pool.child.reply import Reply, read_delta, sorted_tokens
+from llamaherd.pool.child.thinking import Tags
 from llamaherd.transport.messages import (
+    ChatOptions,
     ChildMessage,
     Delta,
     Detokenize,
@@ -36,7 +42,6 @@ from llamaherd.transport.messages import (
     Result,
     Template,
     Tokenize,
-    Tokens,
     Usage,
     Vector,
     Vectors,
@@ -93,8 +98,10 @@ class Script(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 class _Job:
     """One request: the words still to say."""
 
-    def __init__(self, request: Generate, words: tuple[str, ...], prompt_tokens: int) -> None:
+    def __init__(self, request: Generate, words: tuple[str, ...], prompt_tokens: int, reply: Reply | None) -> None:
         self.request = request
+        self.reply = reply
+        self._reason: FinishReason | None = None
         self.words = words
         self.said = 0
         self.prompt_tokens = prompt_tokens
@@ -103,7 +110,19 @@ class _Job:
 
     @property
     def finish_reason(self) -> FinishReason:
-        return "stop" if self.length == len(self.words) else "length"
+        return self._reason or ("stop" if self.length == len(self.words) else "length")
+
+    @property
+    def ended(self) -> bool:
+        return self._reason is not None or self.said >= self.length
+
+    def say(self) -> Delta:
+        delta = Delta(self.request.request, self.words[self.said], (self.said,))
+        self.said += 1
+        if self.reply is None:
+            return delta
+        delta, self._reason = read_delta(self.reply, delta, self.finish_reason if self.ended else None)
+        return delta
 
 
 class FakeEngine:
@@ -170,7 +189,7 @@ class FakeEngine:
         prompt = self._prompt_of(request)
         script = self._script
         words = script.pieces or tuple(_words(prompt))
-        self._queue.append(_Job(request, words * script.repeat, prompt_tokens=len(prompt.split())))
+        self._queue.append(_Job(request, words * script.repeat, len(prompt.split()), self._reply_to(request)))
 
     @staticmethod
     def _prompt_of(request: Generate) -> str:
@@ -182,6 +201,19 @@ class FakeEngine:
                 raise RequestError("token ids of the fake engine are bytes, 0 to 255")
             return bytes(request.prompt).decode(errors="replace")
         return request.prompt or ""
+
+    def _reply_to(self, request: Generate) -> Reply | None:
+        options = request.chat or ChatOptions()
+        tools = options.tools if options.tool_choice != "none" else ()
+        thinks = options.reasoning_format != "none" and any("<think>" in piece for piece in self._script.pieces)
+        if request.messages is None or not (tools or thinks):
+            return None
+        return Reply(
+            tags=Tags("<think>", "</think>") if thinks else None,
+            dialect=dialect_of("<tool_call>", takes_tools=True) if tools else None,
+            calls=Calls(tool["function"]["name"] for tool in tools),
+            parallel=options.parallel_tool_calls is not False,
+        )
 
     def cancel(self, request: int) -> None:
         for jobs in (self._queue, self._running):
@@ -203,7 +235,7 @@ class FakeEngine:
         deltas: list[Delta] = []
         for job in list(self._running):
             self._advance(job, deltas, ended)
-        return [Tokens(deltas=tuple(deltas)), *ended] if deltas else ended
+        return [sorted_tokens(deltas), *ended] if deltas else ended
 
     def _advance(self, job: _Job, deltas: list[Delta], ended: list[ChildMessage]) -> None:
         self._misbehave(job)
@@ -213,9 +245,8 @@ class FakeEngine:
             ended.append(Failed(request=number, message="the script says that this request fails", retry=True))
             return
         if job.said < job.length:
-            deltas.append(Delta(number, job.words[job.said], (job.said,)))
-            job.said += 1
-        if job.said >= job.length:
+            deltas.append(job.say())
+        if job.ended:
             self._running.remove(job)
             ended.append(_done(job, job.finish_reason))
 

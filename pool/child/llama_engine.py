@@ -143,7 +143,7 @@ class LlamaEngine:
 
     def template(self, command: Template) -> str:
         """Return chat messages rendered to the prompt text."""
-        return self._need().template.render(command.messages, command.template_kwargs)
+        return self._need().chats.prompt(command.messages, command.template_kwargs, command.chat)
 
     def _need(self) -> "Loaded":
         if self._loaded is None:

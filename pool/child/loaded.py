@@ -12,6 +12,7 @@ import msgspec
 from llamaherd.pool.child import bindings
 from llamaherd.pool.child.adapters import Adapters
 from llamaherd.pool.child.batcher import Batcher
+from llamaherd.pool.child.chat import Chats, Turn
 from llamaherd.pool.child.context import Context
 from llamaherd.pool.child.embedder import Embedder
 from llamaherd.pool.child.engine import RequestError
@@ -20,7 +21,6 @@ from llamaherd.pool.child.prefix import Rules
 from llamaherd.pool.child.sampler import Samplers
 from llamaherd.pool.child.sequence import Sequence
 from llamaherd.pool.child.store import Store
-from llamaherd.pool.child.template import ChatTemplate
 from llamaherd.transport.messages import ChildMessage, Embed, EngineOptions, Generate, Load, Rerank
 
 __all__ = ["Loaded"]
@@ -72,12 +72,9 @@ class Loaded:
             self._shifts: Final = command.options.context_shift and not self._why_unshiftable(command.options)
             self.samplers: Final = Samplers(vocab, self.context.n_ctx_seq)
             undo.callback(self.samplers.free)
-            self.template: Final = ChatTemplate(
-                command.options.chat_template or self.model.chat_template,
-                bos=vocab.name(vocab.bos),
-                eos=vocab.name(vocab.eos),
-                adds_bos=vocab.adds_bos,
-                adds_eos=vocab.adds_eos,
+            given = command.options.chat_template
+            self.chats: Final = Chats(
+                given or self.model.chat_template, "" if given else self.model.tool_template, vocab
             )
             self._undo: Final = undo.pop_all()
 
@@ -137,7 +134,8 @@ class Loaded:
         _check_limits(request)
         self.samplers.check(request.sampling)
         adapters = self.adapters.chosen(request.lora)
-        prompt = self._prompt(request)
+        turn = self._turn(request)
+        prompt = self._tokens(request.prompt if turn is None else turn.prompt)
         limit = self.context.n_ctx_seq
         if not prompt:
             raise RequestError("the prompt is empty", code="empty_prompt")
@@ -146,19 +144,24 @@ class Loaded:
         if request.n_keep is None:
             request = msgspec.structs.replace(request, n_keep=self._n_keep)
         chain = self.samplers.make(request.sampling, prompt)
-        self.batcher.submit(Sequence(request, prompt, limit, chain, adapters, shifts=self._shifts))
+        self.batcher.submit(Sequence(request, prompt, limit, chain, adapters, shifts=self._shifts, turn=turn))
 
-    def _prompt(self, request: Generate) -> list[int]:
-        vocab, limit = self.model.vocab, self.context.n_ctx_seq
-        prompt = request.prompt
-        if (prompt is None) == (request.messages is None):
+    def _turn(self, request: Generate) -> Turn | None:
+        """Return what a conversation comes to; None for a prompt."""
+        if (request.prompt is None) == (request.messages is None):
             raise RequestError("exactly one of prompt and messages must be given")
+        if request.messages is None:
+            return None
+        return self.chats.turn(request.messages, request.template_kwargs, request.chat)
+
+    def _tokens(self, prompt: str | tuple[int, ...] | None) -> list[int]:
+        vocab, limit = self.model.vocab, self.context.n_ctx_seq
         if isinstance(prompt, tuple):
             if len(prompt) >= limit:
                 raise _too_long(f"{len(prompt)}", limit)
             vocab.check(prompt)
             return list(prompt)
-        text = prompt if prompt is not None else self.template.render(request.messages or (), request.template_kwargs)
+        text = prompt or ""
         least = vocab.least_tokens(len(text), limit)
         if least >= limit:
             raise _too_long(f"at least {least}", limit)

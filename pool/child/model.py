@@ -97,6 +97,7 @@ class Model:
         self.key_length: Final = self._head_length("key")
         self.value_length: Final = self._head_length("value")
         self.chat_template: Final = bindings.model_chat_template(handle)
+        self.tool_template: Final = bindings.model_chat_template(handle, "tool_use")
         self.unfit: Final = self._why_unfit()
 
     def _head_length(self, part: str) -> int:

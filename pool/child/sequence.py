@@ -5,6 +5,8 @@ from time import perf_counter
 from typing import Final
 
 from llamaherd.pool.child.adapters import AdapterSet
+from llamaherd.pool.child.chat import Turn
+from llamaherd.pool.child.reply import Reply, read_delta
 from llamaherd.pool.child.sampler import Chain
 from llamaherd.pool.child.store import State
 from llamaherd.pool.child.text import TextStream
@@ -44,6 +46,7 @@ class Sequence:
         adapters: AdapterSet = (),
         *,
         shifts: bool = False,
+        turn: Turn | None = None,
     ) -> None:
         self.request: Final = request
         self.tokens: Final = array("i", prompt)
@@ -64,6 +67,9 @@ class Sequence:
         self.chain: Final = chain
         self.adapters: Final = adapters
         self._text: Final = TextStream(request.stop)
+        #: Tells reasoning and tool calls from content, where the answer may hold some; and what it must see for that.
+        self._reply: Final[Reply | None] = turn.reply if turn is not None else None
+        self._shown: Final[frozenset[int]] = turn.shown if turn is not None else frozenset()
         self._submitted = perf_counter()
         self._started = 0.0
         self._first_token = 0.0
@@ -142,12 +148,13 @@ class Sequence:
         if vocab.ends(token) and not self.request.ignore_eos:
             text, reason = self._text.flush(), "stop"
         else:
-            text = self._text.feed(vocab.piece(token))
+            text = self._text.feed(vocab.named_piece(token) if token in self._shown else vocab.piece(token))
             if self._text.stopping_word:
                 reason = "stop"
             elif self.full:
                 text, reason = text + self._text.flush(), "length"
-        return Delta(self.request.request, text, (token,), probs), reason
+        delta = Delta(self.request.request, text, (token,), probs)
+        return (delta, reason) if self._reply is None else read_delta(self._reply, delta, reason)
 
     def done(self, reason: FinishReason) -> Done:
         """Return the message that ends the request."""

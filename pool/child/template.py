@@ -7,13 +7,16 @@ pool.
 """
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
+from functools import cached_property
 from typing import Any, Final
 
-import msgspec
 from jinja2 import Template, TemplateError
 
+from llamaherd.pool.child.conversation import prepared
 from llamaherd.pool.child.engine import RequestError
 from llamaherd.pool.child.sandbox import BoundedEnvironment, Bounds, OverBounds
+from llamaherd.pool.child.traits import Traits
 
 __all__ = ["CHATML", "ChatTemplate"]
 
@@ -25,7 +28,13 @@ CHATML: Final = (
     "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
 )
 _MOST_SOURCE: Final = 1_000_000
-_NEEDLE: Final = "needle-7f3a"
+#: Time for one prompt, and for one of the questions that find out what a template can do.
+_SECONDS: Final = 5.0
+_PROBE_SECONDS: Final = 1.0
+#: Templates of models that know the role ``developer`` speak of channels.
+_DEVELOPER: Final = "<|channel|>"
+#: What switches off that old reasoning is kept in the prompt, or on; every family has its own word for it.
+_FORGET_REASONING: Final = ("clear_thinking", "truncate_history_thinking", "drop_thinking")
 _ERROR_LIMIT: Final = 500
 
 
@@ -41,12 +50,12 @@ class ChatTemplate:
     def __init__(
         self, source: str, *, bos: str = "", eos: str = "", adds_bos: bool = False, adds_eos: bool = False
     ) -> None:
-        self._source: Final = source or CHATML
+        #: Its Jinja source.
+        self.source: Final = source or CHATML
         self._bos, self._eos = bos, eos
         self._cut_bos: Final = bos if adds_bos else ""
         self._cut_eos: Final = eos if adds_eos else ""
         self._compiled: Template | None = None
-        self._takes_parts: bool | None = None
         self._environment = BoundedEnvironment()
 
     def render(self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
@@ -58,78 +67,70 @@ class ChatTemplate:
             RequestError: ``template_invalid`` when it does not compile, ``template_failed`` when it refused the
                 messages or went out of bounds, ``unsupported_content`` for parts that are not text.
         """
-        template = self._compile()
-        text = self._run(template, self._with_plain_content(template, messages), variables)
+        return self.run(prepared(messages, self.traits, has_developer=_DEVELOPER in self.source), variables)
+
+    @cached_property
+    def traits(self) -> Traits:
+        """What the template can do."""
+        return Traits(lambda messages, variables: self.run(messages, variables, seconds=_PROBE_SECONDS))
+
+    def run(
+        self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any], *, seconds: float = _SECONDS
+    ) -> str:
+        """As :meth:`render`, with the messages as they are."""
+        text = self._run(self._compile(), messages, variables, seconds)
         return text.removeprefix(self._cut_bos).removesuffix(self._cut_eos)
 
     def _compile(self) -> Template:
         if self._compiled is None:
-            if len(self._source) > _MOST_SOURCE:
-                raise RequestError(f"the chat template has {len(self._source)} characters", code="template_invalid")
+            if len(self.source) > _MOST_SOURCE:
+                raise RequestError(f"the chat template has {len(self.source)} characters", code="template_invalid")
             try:
-                self._compiled = self._environment.from_string(self._source)
+                self._compiled = self._environment.from_string(self.source)
             except Exception as error:  # a hostile source finds more ways to fail than Jinja's own errors
                 raise RequestError(
                     f"the model's chat template does not compile: {_say(error)}", code="template_invalid"
                 ) from error
         return self._compiled
 
-    def _run(self, template: Template, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
+    def _run(
+        self,
+        template: Template,
+        messages: Sequence[Mapping[str, Any]],
+        variables: Mapping[str, Any],
+        seconds: float,
+    ) -> str:
         values = {
             "bos_token": self._bos,
             "eos_token": self._eos,
             "add_generation_prompt": True,
+            "enable_thinking": True,
+            **_dates(),
+            **_reasoning(variables),
             **variables,
             "messages": messages,
         }
         try:
-            with self._environment.bounded(Bounds()) as bounds:
+            with self._environment.bounded(Bounds(seconds=seconds)) as bounds:
                 return bounds.collect(template.generate(values))
         except (TemplateError, OverBounds) as error:
             raise RequestError(f"the chat template refused: {_say(error)}", code="template_failed") from error
         except Exception as error:  # whatever a template's operations raise: TypeError, RecursionError, MemoryError ...
             raise RequestError(f"the chat template failed: {_say(error)}", code="template_failed") from error
 
-    def _with_plain_content(
-        self, template: Template, messages: Sequence[Mapping[str, Any]]
-    ) -> Sequence[Mapping[str, Any]]:
-        """Join content given as a list of text parts, unless the template reads such lists itself."""
-        if not any(isinstance(message.get("content"), list) for message in messages):
-            return messages
-        texts = [_text_of(message.get("content")) for message in messages]
-        if self._takes_parts is None:
-            self._takes_parts = self._probe(template)
-        if self._takes_parts:
-            return messages
-        return [
-            message if text is None else {**message, "content": text}
-            for message, text in zip(messages, texts, strict=True)
-        ]
 
-    def _probe(self, template: Template) -> bool:
-        parts = [{"type": "text", "text": _NEEDLE}]
-        try:
-            shown = self._run(template, [{"role": "user", "content": parts}], {})
-        except RequestError:
-            return False
-        return _NEEDLE in shown and "'type'" not in shown and '"type"' not in shown
+def _dates() -> dict[str, str]:
+    """Return the date under the names that templates know from the reference."""
+    now = datetime.now().astimezone()
+    return {"datetime": now.strftime("%b %d %Y"), "date_string": now.strftime("%d %b %Y")}
 
 
-class _TextPart(msgspec.Struct, tag_field="type", tag="text"):
-    """OpenAI's ``{"type": "text", "text": ...}``."""
-
-    text: str
-
-
-def _text_of(content: object) -> str | None:
-    """Return a list of text parts as one text; None for what is not a list."""
-    if not isinstance(content, list):
-        return None
-    try:
-        parts = msgspec.convert(content, list[_TextPart])
-    except msgspec.ValidationError as error:
-        raise RequestError(f"this model takes text content only: {error}", code="unsupported_content") from error
-    return "\n".join(part.text for part in parts)
+def _reasoning(variables: Mapping[str, Any]) -> dict[str, bool]:
+    """Return what ``preserve_reasoning``, the reference's word, means in the words of the templates."""
+    preserve = variables.get("preserve_reasoning")
+    if not isinstance(preserve, bool):
+        return {}
+    return {"preserve_thinking": preserve, **dict.fromkeys(_FORGET_REASONING, not preserve)}
 
 
 def _say(error: BaseException) -> str:

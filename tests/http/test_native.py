@@ -213,9 +213,9 @@ def test_a_chat_becomes_a_prompt(client: httpx2.Client) -> None:
     assert client.post("/apply-template", json=body).json() == {"prompt": "<system>Be brief.\n<user>Hi\n"}
 
 
-def test_tools_are_refused_here_too(client: httpx2.Client) -> None:
+def test_tools_are_checked_here_too(client: httpx2.Client) -> None:
     body = {"model": "echo", "messages": [{"role": "user", "content": "x"}], "tools": [{"type": "function"}]}
-    refused(client.post("/apply-template", json=body), "not_supported_error")
+    refused(client.post("/apply-template", json=body), "invalid_request_error")
 
 
 # --- properties ---

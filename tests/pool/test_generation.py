@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from herding import run
 from llamaherd.pool import Generation, TokenProb, TokenProbs, WorkerFailed
 from llamaherd.pool.generation import MAX_WAITING_PIECES
-from llamaherd.transport.messages import Delta, Done, Usage
+from llamaherd.transport.messages import CallDelta, Delta, Done, TypedDelta, Usage
 
 DONE = Done(request=1, finish_reason="stop", usage=Usage(completion_tokens=3))
 
@@ -151,5 +151,25 @@ def test_probabilities_follow_their_tokens_even_to_a_slow_reader() -> None:
         whole = await caller.generation.collect()
         assert whole.probs == tuple(fed)
         assert whole.tokens == tuple(range(len(fed)))
+
+    run(scene())
+
+
+def test_calls_and_reasoning_are_whole_even_for_a_slow_reader() -> None:
+    async def scene() -> None:
+        for ahead in (0, MAX_WAITING_PIECES):
+            generation = Caller().generation
+            for number in range(ahead):
+                generation.feed(Delta(1, "a", (number,)))
+            generation.feed(TypedDelta(1, "", (1,), (), "Hm. "))
+            generation.feed(TypedDelta(1, "b", (2,), (), "So.", (CallDelta(0, '{"x"', "id0", "f"),)))
+            generation.feed(TypedDelta(1, "", (3,), (), "", (CallDelta(0, ": 1}"), CallDelta(1, "{}", "id1", "g"))))
+            generation.finish(Done(request=1, finish_reason="tool_calls"))
+            answer = await generation.collect()
+            assert answer.text == "a" * ahead + "b"
+            assert answer.reasoning == "Hm. So."
+            calls = [(call.id, call.name, call.arguments) for call in answer.tool_calls]
+            assert calls == [("id0", "f", '{"x": 1}'), ("id1", "g", "{}")]
+            assert answer.finish_reason == "tool_calls"
 
     run(scene())

@@ -123,18 +123,21 @@ class _Vocabulary:
     kinds: list[int] = field(default_factory=list[int])
 
     @classmethod
-    def spelling(cls, words: Iterable[str] = ()) -> "_Vocabulary":
-        """Make a vocabulary of control tokens, bytes, single characters and ``words``."""
+    def spelling(cls, words: Iterable[str] = (), controls: Iterable[str] = ()) -> "_Vocabulary":
+        """Make a vocabulary of control tokens, those of ``controls`` among them, bytes, single characters and
+        ``words``.
+        """
         vocabulary, kinds = cls(), gguf.TokenType
         vocabulary._add("<unk>", kinds.UNKNOWN)
         vocabulary._add("<s>", kinds.CONTROL)
         vocabulary._add("</s>", kinds.CONTROL)
         for byte in range(256):
             vocabulary._add(f"<0x{byte:02X}>", kinds.BYTE)
-        for text in ("<|im_start|>", "<|im_end|>"):
+        for text in ("<|im_start|>", "<|im_end|>", *controls):
             vocabulary._add(text, kinds.CONTROL)
         for text in ("<tool_call>", "</tool_call>"):
-            vocabulary._add(text, kinds.USER_DEFINED)
+            if text.encode() not in vocabulary.texts:
+                vocabulary._add(text, kinds.USER_DEFINED)
         letters = "abcdefghijklmnopqrstuvwxyz"
         characters = f"▁{letters}{letters.upper()}0123456789.,:;!?'\"{{}}[]()-_/\\\n"
         for rank, text in enumerate((*characters, *words), start=1):
@@ -245,23 +248,35 @@ def write_random_llama(
 
 
 def write_scripted_llama(
-    path: Path, *, script: Sequence[str] = SCRIPT, seed: int = 0, template: str = CHATML, context: int = 4096
+    path: Path,
+    *,
+    script: Sequence[str] = SCRIPT,
+    seed: int = 0,
+    template: str = CHATML,
+    context: int = 4096,
+    controls: Sequence[str] = (),
+    after: Sequence[str] = (),
+    tool_template: str = "",
 ) -> None:
     """Write a llama that says ``script`` after a newline, one piece per token, and then ends. Greedy only.
+
+    ``controls`` are control tokens, which may be pieces too; ``after`` are further tokens that the script begins after.
 
     Its layers are silent, so the hidden state is the last token's embedding; the output matrix answers each embedding
     with the token that follows. A token outside the script repeats itself. Pieces start with ``▁`` for a space and are
     unique.
     """
-    file, vocabulary = _File(path, "llama", seed), _Vocabulary.spelling(script)
+    file, vocabulary = _File(path, "llama", seed), _Vocabulary.spelling(script, controls)
     _llama_keys(file, context=context, heads=4, kv_heads=2, hidden=128, half=False)
     vocabulary.store(file)
     file.keys.add_chat_template(template)
+    if tool_template:
+        file.keys.add_string("tokenizer.chat_template.tool_use", tool_template)
     ids = [vocabulary.index(piece) for piece in script]
     following = {token: token for token in range(len(vocabulary))}
     following.update(zip(ids, [*ids[1:], _EOS], strict=True))
-    for newline in ("\n", "<0x0A>"):
-        following[vocabulary.index(newline)] = ids[0]
+    for start in ("\n", "<0x0A>", *after):
+        following[vocabulary.index(start)] = ids[0]
     embedding = _unit_rows(file.normal(len(vocabulary), _WIDTH))
     output = np.zeros_like(embedding)
     for token, successor in following.items():

@@ -11,7 +11,9 @@ from llamaherd.transport import messages
 from llamaherd.transport.messages import (
     CHILD_KINDS,
     POOL_KINDS,
+    CallDelta,
     Cancel,
+    ChatOptions,
     Delta,
     Detokenize,
     Done,
@@ -34,6 +36,7 @@ from llamaherd.transport.messages import (
     Timings,
     Tokenize,
     Tokens,
+    TypedDelta,
     Unknown,
     Usage,
     Vector,
@@ -50,6 +53,7 @@ EXAMPLES: list[Message] = [
     State(state="loading", payload={"stages": ["text_model"], "current": "text_model", "value": 0.5}),
     State(state="ready", payload=None),
     Tokens(deltas=(Delta(1, "Grüße \n🦙", (3, 4)), Delta(2, ""))),
+    Tokens(typed=(TypedDelta(3, "a", (5,), (), "Hm.", (CallDelta(0, "{", "call_1", "f"), CallDelta(1, "}"))),)),
     Vectors(vectors=(Vector(1, 0, 0, 1, b"\0\1\xff"), Vector(2, 7, 512, 2, b"12345678"))),
     Done(
         request=1,
@@ -77,6 +81,11 @@ EXAMPLES: list[Message] = [
     Tokenize(request=1, text="hi", add_special=True, parse_special=False),
     Detokenize(request=1, tokens=(5, 6)),
     Template(request=1, messages=({"role": "user", "content": "hi"},)),
+    Template(
+        request=2,
+        messages=({"role": "user", "content": "hi"},),
+        chat=ChatOptions(tools=({"type": "function", "function": {"name": "f"}},), tool_choice="required"),
+    ),
     Cancel(request=4),
     Threads(n=2, batch=4),
     Lora(scales=(1.0, 0.0, -0.5)),

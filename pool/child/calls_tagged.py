@@ -1,0 +1,231 @@
+"""Tool calls that models write in forms of their own, told as the JSON that clients expect.
+
+Three forms: ``<parameter=key>`` tags (Qwen3-Coder and its heirs), ``<arg_key>`` tags (GLM), and Gemma's objects with
+bare keys. A value in a tag is text by itself; the tool's schema says where it is something else.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Final, cast
+
+from llamaherd.pool.child.calls import NAME, Calls, read_arguments
+from llamaherd.pool.child.scan import Reading, Scan
+
+__all__ = ["Kinds", "kinds_of", "read_bare", "read_function", "read_keyed"]
+
+#: For each function, the parameters that are texts and those that are not; what is missing is not known.
+Kinds = Mapping[str, Mapping[str, bool]]
+
+_KEY_END: Final = re.compile(r"[^:,{}\[\]\s]")
+_NUMBER: Final = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
+_WORDS: Final = frozenset({"true", "false", "null"})
+_BARE: Final = re.compile(r"[^,{}\[\]]")
+_MOST_DEPTH: Final = 32
+
+
+def kinds_of(tools: tuple[dict[str, Any], ...]) -> Kinds:
+    """Return which parameters of the tools are texts."""
+    kinds: dict[str, dict[str, bool]] = {}
+    for tool in tools:
+        function = cast("dict[str, Any]", tool["function"])
+        parameters = function.get("parameters")
+        properties = cast("dict[str, Any]", parameters).get("properties") if isinstance(parameters, dict) else None
+        found = kinds.setdefault(cast(str, function["name"]), {})
+        if isinstance(properties, dict):
+            for name, schema in cast("dict[str, Any]", properties).items():
+                kind = cast("dict[str, Any]", schema).get("type") if isinstance(schema, dict) else None
+                if kind is not None:
+                    found[name] = kind == "string"
+    return kinds
+
+
+def _told(text: str, is_text: bool | None) -> str:
+    """Return a value in a tag as JSON: a text, unless it may be something else and reads as that."""
+    if is_text is not True:
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError):
+            pass
+        else:
+            if is_text is False or not isinstance(value, str):
+                return text.strip()
+    return json.dumps(text, ensure_ascii=False)
+
+
+def read_function(scan: Scan, calls: Calls, kinds: Kinds) -> Reading[None]:
+    """Read ``<function=name>`` with ``<parameter=key>`` tags or one JSON object inside, and its end tag."""
+    if not (yield from scan.literal("<function=")):
+        return
+    name = yield from scan.word(NAME)
+    if not calls.knows(name) or not (yield from scan.literal(">")):
+        return
+    yield from scan.blank()
+    if (yield from scan.peek()) == "{":
+        calls.begin(name)
+        scan.settle()
+        if not (yield from read_arguments(scan, calls)):
+            return
+    elif not (yield from _tags(scan, calls, name, kinds.get(name, {}), _parameter, "</function>")):
+        return
+    yield from scan.blank()
+    if (yield from scan.literal("</function>")):
+        scan.settle()
+    calls.end()
+
+
+def read_keyed(scan: Scan, calls: Calls, kinds: Kinds) -> Reading[None]:
+    """Read ``name`` and its ``<arg_key>`` and ``<arg_value>`` tags; the end tag of the call must follow."""
+    name = yield from scan.word(NAME)
+    if not calls.knows(name):
+        return
+    yield from scan.blank()
+    if (yield from _tags(scan, calls, name, kinds.get(name, {}), _keyed, "</tool_call>")):
+        calls.end()
+
+
+_Tag = Callable[[Scan], Reading[tuple[str, str] | None]]
+
+
+def _tags(scan: Scan, calls: Calls, name: str, kinds: Mapping[str, bool], read: _Tag, end: str) -> Reading[bool]:
+    """Read tags up to ``end``, which stays unread; whether the call has begun, which one tag or the end decides."""
+    count = 0
+    while True:
+        yield from scan.blank()
+        if (yield from _comes(scan, end)):
+            break
+        pair = yield from read(scan)
+        if pair is None:
+            if count and not scan.ended:
+                calls.add("}")
+            return bool(count) and not scan.ended
+        if not count:
+            calls.begin(name)
+        key, value = pair
+        calls.add(
+            ("{" if not count else ", ") + json.dumps(key, ensure_ascii=False) + ": " + _told(value, kinds.get(key))
+        )
+        count += 1
+        scan.settle()
+    if not count:
+        calls.begin(name)
+    calls.add("}" if count else "{}")
+    scan.settle()
+    return True
+
+
+def _comes(scan: Scan, text: str) -> Reading[bool]:
+    """Whether ``text`` comes next; it stays unread."""
+    comes = yield from scan.literal(text)
+    if comes:
+        scan.skip(-len(text))
+    return comes
+
+
+def _parameter(scan: Scan) -> Reading[tuple[str, str] | None]:
+    if not (yield from scan.literal("<parameter=")):
+        return None
+    key = yield from scan.until(">")
+    value = (yield from scan.until("</parameter>")) if key is not None else None
+    if key is None or value is None:
+        return None
+    return key.strip(), value.removeprefix("\n").removesuffix("\n")
+
+
+def _keyed(scan: Scan) -> Reading[tuple[str, str] | None]:
+    if not (yield from scan.literal("<arg_key>")):
+        return None
+    key = yield from scan.until("</arg_key>")
+    yield from scan.blank()
+    if key is None or not (yield from scan.literal("<arg_value>")):
+        return None
+    value = yield from scan.until("</arg_value>")
+    return None if value is None else (key.strip(), value)
+
+
+# --- Gemma ------------------------------------------------------------------------------------------------------------
+
+
+def read_bare(scan: Scan, calls: Calls, quote: str) -> Reading[None]:
+    """Read ``call:name{key:value,...}``, where texts stand between two ``quote``."""
+    if not (yield from scan.literal("call:")):
+        return
+    name = yield from scan.word(NAME)
+    if not calls.knows(name) or (yield from scan.peek()) != "{":
+        return
+    calls.begin(name)
+    scan.settle()
+    if (yield from _bare_value(scan, calls, quote, 0)):
+        calls.end()
+
+
+def _bare_value(scan: Scan, calls: Calls, quote: str, depth: int) -> Reading[bool]:
+    yield from scan.blank()
+    first = yield from scan.peek()
+    if not first or depth > _MOST_DEPTH:
+        return False
+    if first in "{[":
+        return (yield from _bare_items(scan, calls, quote, depth))
+    if (yield from scan.literal(quote)):
+        return (yield from _bare_text(scan, calls, quote))
+    if first == '"':
+        return (yield from scan.value(calls.add))
+    word = (yield from scan.word(_BARE)).strip()
+    whole = bool(scan.rest)
+    if word in _WORDS or _NUMBER.fullmatch(word):
+        calls.add(word)
+    elif whole:  # or it is the beginning of something, nobody knows of what
+        calls.add(json.dumps(word, ensure_ascii=False))
+    scan.settle()
+    return whole
+
+
+def _bare_text(scan: Scan, calls: Calls, quote: str) -> Reading[bool]:
+    calls.add('"')
+    scan.settle()
+    ends = yield from scan.until(quote, lambda text: calls.add(json.dumps(text, ensure_ascii=False)[1:-1]))
+    if ends is not None:
+        calls.add('"')
+    return ends is not None
+
+
+def _bare_items(scan: Scan, calls: Calls, quote: str, depth: int) -> Reading[bool]:
+    opening = yield from scan.peek()
+    closing = "}" if opening == "{" else "]"
+    scan.skip(1)
+    calls.add(opening)
+    scan.settle()
+    first = True
+    while True:
+        yield from scan.blank()
+        if (yield from scan.literal(closing)):
+            calls.add(closing)
+            scan.settle()
+            return True
+        if not first:
+            if not (yield from scan.literal(",")):
+                return False
+            calls.add(", ")
+            yield from scan.blank()
+        first = False
+        if opening == "{" and not (yield from _bare_key(scan, calls, quote)):
+            return False
+        scan.settle()
+        if not (yield from _bare_value(scan, calls, quote, depth + 1)):
+            return False
+
+
+def _bare_key(scan: Scan, calls: Calls, quote: str) -> Reading[bool]:
+    quoted = yield from scan.literal(quote)
+    if quoted:
+        key = yield from scan.until(quote)
+    elif (yield from scan.peek()) == '"':
+        key = yield from scan.string()
+    else:
+        key = yield from scan.word(_KEY_END)
+    yield from scan.blank()
+    if not key or not (yield from scan.literal(":")):
+        return False
+    calls.add(json.dumps(key, ensure_ascii=False) + ": ")
+    scan.settle()
+    return True

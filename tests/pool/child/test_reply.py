@@ -1,0 +1,282 @@
+"""An answer is told apart into content, reasoning and calls, the same however it is cut, and nothing of it is lost."""
+
+import itertools
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chat_templates import TEMPLATES
+from llamaherd.pool.child.calls import Calls
+from llamaherd.pool.child.dialect import GENERIC, PLAIN, Dialect, dialect_of
+from llamaherd.pool.child.reply import Reply
+from llamaherd.pool.child.thinking import Tags
+
+THINK = Tags("<think>", "</think>")
+DIALECTS = {
+    **{name: dialect_of(source, takes_tools=True) for name, source in TEMPLATES if name != "generic"},
+    "llama": PLAIN,
+    "generic": GENERIC,
+    "nemotron": dialect_of("<TOOLCALL>", takes_tools=True),
+    "granite": dialect_of("<|tool_call|>", takes_tools=True),
+    "functions": dialect_of("<function=", takes_tools=True),
+    "functiongemma": dialect_of("<start_function_call>", takes_tools=True),
+    "firefunction": dialect_of(" functools[", takes_tools=True),
+}
+KINDS = {"weather": {"city": True, "days": False}}
+
+#: What is read: content, reasoning, and the name and arguments of each call.
+Read = tuple[str, str, list[tuple[str, str]]]
+
+
+def a_reply(dialect: str | Dialect | None, **more: Any) -> Reply:
+    numbers = itertools.count()
+    calls = Calls(["weather", "time"], lambda: f"id{next(numbers)}")
+    chosen = DIALECTS[dialect] if isinstance(dialect, str) else dialect
+    return Reply(dialect=chosen, calls=calls, kinds=KINDS, **more)
+
+
+def read(pieces: Sequence[str], dialect: str | None, **more: Any) -> Read:
+    reply = a_reply(dialect, **more)
+    parts = [*map(reply.feed, pieces), reply.finish()]
+    calls: dict[int, tuple[str, str]] = {}
+    for delta in (delta for part in parts for delta in part.calls):
+        name, arguments = calls.get(delta.index, (delta.name, ""))
+        assert bool(delta.name) == (delta.index not in calls), "a name comes with the first delta and no other"
+        calls[delta.index] = (name, arguments + delta.arguments)
+    text = "".join(part.text for part in parts)
+    return text, "".join(part.reasoning for part in parts), list(calls.values())
+
+
+PARIS = ("weather", '{"city": "Paris"}')
+SAID: list[tuple[str, str, Read]] = [
+    ("hermes", '<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}\n</tool_call>', ("", "", [PARIS])),
+    (
+        "hermes",
+        'Let me see.\n\n<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}\n</tool_call>\n'
+        '<tool_call>{"arguments": {}, "name": "time"}</tool_call>',
+        ("Let me see.", "", [PARIS, ("time", "{}")]),
+    ),
+    (
+        "hermes",
+        "<tool_call>\n<function=weather>\n<parameter=city>\n7\n</parameter>\n<parameter=days>\n7\n</parameter>\n"
+        "</function>\n</tool_call>",
+        ("", "", [("weather", '{"city": "7", "days": 7}')]),
+    ),
+    (
+        "hermes",
+        "<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>Paris</arg_value>\n</tool_call>",
+        ("", "", [PARIS]),
+    ),
+    ("hermes", "<tool_call>\n<function=time>\n</function>\n</tool_call>", ("", "", [("time", "{}")])),
+    ("llama", '{"name": "weather", "parameters": {"city": "Paris"}}', ("", "", [PARIS])),
+    ("llama", '<|python_tag|>{"name": "weather", "parameters": {"city": "Paris"}}', ("", "", [PARIS])),
+    (
+        "llama",
+        '{"type": "function", "function": {"name": "weather", "parameters": {"city": "Paris"}}}; {"name": "time"}',
+        ("", "", [PARIS, ("time", "{}")]),
+    ),
+    (
+        "mistral",
+        '[TOOL_CALLS][{"name": "weather", "arguments": {"city": "Paris"}, "id": "abcdefghi"}, {"name": "time"}]',
+        ("", "", [PARIS, ("time", "{}")]),
+    ),
+    (
+        "mistral",
+        'Well.[TOOL_CALLS]weather[ARGS]{"city": "Paris"}[TOOL_CALLS]time[CALL_ID]abcdefghi[ARGS]{}',
+        ("Well.", "", [PARIS, ("time", "{}")]),
+    ),
+    ("mistral", '[TOOL_CALLS]weather{"city": "Paris"}', ("", "", [PARIS])),
+    (
+        "gemma4",
+        '<|tool_call>call:weather{city:<|"|>Pa"ris<|"|>,days:3,deep:{a:[true,null,<|"|>x<|"|>]}}<tool_call|>',
+        ("", "", [("weather", '{"city": "Pa\\"ris", "days": 3, "deep": {"a": [true, null, "x"]}}')]),
+    ),
+    (
+        "functiongemma",
+        "<start_function_call>call:weather{city:<escape>Paris<escape>}<end_function_call>",
+        ("", "", [PARIS]),
+    ),
+    ("generic", '{"tool_call": {"name": "weather", "arguments": {"city": "Paris"}}}', ("", "", [PARIS])),
+    (
+        "generic",
+        '```json\n{"tool_calls": [{"name": "weather", "arguments": "{\\"city\\": \\"Paris\\"}"}, {"name": "time"}]}'
+        "\n```",
+        ("", "", [PARIS, ("time", "{}")]),
+    ),
+    (
+        "command-r",
+        '<|START_ACTION|>[\n{"tool_call_id": "0", "tool_name": "weather", "parameters": {"city": "Paris"}}\n]'
+        "<|END_ACTION|>",
+        ("", "", [PARIS]),
+    ),
+    (
+        "deepseek",
+        '<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>weather<｜tool▁sep｜>{"city": "Paris"}<｜tool▁call▁end｜>'
+        "<｜tool▁calls▁end｜>",
+        ("", "", [PARIS]),
+    ),
+    (
+        "deepseek",
+        '<｜tool▁call▁begin｜>function<｜tool▁sep｜>weather\n```json\n{"city": "Paris"}\n```<｜tool▁call▁end｜>',
+        ("", "", [PARIS]),
+    ),
+    ("nemotron", '<TOOLCALL>[{"name": "weather", "arguments": {"city": "Paris"}}]</TOOLCALL>', ("", "", [PARIS])),
+    ("granite", '<|tool_call|>[{"name": "weather", "arguments": {"city": "Paris"}}]', ("", "", [PARIS])),
+    ("functions", '<function=weather>{"city": "Paris"}</function>', ("", "", [PARIS])),
+    ("firefunction", ' functools[{"name": "weather", "arguments": {"city": "Paris"}}]', ("", "", [PARIS])),
+]
+
+
+@pytest.mark.parametrize(("dialect", "said", "expected"), SAID)
+def test_every_family_is_understood(dialect: str, said: str, expected: Read) -> None:
+    assert read([said], dialect) == expected
+    assert read(list(said), dialect) == expected
+
+
+@pytest.mark.parametrize(("dialect", "said", "expected"), SAID)
+def test_arguments_are_json(dialect: str, said: str, expected: Read) -> None:
+    for _, arguments in read([said], dialect)[2]:
+        assert isinstance(json.loads(arguments), dict)
+
+
+@pytest.mark.parametrize(("dialect", "said", "expected"), SAID)
+def test_an_answer_that_breaks_off_is_the_same_however_it_is_cut(dialect: str, said: str, expected: Read) -> None:
+    for end in range(len(said)):
+        whole = read([said[:end]], dialect)
+        assert read(list(said[:end]), dialect) == whole
+        for (name, arguments), (full_name, full_arguments) in zip(whole[2], expected[2], strict=False):
+            assert name == full_name
+            if "gemma" not in dialect:  # whose texts end with a mark of several characters, which may break off too
+                assert full_arguments.startswith(arguments.rstrip("}")), "what came of a call is true so far"
+
+
+def cuts(text: str, at: list[int]) -> list[str]:
+    ends = sorted({0, len(text), *(place % (len(text) + 1) for place in at)})
+    return [text[start:end] for start, end in itertools.pairwise(ends)]
+
+
+#: Text that is full of what marks are made of.
+BITS = st.sampled_from(
+    [
+        *(mark for dialect in DIALECTS.values() for mark in (*dialect.openings, *dialect.ends)),
+        "<think>",
+        "</think>",
+        *(said for _, said, _ in SAID),
+        *'{}[]":,\n\t <>`\\',
+        '"name"',
+        '"arguments"',
+        '{"name": "weather", "arguments": ',
+        "weather",
+        "text ",
+        "é😀",
+    ]
+)
+TEXTS = st.lists(BITS, max_size=12).map("".join)
+
+
+@given(TEXTS, st.sampled_from(sorted(DIALECTS)), st.booleans(), st.lists(st.integers(0, 10_000), max_size=20))
+def test_the_cut_never_matters(text: str, dialect: str, opened: bool, at: list[int]) -> None:
+    for parallel in (True, False):
+        whole = read([text], dialect, tags=THINK, opened=opened, parallel=parallel)
+        assert read(cuts(text, at), dialect, tags=THINK, opened=opened, parallel=parallel) == whole
+        assert read(list(text), dialect, tags=THINK, opened=opened, parallel=parallel) == whole
+
+
+@given(TEXTS, st.sampled_from(sorted(DIALECTS)))
+def test_what_calls_no_known_function_is_content_to_the_last_character(text: str, dialect: str) -> None:
+    unknown = text.replace("weather", "whether").replace("time", "tame")
+    shown, reasoning, calls = read([unknown], dialect)
+    for noise in DIALECTS[dialect].noise:
+        unknown = unknown.replace(noise, "")
+    assert (shown, reasoning, calls) == (unknown, "", [])
+
+
+@given(TEXTS)
+def test_nothing_but_content_is_passed_on_as_it_is(text: str) -> None:
+    assert read(cuts(text, [1, 5, 9]), None) == (text, "", [])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '<tool_call>\n{"name": "unknown", "arguments": {}}\n</tool_call>',
+        "a <tool_call> is a tag",
+        "<tool_call>",
+        "<tool_call>\n{}\n</tool_call>",
+        '<tool_call>{"name": 5}</tool_call>',
+        '<tool_call>{"name": "weather", "arguments": [1]}</tool_call>',
+        "<tool_call>\n<function=nope></function></tool_call>",
+        "<tool_call>weather and more</tool_call>",
+    ],
+)
+def test_what_only_looks_like_a_call_is_content(text: str) -> None:
+    assert read(list(text), "hermes") == (text, "", [])
+
+
+def test_an_object_in_the_middle_of_a_line_is_no_call() -> None:
+    text = 'You could write {"name": "weather", "parameters": {}} here.'
+    assert read(list(text), "llama") == (text, "", [])
+
+
+def test_arguments_come_as_they_are_written() -> None:
+    reply = a_reply("hermes")
+    told = [
+        reply.feed(piece).calls for piece in ("<tool_call>", '{"name": "weather", "arguments": ', '{"ci', 'ty": "P')
+    ]
+    assert [[(call.name, call.arguments) for call in calls] for calls in told] == [
+        [],
+        [],
+        [("weather", '{"ci')],
+        [("", 'ty": "P')],
+    ]
+
+
+def test_without_parallel_calls_the_first_ends_the_answer() -> None:
+    reply = a_reply("hermes", parallel=False)
+    call = '<tool_call>{"name": "time"}</tool_call>'
+    assert [delta.name for delta in reply.feed(call + call).calls] == ["time"]
+    assert reply.full
+    assert reply.finish().calls == ()
+
+
+def test_a_mark_that_is_a_control_token_does_not_leak() -> None:
+    silent = frozenset({"[TOOL_CALLS]"})
+    assert read(["[TOOL_CALLS]What?"], "mistral", silent=silent) == ("What?", "", [])
+
+
+def test_an_id_that_the_model_gives_is_kept() -> None:
+    (call,) = a_reply("mistral").feed("[TOOL_CALLS]time[CALL_ID]abcdefghi[ARGS]{}").calls
+    assert (call.id, call.arguments) == ("abcdefghi", "{}")
+
+
+# --- reasoning --------------------------------------------------------------------------------------------------------
+
+
+def test_reasoning_is_told_apart_without_the_white_space_around_it() -> None:
+    assert read(list("<think>\nHm.\n\nYes.\n</think>\n\nHello.\n"), None, tags=THINK) == ("Hello.\n", "Hm.\n\nYes.", [])
+
+
+def test_reasoning_that_the_prompt_has_opened_needs_no_tag() -> None:
+    assert read(list("Hm.\n</think>\n\nHello."), None, tags=THINK, opened=True) == ("Hello.", "Hm.", [])
+    assert read(["<think>\nHm.</think>Hello."], None, tags=THINK, opened=True) == ("Hello.", "Hm.", [])
+
+
+def test_reasoning_that_does_not_end_is_reasoning() -> None:
+    assert read(list("<think>Hm. <tool_call>"), "hermes", tags=THINK) == ("", "Hm. <tool_call>", [])
+
+
+def test_an_answer_without_reasoning_is_content() -> None:
+    assert read(list("  <thin> air"), None, tags=THINK) == ("  <thin> air", "", [])
+
+
+def test_a_tag_later_on_is_content() -> None:
+    assert read(list("The tag <think> opens."), None, tags=THINK) == ("The tag <think> opens.", "", [])
+
+
+def test_a_call_may_follow_reasoning() -> None:
+    said = '<think>Hm.</think>\n\n<tool_call>{"name": "time"}</tool_call>'
+    assert read(list(said), "hermes", tags=THINK) == ("", "Hm.", [("time", "{}")])

@@ -1,0 +1,113 @@
+"""What only conversations have is checked before a worker sees it, and reaches it in one form."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llamaherd.pool import BadRequest
+from llamaherd.pool.chat_params import chat_options, check_messages, check_tools
+from llamaherd.pool.params import chat_request, template_request
+from llamaherd.transport.messages import ChatOptions
+
+USER: dict[str, Any] = {"role": "user", "content": "Hi"}
+ASSISTANT: dict[str, Any] = {"role": "assistant", "content": "It is"}
+TOOL: dict[str, Any] = {"type": "function", "function": {"name": "f", "strict": True}}
+
+
+def options(*messages: dict[str, Any], **params: Any) -> ChatOptions:
+    return chat_options(messages or (USER,), params)  # type: ignore[arg-type]
+
+
+def test_a_plain_chat_carries_no_options() -> None:
+    assert chat_request(1, [USER], {}).chat is None
+
+
+def test_a_tool_gets_the_fields_that_templates_read() -> None:
+    (tool,) = check_tools([TOOL])
+    empty = {"type": "object", "properties": {}}
+    assert tool == {"type": "function", "function": {"name": "f", "description": "", "parameters": empty}}
+
+
+def test_a_schema_is_kept_as_it_is() -> None:
+    schema = {"type": "object", "properties": {"a": {"enum": [1, None]}}, "x-made-up": {}}
+    (tool,) = check_tools([{"type": "function", "function": {"name": "f", "parameters": schema}}])
+    assert tool["function"]["parameters"] == schema
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [
+        (None, ("auto", "")),
+        ("auto", ("auto", "")),
+        ("none", ("none", "")),
+        ("required", ("required", "")),
+        ({"type": "function", "function": {"name": "f"}}, ("required", "f")),
+    ],
+)
+def test_a_choice_of_tools_is_understood(choice: object, expected: tuple[str, str]) -> None:
+    chosen = options(tools=[TOOL], tool_choice=choice)
+    assert (chosen.tool_choice, chosen.tool_name) == expected
+
+
+def test_the_last_message_is_continued_if_it_is_the_assistants() -> None:
+    assert options(USER).continuation == ""
+    assert options(USER, ASSISTANT).continuation == "auto"
+    assert options(USER, ASSISTANT, continue_final_message=True).continuation == "auto"
+    assert options(USER, ASSISTANT, continue_final_message="reasoning_content").continuation == "reasoning"
+    assert options(USER, ASSISTANT, continue_final_message=False).continuation == ""
+
+
+@pytest.mark.parametrize(
+    ("messages", "params", "text"),
+    [
+        ((USER, ASSISTANT, ASSISTANT), {}, "two or more assistant messages"),
+        ((USER,), {"continue_final_message": True}, "must be the assistant's"),
+        ((USER, ASSISTANT), {"continue_final_message": True, "add_generation_prompt": True}, "cannot both be true"),
+        ((USER, {**ASSISTANT, "tool_calls": [{"function": {"name": "f"}}]}), {}, "contains tool calls"),
+        ((USER,), {"tools": [TOOL], "tool_choice": "g"}, "tool_choice must be"),
+        ((USER,), {"tools": [TOOL, TOOL]}, "same name"),
+        ((USER,), {"reasoning_format": "deepseek-legacy"}, "one of auto, none, deepseek"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(
+    messages: tuple[dict[str, Any], ...], params: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(BadRequest, match=text):
+        options(*messages, **params)
+
+
+def test_a_prompt_takes_no_sampling() -> None:
+    with pytest.raises(BadRequest, match="unknown parameter 'temperature'"):
+        template_request(1, [USER], {"temperature": 1})  # type: ignore[typeddict-unknown-key]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just("function"),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["role", "content", "type", "function", "name", "parameters", "tool_calls", "arguments", "x"]
+            ),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@given(JSON, JSON, JSON)
+def test_anything_is_either_understood_or_a_bad_request(messages: Any, tools: Any, choice: Any) -> None:
+    for check in (
+        lambda: check_messages(messages),
+        lambda: check_tools(tools),
+        lambda: options(tools=tools, tool_choice=choice),
+        lambda: chat_request(1, messages, {"tools": tools, "tool_choice": choice}),
+    ):
+        try:
+            check()
+        except BadRequest:
+            continue
