@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from llamaherd.pool.adapters import AdapterStatus
     from llamaherd.pool.catalog import DEMO, Catalog, build_catalog, find_model, model_parts
     from llamaherd.pool.chat_params import ChatMessage, TemplateParams
-    from llamaherd.pool.config import DEFAULT_STOP_TIMEOUT, Adapter, EngineOptions, ModelSpec
+    from llamaherd.pool.config import DEFAULT_STOP_TIMEOUT, Adapter, BrokenModel, EngineOptions, ModelSpec, Placement
     from llamaherd.pool.embeddings import Embedding, Embeddings, Ranking
     from llamaherd.pool.errors import (
         BadRequest,
@@ -37,8 +37,9 @@ if TYPE_CHECKING:
     from llamaherd.pool.params import ChatParams, GenerateParams
     from llamaherd.pool.pool import Pool
     from llamaherd.pool.presets import Preset, PresetFile, Setting, read_presets
+    from llamaherd.pool.reload import ReloadReport
     from llamaherd.pool.sources import Configure, Draft, Sources, gather, plain
-    from llamaherd.pool.status import ModelStatus, QueuedRequest
+    from llamaherd.pool.status import ModelStatus, QueuedRequest, ReplicaStatus
     from llamaherd.pool.sync import SyncPool
     from llamaherd.pool.sync_stream import SyncGeneration, SyncSubscription
     from llamaherd.transport.messages import CallDelta, FinishReason, Timings, TokenProb, TokenProbs, Usage
@@ -50,6 +51,7 @@ __all__ = [
     "Adapter",
     "AdapterStatus",
     "BadRequest",
+    "BrokenModel",
     "CachedModel",
     "CallDelta",
     "Catalog",
@@ -76,15 +78,18 @@ __all__ = [
     "ModelSpec",
     "ModelStatus",
     "Piece",
+    "Placement",
     "Pool",
     "PoolClosed",
     "PoolError",
     "Preset",
     "PresetFile",
     "QueueFull",
-    "Ranking",
     "QueueTimeout",
     "QueuedRequest",
+    "Ranking",
+    "ReloadReport",
+    "ReplicaStatus",
     "Setting",
     "Sources",
     "State",
@@ -123,6 +128,7 @@ _HOME: Final = {
     "Adapter": "llamaherd.pool.config",
     "AdapterStatus": "llamaherd.pool.adapters",
     "BadRequest": "llamaherd.pool.errors",
+    "BrokenModel": "llamaherd.pool.config",
     "CachedModel": "llamaherd.pool.hub",
     "CallDelta": "llamaherd.transport.messages",
     "Catalog": "llamaherd.pool.catalog",
@@ -152,15 +158,18 @@ _HOME: Final = {
     "ModelSpec": "llamaherd.pool.config",
     "ModelStatus": "llamaherd.pool.status",
     "Piece": "llamaherd.pool.generation",
+    "Placement": "llamaherd.pool.config",
     "Pool": "llamaherd.pool.pool",
     "PoolClosed": "llamaherd.pool.errors",
     "PoolError": "llamaherd.pool.errors",
     "Preset": "llamaherd.pool.presets",
     "PresetFile": "llamaherd.pool.presets",
     "QueueFull": "llamaherd.pool.errors",
-    "Ranking": "llamaherd.pool.embeddings",
     "QueueTimeout": "llamaherd.pool.errors",
     "QueuedRequest": "llamaherd.pool.status",
+    "Ranking": "llamaherd.pool.embeddings",
+    "ReloadReport": "llamaherd.pool.reload",
+    "ReplicaStatus": "llamaherd.pool.status",
     "Setting": "llamaherd.pool.presets",
     "Sources": "llamaherd.pool.sources",
     "State": "llamaherd.pool.lifecycle",

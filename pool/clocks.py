@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
-from llamaherd.pool.entry import Entry
+from llamaherd.pool.entry import Replica
 from llamaherd.pool.idle import Rest, rest_of
 from llamaherd.pool.lifecycle import State
 from llamaherd.pool.worker import Worker
@@ -17,57 +17,59 @@ def now() -> float:
 
 
 class Clocks:
-    """Keeps every model's timers, and tells when one is due.
+    """Keeps every replica's timers, and tells when one is due.
 
     Args:
-        is_idle: Whether nobody uses a model or waits for it.
-        on_rest: Called when an idle model is to sleep or to be unloaded.
+        is_idle: Whether nobody uses a replica or waits for its model.
+        on_rest: Called when an idle one is to sleep or to end.
     """
 
-    def __init__(self, is_idle: Callable[[Entry], bool], on_rest: Callable[[Entry, Rest], None]) -> None:
+    def __init__(self, is_idle: Callable[[Replica], bool], on_rest: Callable[[Replica, Rest], None]) -> None:
         self._is_idle = is_idle
         self._on_rest = on_rest
 
-    def mind(self, entry: Entry) -> None:
-        """Start the clock of a model that came to rest, or stop that of one that did not. Called after every change."""
-        self.stop(entry)
-        falling_asleep = entry.drowsy and entry.state is State.LOADED
-        if falling_asleep or not self._is_idle(entry):
+    def mind(self, replica: Replica) -> None:
+        """Start the clock of a replica that came to rest, or stop that of one that did not. Called after each of its
+        changes.
+        """
+        self.stop(replica)
+        falling_asleep = replica.drowsy and replica.state is State.LOADED
+        if falling_asleep or not self._is_idle(replica):
             return
-        rest = rest_of(entry.spec, entry.state, entry.keep_alive)
+        rest = rest_of(replica.entry.spec, replica.state, replica.keep_alive, spare=replica.is_spare)
         if rest is not None:
-            entry.rest = asyncio.get_running_loop().call_later(rest.seconds, self._rest, entry, rest)
+            replica.rest = asyncio.get_running_loop().call_later(rest.seconds, self._rest, replica, rest)
 
-    def stop(self, entry: Entry) -> None:
-        """Stop the clock of a model's rest."""
-        if entry.rest is not None:
-            entry.rest.cancel()
-            entry.rest = None
+    def stop(self, replica: Replica) -> None:
+        """Stop the clock of a replica's rest."""
+        if replica.rest is not None:
+            replica.rest.cancel()
+            replica.rest = None
 
-    def forget_load(self, entry: Entry) -> None:
+    def forget_load(self, replica: Replica) -> None:
         """The load is over, however: stop its clock."""
-        if entry.stall is not None:
-            entry.stall.cancel()
-            entry.stall = None
+        if replica.stall is not None:
+            replica.stall.cancel()
+            replica.stall = None
 
-    def _rest(self, entry: Entry, rest: Rest) -> None:
-        entry.rest = None
-        self._on_rest(entry, rest)
+    def _rest(self, replica: Replica, rest: Rest) -> None:
+        replica.rest = None
+        self._on_rest(replica, rest)
 
-    def watch_load(self, entry: Entry, worker: Worker) -> None:
+    def watch_load(self, replica: Replica, worker: Worker) -> None:
         """A load, or a waking, begins: the worker fails if it gives no sign of progress for ``load_stall_seconds``."""
-        entry.heard = now()
-        self.forget_load(entry)
-        self._check_load(entry, worker)
+        replica.heard = now()
+        self.forget_load(replica)
+        self._check_load(replica, worker)
 
-    def _check_load(self, entry: Entry, worker: Worker) -> None:
-        entry.stall = None
-        limit = entry.spec.load_stall_seconds
-        if entry.worker is not worker or not limit or not (entry.waking or entry.state is State.LOADING):
+    def _check_load(self, replica: Replica, worker: Worker) -> None:
+        replica.stall = None
+        limit = replica.entry.spec.load_stall_seconds
+        if replica.worker is not worker or not limit or not replica.loading:
             return
-        silent = now() - entry.heard
+        silent = now() - replica.heard
         if silent >= limit:
             worker.fail(f"its load made no progress for {limit:g} s (load_stall_seconds)")
         else:
             loop = asyncio.get_running_loop()
-            entry.stall = loop.call_later(limit - silent, self._check_load, entry, worker)
+            replica.stall = loop.call_later(limit - silent, self._check_load, replica, worker)

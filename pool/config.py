@@ -17,6 +17,9 @@ __all__ = [
     "EngineOptions",
     "ModelSpec",
     "Source",
+    "CORES_ENV",
+    "BrokenModel",
+    "Placement",
     "check_name",
 ]
 
@@ -30,6 +33,58 @@ MOST_SCALE: Final = 1000.0
 
 #: Where a model comes from, in the reference's words.
 Source = Literal["preset", "models_dir", "cache"]
+MAX_REPLICAS: Final = 64
+#: Environment variable that tells a worker which cores to run on; read by ``pool/child``.
+CORES_ENV: Final = "LLAMAHERD_CORES"
+#: Read by CUDA before a worker's first use of a GPU.
+_CUDA_ENV: Final = "CUDA_VISIBLE_DEVICES"
+
+
+class Placement(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a worker runs, and with what environment.
+
+    Attributes:
+        gpus: The only GPUs that it sees, as ``CUDA_VISIBLE_DEVICES`` names them (numbers or UUIDs); none for ``()``,
+            all for None. For other makes of GPU set their variable in ``env``.
+        cores: The only cores that its threads run on; all for ``()``. Its default number of threads follows.
+        env: Further environment variables.
+    """
+
+    gpus: tuple[str, ...] | None = None
+    cores: tuple[int, ...] = ()
+    env: dict[str, str] = {}
+
+    def environment(self) -> dict[str, str]:
+        """Return the variables that make a worker run there."""
+        found = dict(self.env)
+        if self.gpus is not None:
+            found[_CUDA_ENV] = ",".join(self.gpus)
+        if self.cores:
+            found[CORES_ENV] = ",".join(map(str, self.cores))
+        return found
+
+    def check(self) -> None:
+        """Raise :class:`~llamaherd.pool.errors.BadRequest` if it cannot be an environment, or names no core."""
+        for name, value in self.environment().items():
+            if not name or "=" in name or "\0" in name + value:
+                raise BadRequest(f"environment variable {name!r} has an impossible name or value")
+        if any(core < 0 for core in self.cores):
+            raise BadRequest("cores are counted from 0")
+
+
+class BrokenModel(msgspec.Struct, frozen=True, kw_only=True):
+    """A model of a catalogue that cannot be used: it is listed as failed, with the reason, and refuses requests.
+
+    Attributes:
+        name: What clients call it, as in :class:`ModelSpec`.
+        reason: Why it cannot be used, for people.
+    """
+
+    name: str
+    reason: str
+    aliases: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    path: Path | None = None
 
 
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,6 +106,10 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
         memory: Bytes that it takes, where they are known; None estimates them from the file and measures them later.
         load_stall_seconds: Seconds without any sign of progress (a step of the load, a log line) after which a load is
             given up. There is no limit to a load that goes on; 0 never gives up.
+        replicas: Most workers of it at a time. The first starts with the first request, a further one when more
+            requests wait than there are slots and there is room to spare; each idles by itself.
+        placements: Where its workers run: the first replica at the first, and so on, again from the start if there are
+            fewer; anywhere for ``()``.
         engine: ``llama``, or ``fake`` for the scripted engine.
         source: Where it comes from: ``preset`` (a preset file, the command line or code), ``models_dir`` or ``cache``.
         repo: Its name on the Hugging Face hub, ``user/repo[:quant]``; enough without a path for a model that is not
@@ -72,6 +131,8 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     unload_idle_seconds: float | None = None
     memory: int | None = None
     load_stall_seconds: float = DEFAULT_LOAD_STALL
+    replicas: int = 1
+    placements: tuple[Placement, ...] = ()
     engine: str = "llama"
     source: Source = "preset"
     repo: str = ""
@@ -95,6 +156,10 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
                 )
         if self.options.n_parallel < 1:
             raise BadRequest(f"model {self.name!r}: n_parallel must be 1 or more")
+        if not 1 <= self.replicas <= MAX_REPLICAS:
+            raise BadRequest(f"model {self.name!r}: replicas must be 1 to {MAX_REPLICAS}")
+        for placement in self.placements:
+            placement.check()
         self._check_load()
         if self.memory is not None and self.memory < 0:
             raise BadRequest(f"model {self.name!r}: memory must be a number of bytes, 0 or more")
@@ -111,6 +176,15 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
             raise BadRequest(f"model {self.name!r} cannot be written as JSON: {error}") from None
         if isinstance(understood, Unknown):
             raise BadRequest(f"model {self.name!r}: {understood.reason}")
+
+    def placement(self, replica: int) -> Placement:
+        """Return where a replica runs."""
+        return self.placements[replica % len(self.placements)] if self.placements else Placement()
+
+    def runs_as(self, other: "ModelSpec", replica: int = 0) -> bool:
+        """Whether a worker that was started for the other spec serves this one just as well."""
+        ours, theirs = (msgspec.structs.replace(spec.to_load(), aliases=(), tags=()) for spec in (self, other))
+        return ours == theirs and self.placement(replica) == other.placement(replica)
 
     def to_load(self, scales: Sequence[float] | None = None) -> Load:
         """Return the message that makes a worker load this model; ``scales`` of its LoRA adapters replace its own."""

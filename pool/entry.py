@@ -1,110 +1,148 @@
-"""The records that the pool keeps: one per model, one per request. Data and wording; the pool alone changes them."""
+"""The records that the pool keeps: of models, their replicas and their requests. The pool alone changes them."""
 
 import asyncio
-import signal
 import weakref
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from llamaherd.pool.config import ModelSpec
-from llamaherd.pool.errors import RETRY_AFTER, BadRequest, LoadFailed, PoolError, QueueTimeout, WorkerDied, WorkerFailed
+from llamaherd.pool.errors import PoolError, WorkerFailed
 from llamaherd.pool.generation import Generation
-from llamaherd.pool.launch import Exit
 from llamaherd.pool.lifecycle import State
 from llamaherd.pool.logs import LogRing
-from llamaherd.pool.machine import oom_kills
 from llamaherd.pool.restart import Backoff
-from llamaherd.pool.status import ModelStatus, QueuedRequest
 from llamaherd.pool.worker import Worker
 from llamaherd.transport.messages import Delta, Done, Failed, PoolMessage, Result, Vector
 
-__all__ = [
-    "Answer",
-    "Entry",
-    "Request",
-    "Sink",
-    "Stream",
-    "explain_backoff",
-    "explain_exit",
-    "explain_failure",
-    "explain_wait",
-]
+__all__ = ["Answer", "Entry", "Nobody", "Replica", "Request", "Sink", "Stream"]
 
-#: Log lines shown in an error for which the worker gave no reason, and kept in its ``log``.
-SHOWN_LOG_LINES: Final = 3
-KEPT_LOG_LINES: Final = 20
+#: States in which a replica has its model, or gets it again when it is asked.
+_THERE: Final = frozenset({State.LOADED, State.SLEEPING})
+#: A model with several replicas is in the first of these states that one of them is in.
+_PRECEDENCE: Final = (State.LOADED, State.LOADING, State.SLEEPING, State.STOPPING, State.UNLOADED)
 
 
-@dataclass(slots=True)
-class Entry:
-    """One model.
+@dataclass(slots=True, eq=False)
+class Replica:
+    """One worker of a model, or the place for one.
 
     Attributes:
+        spec: What its worker was started for; the model's own may have changed since.
         worker: Its current worker, None in the states without a process.
         failure: What the current worker said of its own failure, before its exit.
         adopted: Its worker was a spare.
         drowsy: A sleep command is under way, or was carried out: work needs a wake command first.
         waking: A wake command is under way.
-        backoff: When it may be tried again after failed loads.
         keep_alive: What the last request said of the time after it; see :func:`~llamaherd.pool.idle.rest_of`.
         rest: The timer of its idleness.
         stall: The timer of its load.
         heard: When its worker last gave a sign of life, in the loop's time.
         oom_kills: The kernel's count when its worker was started.
-        sized: Whether the scheduler knows what it takes, as far as that can be known before its first start.
-        unsized: Requests that wait until it does.
-        scales: Of its LoRA adapters, one for each; None while they are the spec's.
     """
 
+    entry: "Entry"
+    index: int
     spec: ModelSpec
     state: State = State.UNLOADED
     worker: Worker | None = None
     log: LogRing = field(default_factory=LogRing)
     progress: dict[str, Any] | None = None
-    info: dict[str, Any] | None = None
     failure: Failed | None = None
     error: PoolError | None = None
     exit_code: int | None = None
     adopted: bool = False
     drowsy: bool = False
     waking: bool = False
-    backoff: Backoff = field(default_factory=Backoff)
     keep_alive: float | None = None
     rest: asyncio.TimerHandle | None = None
     stall: asyncio.TimerHandle | None = None
     heard: float = 0.0
     oom_kills: int = 0
+
+    @property
+    def loading(self) -> bool:
+        """Whether its worker loads the model, for the first time or again."""
+        return self.state is State.LOADING or self.waking
+
+    @property
+    def is_spare(self) -> bool:
+        """Whether its model goes on without it."""
+        return any(other is not self and other.state in _THERE for other in self.entry.replicas)
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """One model.
+
+    Attributes:
+        spec: How it is to be run from now on.
+        replicas: By their number; as many as any of its specs has had.
+        info: Its facts from the last ``ready``.
+        backoff: When it may be tried again after failed loads.
+        sized: Whether the scheduler knows what it takes, as far as that can be known before its first start.
+        unsized: Requests that wait until it does.
+        broken: Why the catalogue has it, but it cannot be used; empty if it can.
+        removed: It is in the catalogue no more, and goes when its last worker has.
+        reviving: It is pinned, and its worker died: it is brought back until it is there again.
+        scales: Of its LoRA adapters, one for each; None while they are the spec's.
+        revival: The timer of a pinned model's next attempt to come back.
+    """
+
+    spec: ModelSpec
+    replicas: list[Replica] = field(default_factory=list[Replica])
+    info: dict[str, Any] | None = None
+    backoff: Backoff = field(default_factory=Backoff)
     sized: bool = False
     unsized: list[int] = field(default_factory=list[int])
+    broken: str = ""
+    removed: bool = False
     scales: tuple[float, ...] | None = None
+    reviving: bool = False
+    revival: asyncio.TimerHandle | None = None
 
     @property
     def name(self) -> str:
         """The model's name."""
         return self.spec.name
 
-    def status(self, in_flight: int, waiting: tuple[QueuedRequest, ...], memory: int) -> ModelStatus:
-        """Return the model's public status."""
-        worker = self.worker
-        return ModelStatus(
-            name=self.name,
-            state=self.state,
-            aliases=self.spec.aliases,
-            tags=self.spec.tags,
-            path=None if self.spec.path is None else str(self.spec.path),
-            source=self.spec.source,
-            args=() if worker is None else tuple(worker.args),
-            progress=self.progress,
-            info=self.info,
-            failed=self.error is not None,
-            exit_code=self.exit_code,
-            error=None if self.error is None else str(self.error),
-            pid=None if worker is None else worker.pid,
-            in_flight=in_flight,
-            queued=len(waiting),
-            waiting=waiting,
-            memory=memory,
-        )
+    @property
+    def state(self) -> State:
+        """The state of its replica that is furthest on."""
+        if len(self.replicas) == 1:
+            return self.replicas[0].state
+        states = {replica.state for replica in self.replicas}
+        return next((state for state in _PRECEDENCE if state in states), State.UNLOADED)
+
+    @property
+    def workers(self) -> Iterator[Worker]:
+        """Its workers, in the order of the replicas."""
+        return (replica.worker for replica in self.replicas if replica.worker is not None)
+
+    @property
+    def worker(self) -> Worker | None:
+        """Its first worker, None if it has no process."""
+        return next(self.workers, None)
+
+    @property
+    def last_end(self) -> Replica | None:
+        """A replica whose worker ended with an error, if none has a worker now."""
+        if self.worker is not None:
+            return None
+        return next((replica for replica in self.replicas if replica.error is not None), None)
+
+    def resize(self) -> None:
+        """Have as many replicas as the spec wants, at least."""
+        while len(self.replicas) < self.spec.replicas:
+            self.replicas.append(Replica(self, len(self.replicas), self.spec))
+
+    def logs(self) -> tuple[str, ...]:
+        """Return the last lines that its workers printed, oldest first; of several replicas, one after the other and
+        with their numbers.
+        """
+        if len(self.replicas) == 1:
+            return self.replicas[0].log.tail()
+        return tuple(f"#{replica.index} {line}" for replica in self.replicas for line in replica.log.tail())
 
 
 class Sink(Protocol):
@@ -171,7 +209,20 @@ class Answer:
             self._future.set_exception(error)
 
 
-@dataclass(slots=True)
+class Nobody:
+    """Listens to a request that the pool makes for itself."""
+
+    def feed(self, part: Delta | Vector) -> None:
+        pass
+
+    def finish(self, end: Done | Result | None) -> None:
+        pass
+
+    def fail(self, error: PoolError) -> None:
+        pass
+
+
+@dataclass(slots=True, eq=False)
 class Request:
     """One request, from its acceptance until its worker says that it has ended.
 
@@ -179,11 +230,11 @@ class Request:
         command: What its worker is told; None if the request only wants its model ready.
         sink: Who listens; None once the caller has left.
         priority: Higher goes first.
-        keep_alive: See :class:`Entry`.
+        keep_alive: See :class:`Replica`.
         queue_timeout: Seconds that it may wait for its model; 0 means no limit.
         since: When it began to wait, in the loop's time.
         patience: The timer of its wait.
-        granted: Whether it was sent to a worker.
+        replica: To whose worker it was sent; None while it waits.
         answered: Whether its caller has got a part of the answer.
         retried: Whether it was given to a second worker because its first one died.
     """
@@ -197,7 +248,7 @@ class Request:
     queue_timeout: float = 0.0
     since: float = 0.0
     patience: asyncio.TimerHandle | None = None
-    granted: bool = False
+    replica: Replica | None = None
     answered: bool = False
     retried: bool = False
 
@@ -206,64 +257,3 @@ class Request:
         if self.patience is not None:
             self.patience.cancel()
             self.patience = None
-
-    def is_with(self, entry: Entry) -> bool:
-        """Whether the request was sent to this model's worker: only that may speak of it."""
-        return self.granted and self.entry is entry
-
-
-def explain_failure(failure: Failed) -> PoolError:
-    """Return the error that a worker's ``failed`` for one request means."""
-    if failure.fault == "caller":
-        return BadRequest(failure.message, code=failure.code)
-    return WorkerFailed(failure.message, code=failure.code, retry=failure.retry)
-
-
-def explain_backoff(entry: Entry, seconds: float) -> LoadFailed:
-    """Return the error for a request that comes too soon after failed loads."""
-    return LoadFailed(
-        f"model {entry.name!r} is not tried again for {seconds:.1f} s, after: {entry.error}",
-        code="load_backoff",
-        retry=True,
-        retry_after=seconds,
-        exit_code=entry.exit_code,
-    )
-
-
-def explain_wait(request: Request, position: int, waiting: int) -> QueueTimeout:
-    """Return the error for a request that has waited too long."""
-    entry = request.entry
-    return QueueTimeout(
-        f"the request waited {request.queue_timeout:g} s (queue_timeout) for model {entry.name!r}, which is "
-        f"{entry.state}, and is number {position} of {waiting} that wait for it",
-        code="queue_timeout",
-        retry=True,
-        retry_after=RETRY_AFTER,
-    )
-
-
-def explain_exit(entry: Entry, worker: Worker, end: Exit) -> LoadFailed | WorkerDied:
-    """Return the error for those who counted on a worker that ended without being told to."""
-    log = entry.log.tail(KEPT_LOG_LINES)
-    failure = entry.failure
-    if failure is not None:
-        reason = f"{failure.message} ({end.detail})"
-    elif worker.kill_reason:
-        reason = f"its worker was killed because {worker.kill_reason}"
-    elif end.signal == signal.SIGKILL and oom_kills() > entry.oom_kills:
-        reason = "the kernel killed its worker for want of memory; set a smaller context or fewer models at a time"
-    else:
-        lines = [line.strip() for line in log if line.strip()][-SHOWN_LOG_LINES:]
-        reason = f"its worker ended: {end.detail}" + ("; last log lines: " + " | ".join(lines) if lines else "")
-    code = failure.code if failure is not None else ""
-    if entry.state is State.LOADING or entry.waking:
-        return LoadFailed(
-            f"model {entry.name!r} could not be loaded: {reason}",
-            code=code or "load_failed",
-            retry=failure.retry if failure is not None else True,
-            exit_code=end.code,
-            log=log,
-        )
-    return WorkerDied(
-        f"model {entry.name!r} failed: {reason}", code=code or "worker_died", retry=True, exit_code=end.code, log=log
-    )

@@ -12,18 +12,31 @@ import time
 from collections.abc import Coroutine, Iterable, Mapping
 from typing import Any, Final
 
+from llamaherd.pool.affinity import prefix_keys
 from llamaherd.pool.clocks import Clocks, now
-from llamaherd.pool.config import ModelSpec
-from llamaherd.pool.entry import Entry, Request, explain_backoff, explain_exit, explain_failure, explain_wait
+from llamaherd.pool.config import BrokenModel, ModelSpec
+from llamaherd.pool.entry import Entry, Nobody, Replica, Request
 from llamaherd.pool.errors import BadRequest, ModelBusy, PoolClosed, PoolError, WorkerFailed
 from llamaherd.pool.events import EventLog
+from llamaherd.pool.explain import (
+    explain_backoff,
+    explain_broken,
+    explain_exit,
+    explain_failure,
+    explain_removal,
+    explain_wait,
+    ran_out_of_memory,
+)
 from llamaherd.pool.idle import Rest
 from llamaherd.pool.launch import Exit, Launcher
 from llamaherd.pool.lifecycle import RUNNING, IllegalTransition, State, Trigger, transition
 from llamaherd.pool.machine import oom_kills
 from llamaherd.pool.memory import expected_memory
+from llamaherd.pool.reload import CatalogModel, ReloadReport, plan_catalog
+from llamaherd.pool.restart import Backoff
 from llamaherd.pool.schedule import Limits, Scheduler
-from llamaherd.pool.status import ModelStatus, QueuedRequest
+from llamaherd.pool.spares import SPARE, SpareKeeper
+from llamaherd.pool.status import ModelStatus, QueuedRequest, ReplicaStatus
 from llamaherd.pool.worker import Worker
 from llamaherd.transport import Transport
 from llamaherd.transport.errors import ChannelError
@@ -52,13 +65,8 @@ __all__ = ["Herd"]
 
 _log = logging.getLogger("llamaherd.pool")
 
-#: The model of a worker that has none yet; no model's name is empty.
-SPARE: Final = ""
-#: Seconds from a load to the start of the next spare, and how often that is put off for a busy herd.
-SPARE_SECONDS: Final = 0.5
-SPARE_PATIENCE: Final = 20
-#: Environment variable that tells a worker which engine to import before it is told to load; read by ``pool/child``.
-PRELOAD_ENV: Final = "LLAMAHERD_PRELOAD"
+#: Seconds after which a further replica is tried again where one could not be loaded.
+GROW_AGAIN_SECONDS: Final = 60.0
 
 #: Commands that a worker stops when it is told to; the others it answers at once.
 _LONG: Final = (Generate, Embed, Rerank)
@@ -89,14 +97,17 @@ class Herd:
         self._numbers = itertools.count(1)
         self._generations = itertools.count(1)
         self._workers: set[Worker] = set()
+        #: Whose worker it is; spares are nobody's.
+        self._homes: dict[Worker, Replica] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        #: An idle worker with the engine imported, for the next model that starts; None while there is none.
-        self._spare: Worker | None = None
-        self._keeps_spare = spare
+        self._spares = SpareKeeper(spare, self._start_spare, lambda: self._scheduler.busy)
+        self._at_rest = asyncio.Event()
         self._closing = False
 
     def __repr__(self) -> str:
         return f"<Herd over {self._transport.name}, {len(self._workers)} workers, {self._scheduler!r}>"
+
+    # --- the catalogue ---
 
     def add(self, spec: ModelSpec) -> None:
         """A model exists from now on. Raises BadRequest if its spec is wrong or its name taken; nothing is added
@@ -109,21 +120,120 @@ class Herd:
                 raise BadRequest(f"two models are called {name!r}: {self._names[name].name!r} and {spec.name!r}")
         if len(set(names)) < len(names):
             raise BadRequest(f"model {spec.name!r} has the same name twice")
-        entry = Entry(spec)
+        entry = self._insert(spec)
         self._names.update((name, entry) for name in names)
+
+    def reload(self, models: Iterable[CatalogModel]) -> ReloadReport:
+        """Take a new catalogue in the place of the old one. Raises BadRequest, and changes nothing, if it is none."""
+        plan = plan_catalog(models)
+        before = self._entries
+        gone = [entry for entry in before.values() if entry.name not in plan.models and not entry.removed]
+        done: dict[str, list[str]] = {"added": [], "changed": [], "unchanged": []}
+        for name, model in plan.models.items():
+            known = before.get(name)
+            spec, broken = _spec_of(model)
+            if known is None:
+                self._insert(spec, broken)
+                done["added"].append(name)
+            elif known.removed:
+                self._change(known, spec, broken)
+                done["added"].append(name)
+            elif (known.spec, known.broken) == (spec, broken):
+                done["unchanged"].append(name)
+            else:
+                self._change(known, spec, broken)
+                done["changed"].append(name)
+        self._names = {
+            alias: self._entries[name] for name, model in plan.models.items() for alias in (name, *model.aliases)
+        }
+        for entry in gone:
+            self._remove(entry)
+        listed = {name: self._entries[name] for name in plan.models}
+        self._entries = listed | {name: entry for name, entry in self._entries.items() if name not in listed}
+        self.events.emit("*", "models_reload", {})
+        return ReloadReport(
+            added=tuple(done["added"]),
+            changed=tuple(done["changed"]),
+            unchanged=tuple(done["unchanged"]),
+            removed=tuple(entry.name for entry in gone),
+            failed={model.name: model.reason for model in plan.models.values() if isinstance(model, BrokenModel)},
+            problems=plan.problems,
+        )
+
+    def _insert(self, spec: ModelSpec, broken: str = "") -> Entry:
+        entry = Entry(spec, broken=broken)
+        entry.resize()
         self._entries[spec.name] = entry
-        self._scheduler.add(spec.name, slots=spec.options.n_parallel, pinned=spec.pinned)
+        slots, replicas, pinned = spec.options.n_parallel, spec.replicas, spec.pinned
+        self._scheduler.add(spec.name, slots=slots, replicas=replicas, pinned=pinned)
+        return entry
+
+    def _change(self, entry: Entry, spec: ModelSpec, broken: str) -> None:
+        """Run a model otherwise from now on. What runs stays if it would be started the same way again, and else
+        finishes what it has.
+        """
+        if broken or entry.broken or not spec.runs_as(entry.spec) or spec.memory != entry.spec.memory:
+            entry.sized = False
+            entry.backoff = Backoff()
+        if spec.options.adapters != entry.spec.options.adapters:
+            entry.scales = None
+        entry.spec, entry.broken, entry.removed = spec, broken, False
+        entry.resize()
+        if entry.info is not None:
+            entry.info = {**entry.info, "aliases": list(spec.aliases), "tags": list(spec.tags)}
+        if broken:
+            self._turn_away(entry, explain_broken(entry))
+        for replica in entry.replicas:
+            if replica.state is State.UNLOADED:
+                replica.error = replica.exit_code = None
+            elif broken or not spec.runs_as(replica.spec, replica.index):
+                self._scheduler.retire(entry.name, replica.index)
+            else:
+                self._scheduler.retain(entry.name, replica.index)
+        slots, replicas, pinned = spec.options.n_parallel, spec.replicas, spec.pinned
+        self._scheduler.change(entry.name, slots=slots, replicas=replicas, pinned=pinned)
+        for replica in entry.replicas:
+            self._clocks.mind(replica)
+
+    def _remove(self, entry: Entry) -> None:
+        """A model takes no new requests; it is forgotten when its last worker has left."""
+        entry.removed = True
+        self._turn_away(entry, explain_removal(entry))
+        for replica in entry.replicas:
+            if replica.state is not State.UNLOADED:
+                self._scheduler.retire(entry.name, replica.index)
+        self._forget_if_gone(entry)
+
+    def _turn_away(self, entry: Entry, error: PoolError) -> None:
+        for request in list(self._requests.values()):
+            if request.entry is entry and request.replica is None:
+                self.leave(request.number, error)
+
+    def _forget_if_gone(self, entry: Entry) -> None:
+        if entry.removed and entry.worker is None:
+            del self._entries[entry.name]
+            self._scheduler.remove(entry.name)
+            self.events.emit(entry.name, "model_remove", {})
+
+    # --- the end ---
+
+    async def rest(self) -> None:
+        """Wait until no request waits or runs."""
+        while self._requests:
+            self._at_rest.clear()
+            await self._at_rest.wait()
 
     async def close(self) -> None:
         """Fail what waits or runs with ``PoolClosed``, stop all workers at once, and return when all are reaped."""
         self._closing = True
         for request in list(self._requests.values()):
             self.leave(request.number, PoolClosed("the pool is closing"))
-        if self._spare is not None:
-            self._spare.stop(self._stop_timeout)
+        self._spares.stop(self._stop_timeout)
         for entry in self._entries.values():
-            self._clocks.stop(entry)
-            self._stop_worker(entry)
+            self._let_rest(entry)
+            for replica in entry.replicas:
+                self._clocks.stop(replica)
+                self._stop_worker(replica)
         while self._workers or self._tasks:
             for worker in list(self._workers):
                 await worker.wait()
@@ -148,8 +258,47 @@ class Herd:
 
     def status(self, entry: Entry) -> ModelStatus:
         """Return a model's public status."""
-        name, scheduler = entry.name, self._scheduler
-        return entry.status(scheduler.in_flight(name), self.waiting(entry), scheduler.memory(name))
+        waiting = self.waiting(entry)
+        spec, worker, last = entry.spec, entry.worker, entry.last_end
+        first = next((one for one in entry.replicas if one.worker is worker), entry.replicas[0])
+        error = str(explain_broken(entry)) if entry.broken else None if last is None else str(last.error)
+        return ModelStatus(
+            name=entry.name,
+            state=entry.state,
+            aliases=spec.aliases,
+            tags=spec.tags,
+            path=None if spec.path is None else str(spec.path),
+            source=spec.source,
+            args=() if worker is None else tuple(worker.args),
+            progress=first.progress,
+            info=entry.info,
+            failed=error is not None,
+            exit_code=first.exit_code if last is None else last.exit_code,
+            error=error,
+            pid=None if worker is None else worker.pid,
+            in_flight=self._scheduler.in_flight(entry.name),
+            queued=len(waiting),
+            waiting=waiting,
+            memory=self._scheduler.memory(entry.name),
+            slots=spec.options.n_parallel,
+            replicas=tuple(self._replica_status(replica) for replica in self._shown(entry)),
+        )
+
+    @staticmethod
+    def _shown(entry: Entry) -> list[Replica]:
+        return [one for one in entry.replicas if one.index < entry.spec.replicas or one.worker is not None]
+
+    def _replica_status(self, replica: Replica) -> ReplicaStatus:
+        name, worker = replica.entry.name, replica.worker
+        return ReplicaStatus(
+            index=replica.index,
+            state=replica.state,
+            pid=None if worker is None else worker.pid,
+            in_flight=self._scheduler.in_flight(name, replica.index),
+            memory=0 if worker is None else self._scheduler.memory(name, replica.index),
+            exit_code=replica.exit_code,
+            error=None if replica.error is None else str(replica.error),
+        )
 
     def waiting(self, entry: Entry) -> tuple[QueuedRequest, ...]:
         """Return the requests that wait for a model, in the order in which they will be served."""
@@ -163,7 +312,7 @@ class Herd:
         )
 
     def statuses(self) -> list[ModelStatus]:
-        """Return every model's public status, in the order in which they were added."""
+        """Return every model's public status, in the catalogue's order; removed ones that still run come last."""
         return [self.status(entry) for entry in self._entries.values()]
 
     def wanted_at_start(self) -> list[str]:
@@ -190,7 +339,6 @@ class Herd:
             self._put(request)
         else:
             self._size(entry, request)
-        self._clocks.mind(entry)
 
     def _let_wait(self, request: Request) -> None:
         request.since = now()
@@ -215,8 +363,14 @@ class Herd:
             self.keep(self._read_size(entry))
 
     async def _read_size(self, entry: Entry) -> None:
-        # In a thread: the header of a model with a large vocabulary takes a good part of a second to read.
-        memory = await asyncio.to_thread(expected_memory, entry.spec)
+        spec = None
+        memory = 0
+        while spec is not entry.spec:  # a reload may change it meanwhile
+            spec = entry.spec
+            # In a thread: the header of a model with a large vocabulary takes a good part of a second to read.
+            memory = await asyncio.to_thread(expected_memory, spec)
+        if self._entries.get(entry.name) is not entry:
+            return  # it was removed, and those who waited for it were told
         waiting, entry.unsized, entry.sized = entry.unsized, [], True
         self._scheduler.resize(entry.name, memory)
         for number in waiting:
@@ -225,8 +379,17 @@ class Herd:
                 self._put(request)
 
     def _put(self, request: Request) -> None:
-        holds = request.command is not None
-        self._scheduler.request(request.number, request.entry.name, priority=request.priority, holds=holds)
+        name, holds = request.entry.name, request.command is not None
+        prefix = prefix_keys(request.command) if request.entry.spec.replicas > 1 else ()
+        self._scheduler.request(request.number, name, priority=request.priority, holds=holds, prefix=prefix)
+
+    def _drop(self, number: int) -> Request:
+        """Forget a request, however it ended."""
+        request = self._requests.pop(number)
+        request.stop_waiting()
+        if not self._requests:
+            self._at_rest.set()
+        return request
 
     def leave(self, number: int, error: PoolError | None = None) -> None:
         """The caller of a request has left, or is told to with an error; what it held is freed. Unknown numbers are
@@ -235,114 +398,133 @@ class Herd:
         request = self._requests.get(number)
         if request is None or request.sink is None:
             return
+        entry, replica = request.entry, request.replica
         sink, request.sink = request.sink, None
         if error is not None:
             sink.fail(error)
-        request.stop_waiting()
-        if not request.granted:
-            del self._requests[number]
-            if number in request.entry.unsized:
-                request.entry.unsized.remove(number)
+        if replica is None:
+            self._drop(number)
+            if number in entry.unsized:
+                entry.unsized.remove(number)
             self._scheduler.cancel(number)
-            self._clocks.mind(request.entry)
-        elif request.entry.worker is not None and isinstance(request.command, _LONG):
+            for idle in entry.replicas:
+                if idle.rest is None:
+                    self._clocks.mind(idle)
+        elif replica.worker is not None and isinstance(request.command, _LONG):
             # The model stays busy until the worker confirms: what still computes must not be taken for idle.
-            request.entry.worker.post(Cancel(request=number))
+            replica.worker.post(Cancel(request=number))
 
     # --- commands ---
 
     def unload(self, entry: Entry) -> None:
-        """Begin to stop a model's worker. Raises ModelBusy if it has none; no effect on one that is stopping."""
+        """Begin to stop a model's workers. Raises ModelBusy if it has none; no effect on those that are stopping."""
         if entry.state not in RUNNING:
             raise ModelBusy("model is not running", code="model_not_running")
+        self._let_rest(entry)
         error = WorkerFailed(f"model {entry.name!r} was unloaded", code="unloaded")
-        for request in self._granted_to(entry):
-            self.leave(request.number, error)
+        for replica in entry.replicas:
+            for request in self._granted_to(replica):
+                self.leave(request.number, error)
         self._scheduler.unload(entry.name, error)
 
     def sleep(self, entry: Entry) -> None:
-        """Have an idle worker free its model. Raises ModelBusy."""
-        if entry.state is not State.LOADED or entry.worker is None or not self._scheduler.asleep(entry.name):
+        """Have the idle workers of a model free it. Raises ModelBusy if it is not loaded or has requests."""
+        loaded = [replica for replica in entry.replicas if replica.state is State.LOADED and not replica.drowsy]
+        if not loaded or self.queued(entry) or self._scheduler.in_flight(entry.name):
             raise ModelBusy(f"model {entry.name!r} is {entry.state} and cannot sleep now", code="model_busy")
-        entry.drowsy = True
-        entry.worker.post(Sleep())
+        for replica in loaded:
+            self._put_to_sleep(replica)
+
+    def _put_to_sleep(self, replica: Replica) -> None:
+        if replica.worker is not None and self._scheduler.asleep(replica.entry.name, replica.index):
+            replica.drowsy = True
+            replica.worker.post(Sleep())
 
     def scale(self, entry: Entry, scales: tuple[float, ...]) -> None:
         """Have a model's LoRA adapters applied with these factors, one for each, now and after every load."""
         entry.scales = scales
-        if entry.worker is not None:
-            entry.worker.post(Lora(scales=scales))
+        for worker in entry.workers:
+            worker.post(Lora(scales=scales))
 
-    def _granted_to(self, entry: Entry) -> list[Request]:
-        return [request for request in self._requests.values() if request.entry is entry and request.granted]
+    def _granted_to(self, replica: Replica) -> list[Request]:
+        return [request for request in self._requests.values() if request.replica is replica]
 
     # --- effects: what the scheduler decided ---
 
-    def start(self, model: str) -> None:
-        if self._closing:
-            return
-        entry = self._entries[model]
-        entry.state = transition(entry.state, Trigger.SPAWN)
-        entry.progress = entry.failure = entry.error = entry.exit_code = None
-        entry.drowsy = entry.waking = False
-        entry.keep_alive = None
-        entry.oom_kills = oom_kills()
-        spare = self._take_spare()
-        worker = entry.worker = spare or self._new_worker(model)
-        entry.adopted = spare is not None
-        worker.model = model
-        worker.post(entry.spec.to_load(entry.scales))
-        self.events.emit(model, "model_status", {"status": State.LOADING})
-        self._clocks.watch_load(entry, worker)
+    def start(self, model: str, replica: int) -> None:
+        if not self._closing:
+            self._start(self._entries[model].replicas[replica])
+
+    def _start(self, replica: Replica) -> None:
+        entry, spec = replica.entry, replica.entry.spec
+        replica.spec = spec
+        replica.state = transition(replica.state, Trigger.SPAWN)
+        replica.progress = replica.failure = replica.error = replica.exit_code = None
+        replica.drowsy = replica.waking = False
+        replica.keep_alive = None
+        replica.oom_kills = oom_kills()
+        env = spec.placement(replica.index).environment()
+        spare = None if env else self._spares.take()  # a process that runs cannot be placed any more
+        label = entry.name if spec.replicas == 1 else f"{entry.name}#{replica.index}"
+        worker = replica.worker = spare or self._new_worker(label)
+        replica.adopted = spare is not None
+        worker.model = label
+        self._homes[worker] = replica
+        worker.post(spec.to_load(entry.scales))
+        self._tell(replica, "model_status", {"status": State.LOADING})
+        self._clocks.watch_load(replica, worker)
         if spare is None:
-            self.keep(self._launch(worker))
+            self.keep(self._launch(worker, env))
 
-    def stop(self, model: str) -> None:
-        self._stop_worker(self._entries[model])
+    def stop(self, model: str, replica: int) -> None:
+        self._stop_worker(self._entries[model].replicas[replica])
 
-    def wake(self, model: str) -> None:
-        entry = self._entries[model]
-        entry.drowsy, entry.waking = False, True
-        if entry.worker is not None:
-            entry.worker.post(Wake())
-            self._clocks.watch_load(entry, entry.worker)
+    def wake(self, model: str, replica: int) -> None:
+        sleeper = self._entries[model].replicas[replica]
+        self._clocks.stop(sleeper)
+        sleeper.drowsy, sleeper.waking = False, True
+        if sleeper.worker is not None:
+            sleeper.worker.post(Wake())
+            self._clocks.watch_load(sleeper, sleeper.worker)
 
-    def grant(self, ticket: int) -> None:
+    def grant(self, ticket: int, replica: int) -> None:
         request = self._requests[ticket]
-        request.granted = True
         request.stop_waiting()
-        entry = request.entry
+        request.replica = holder = request.entry.replicas[replica]
         if request.command is None:
-            del self._requests[ticket]
+            self._drop(ticket)
+            self._clocks.mind(holder)
             if request.sink is not None:
                 request.sink.finish(None)
-        elif entry.worker is not None:
-            entry.worker.post(request.command)
+        else:
+            self._clocks.stop(holder)
+            if holder.worker is not None:
+                holder.worker.post(request.command)
 
     def reject(self, ticket: int, error: PoolError) -> None:
-        request = self._requests.pop(ticket)
-        request.stop_waiting()
+        request = self._drop(ticket)
         sink, request.sink = request.sink, None
         if sink is not None:
             sink.fail(error)
 
-    def threads(self, model: str, n: int) -> None:
-        entry = self._entries[model]
-        # A number that the user chose stays.
-        if entry.worker is not None and entry.spec.options.n_threads <= 0:
-            entry.worker.post(Threads(n=n))
+    def threads(self, model: str, replica: int, n: int) -> None:
+        told = self._entries[model].replicas[replica]
+        # A number that the user chose stays, and so does what belongs to cores of its own.
+        chosen = told.spec.options.n_threads > 0 or told.spec.placement(replica).cores
+        if told.worker is not None and not chosen:
+            told.worker.post(Threads(n=n))
 
-    def _stop_worker(self, entry: Entry) -> None:
-        if entry.worker is None or entry.state is State.STOPPING:
+    def _stop_worker(self, replica: Replica) -> None:
+        if replica.worker is None or replica.state is State.STOPPING:
             return
-        timeout = self._stop_timeout if entry.spec.stop_timeout is None else entry.spec.stop_timeout
+        own = replica.entry.spec.stop_timeout
         # A load cannot be asked to hurry, and has nothing to lose.
-        self._clocks.stop(entry)
-        entry.worker.stop(0.0 if entry.state is State.LOADING or entry.waking else timeout)
-        entry.state = transition(entry.state, Trigger.STOP)
+        self._clocks.stop(replica)
+        replica.worker.stop(0.0 if replica.loading else self._stop_timeout if own is None else own)
+        replica.state = transition(replica.state, Trigger.STOP)
 
-    def _new_worker(self, model: str) -> Worker:
-        worker = Worker(model, next(self._generations), self)
+    def _new_worker(self, label: str) -> Worker:
+        worker = Worker(label, next(self._generations), self)
         self._workers.add(worker)
         return worker
 
@@ -355,31 +537,16 @@ class Herd:
             end = Exit(reason="exited", code=None, signal=None, node="", detail=f"it could not be started: {error}")
             self.on_exit(worker, end)
 
-    def _take_spare(self) -> Worker | None:
-        spare = self._spare
-        if spare is None or spare.pid is None:
+    def _start_spare(self, env: Mapping[str, str]) -> Worker | None:
+        if self._closing:
             return None
-        self._spare = None
-        return spare
+        worker = self._new_worker(SPARE)
+        self.keep(self._launch(worker, env))
+        return worker
 
     def keep_spare(self) -> None:
         """Start a spare worker, if the herd keeps one and has none. Called when the pool opens."""
-        if self._keeps_spare and self._spare is None and not self._closing:
-            self._spare = self._new_worker(SPARE)
-            self.keep(self._launch(self._spare, {PRELOAD_ENV: "llama"}))
-
-    def _replace_spare(self, patience: int = SPARE_PATIENCE) -> None:
-        """Start a new spare when the load that took the last one, and what it was for, have had their time: a starting
-        interpreter would take a core from them.
-        """
-        if self._keeps_spare and self._spare is None and not self._closing:
-            asyncio.get_running_loop().call_later(SPARE_SECONDS, self._spare_due, patience)
-
-    def _spare_due(self, patience: int) -> None:
-        if patience > 0 and self._scheduler.busy:
-            self._replace_spare(patience - 1)
-        else:
-            self.keep_spare()
+        self._spares.keep()
 
     def keep(self, work: Coroutine[object, object, None]) -> None:
         """Run a coroutine that the close of the herd waits for."""
@@ -387,137 +554,188 @@ class Herd:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    def _tell(self, replica: Replica, event: str, data: dict[str, Any]) -> None:
+        """Publish a change of a replica, as one of its model."""
+        if replica.entry.spec.replicas > 1:
+            data["replica"] = {"index": replica.index, "status": replica.state}
+        self.events.emit(replica.entry.name, event, data)
+
     # --- news of workers ---
 
-    def _feed(self, entry: Entry, deltas: Iterable[Delta]) -> None:
+    def _feed(self, replica: Replica, deltas: Iterable[Delta]) -> None:
         for delta in deltas:
             request = self._requests.get(delta.request)
-            if request is not None and request.sink is not None and request.is_with(entry):
+            if request is not None and request.sink is not None and request.replica is replica:
                 request.answered = True
                 request.sink.feed(delta)
 
     def on_message(self, worker: Worker, message: ChildMessage) -> None:
-        entry = self._entries.get(worker.model)
-        if entry is None or entry.worker is not worker:
+        replica = self._homes.get(worker)
+        if replica is None:
             return
         match message:
             case Tokens():
-                self._feed(entry, message.deltas)
+                self._feed(replica, message.deltas)
                 if message.typed:
-                    self._feed(entry, message.typed)
+                    self._feed(replica, message.typed)
             case Vectors():
                 for vector in message.vectors:
                     request = self._requests.get(vector.request)
-                    if request is not None and request.sink is not None and request.is_with(entry):
+                    if request is not None and request.sink is not None and request.replica is replica:
                         request.sink.feed(vector)
             case Done() | Result():
-                self._end(entry, message.request, message)
+                self._end(replica, message.request, message)
             case Failed(request=None):
-                entry.failure = message
+                replica.failure = message
             case Failed():
-                self._end(entry, message.request, explain_failure(message))
+                self._end(replica, message.request, explain_failure(message))
             case StateMessage():
-                self._on_state(entry, message)
+                self._on_state(replica, message)
             case Stats():
-                if entry.spec.memory is None and message.rss_bytes > 0:
-                    self._scheduler.resize(entry.name, message.rss_bytes, measured=True)
+                if replica.spec.memory is None and message.rss_bytes > 0:
+                    self._scheduler.measure(replica.entry.name, message.rss_bytes, replica.index)
             case Unknown():
                 _log.warning("%r sent a %r that means nothing here: %s", worker, message.kind, message.reason)
 
-    def _end(self, entry: Entry, number: int | None, end: Done | Result | PoolError) -> None:
+    def _end(self, replica: Replica, number: int | None, end: Done | Result | PoolError) -> None:
         request = self._requests.get(number) if number is not None else None
-        if request is None or not request.is_with(entry):
+        if request is None or request.replica is not replica:
             return  # it has ended, or is none of this worker's business
-        del self._requests[request.number]
+        self._drop(request.number)
         if request.sink is not None:
             if isinstance(end, PoolError):
                 request.sink.fail(end)
             else:
                 request.sink.finish(end)
-        request.entry.keep_alive = request.keep_alive
+        replica.keep_alive = request.keep_alive
         self._scheduler.finish(request.number)
-        self._clocks.mind(request.entry)
+        self._clocks.mind(replica)
 
     def _on_log(self, worker: Worker, data: bytes) -> None:
-        entry = self._entries.get(worker.model)
-        if entry is not None:
-            entry.heard = now()
-            entry.log.feed(data)
+        replica = self._homes.get(worker)
+        if replica is not None:
+            replica.heard = now()
+            replica.log.feed(data)
 
-    def _on_state(self, entry: Entry, message: StateMessage) -> None:
+    def _on_state(self, replica: Replica, message: StateMessage) -> None:
         trigger = _TRIGGERS.get(message.state)
         try:
             if trigger is None:
                 raise IllegalTransition(f"unknown state {message.state!r}")
-            entry.state = transition(entry.state, trigger)
+            replica.state = transition(replica.state, trigger)
         except IllegalTransition as reason:
-            _log.debug("ignored a state message of %r: %s", entry.worker, reason)
+            _log.debug("ignored a state message of %r: %s", replica.worker, reason)
             return
-        entry.heard = now()
+        entry = replica.entry
+        replica.heard = now()
         data: dict[str, Any] = {"status": entry.state}
         if trigger is Trigger.PROGRESS:
-            entry.progress = data["progress"] = message.payload
+            replica.progress = data["progress"] = message.payload
         elif trigger is Trigger.READY:
-            entry.progress = entry.failure = None
-            entry.waking = False
-            self._clocks.forget_load(entry)
+            replica.progress = replica.failure = None
+            replica.waking = False
+            self._let_rest(entry)
+            self._clocks.forget_load(replica)
             entry.backoff.succeeded()
             if message.payload:
                 entry.info = data["info"] = {"created": int(time.time()), **message.payload}
-        self.events.emit(entry.name, "status_change", data)
+        self._tell(replica, "status_change", data)
         if trigger is Trigger.READY:
-            self._scheduler.ready(entry.name)
-            self._replace_spare()
-        self._clocks.mind(entry)
+            self._scheduler.ready(entry.name, replica.index)
+            self._spares.replace()
+        self._clocks.mind(replica)
 
     def on_exit(self, worker: Worker, end: Exit) -> None:
         self._workers.discard(worker)
-        if worker is self._spare:
-            self._spare = None  # the next load brings a new one
+        if self._spares.lost(worker):
             return
-        entry = self._entries[worker.model]
+        replica = self._homes.pop(worker)
+        entry = replica.entry
         # A spare that was dead or dying when it was taken says nothing about the model.
-        stillborn = entry.adopted and entry.progress is None and entry.failure is None and not worker.stopping
-        error = None if worker.stopping or stillborn else explain_exit(entry, worker, end)
-        entry.log.end_line()
-        loading = entry.state is State.LOADING or entry.waking
-        entry.waking = False
-        self._clocks.forget_load(entry)
-        entry.state = transition(entry.state, Trigger.EXIT)
-        entry.worker, entry.progress, entry.exit_code, entry.error = None, None, end.code, error
-        if loading and error is not None:
-            entry.backoff.failed(now())
-        self._clocks.mind(entry)
-        again = self._lose_granted(entry, error, retry=not loading and error is not None)
-        self.events.emit(entry.name, "status_change", {"status": entry.state, "exit_code": end.code})
-        self._scheduler.exited(entry.name, error if loading else None)
+        stillborn = replica.adopted and replica.progress is None and replica.failure is None and not worker.stopping
+        error = None if worker.stopping or stillborn else explain_exit(replica, worker, end)
+        starved = error is not None and ran_out_of_memory(replica, worker, end)
+        replica.log.end_line()
+        loading, replica.waking = replica.loading, False
+        self._clocks.forget_load(replica)
+        replica.state = transition(replica.state, Trigger.EXIT)
+        replica.worker, replica.progress, replica.exit_code, replica.error = None, None, end.code, error
+        self._clocks.mind(replica)
+        retry = not loading and error is not None and not entry.broken and not entry.removed
+        again = self._lose_granted(replica, error, retry=retry)
+        self._tell(replica, "status_change", {"status": entry.state, "exit_code": end.code})
+        second_try = self._scheduler.exited(
+            entry.name, error if loading else None, replica=replica.index, short_of_memory=starved
+        )
+        if error is not None and not second_try:
+            self._count_failure(entry, error, loading=loading, starved=starved)
         for request in again:
             self._let_wait(request)
             self._put(request)
+        self._forget_if_gone(entry)
 
-    def _lose_granted(self, entry: Entry, error: PoolError | None, *, retry: bool) -> list[Request]:
+    def _count_failure(self, entry: Entry, error: PoolError, *, loading: bool, starved: bool) -> None:
+        """See to what follows from the end of a worker that nobody had told to end."""
+        loop = asyncio.get_running_loop()
+        if entry.worker is not None:
+            if loading:
+                loop.call_later(GROW_AGAIN_SECONDS, self._let_grow, entry)
+            return
+        if loading:
+            entry.backoff.failed(now(), costly=starved)
+            if starved:
+                error.retry_after = entry.backoff.wait(now())
+        entry.reviving = entry.reviving or not loading
+        if entry.reviving and entry.spec.pinned:
+            entry.revival = loop.call_later(entry.backoff.wait(now()), self._revive, entry)
+
+    def _let_grow(self, entry: Entry) -> None:
+        if self._entries.get(entry.name) is entry:
+            self._scheduler.let_grow(entry.name)
+
+    def _revive(self, entry: Entry) -> None:
+        """Bring a pinned model back whose worker died."""
+        entry.revival = None
+        if entry.worker is None and not (entry.broken or entry.removed or self._closing):
+            self.accept(Request(self.next_number(), entry, None, Nobody(), priority=entry.spec.priority))
+
+    def _let_rest(self, entry: Entry) -> None:
+        entry.reviving = False
+        if entry.revival is not None:
+            entry.revival.cancel()
+            entry.revival = None
+
+    def _lose_granted(self, replica: Replica, error: PoolError | None, *, retry: bool) -> list[Request]:
         """Fail the requests that a worker took with it. Return those that deserve a second worker: nothing of their
         answer is out, and this was their first.
         """
         again: list[Request] = []
-        for request in self._granted_to(entry):
+        for request in self._granted_to(replica):
             if request.sink is not None and retry and not request.answered and not request.retried:
-                request.granted, request.retried = False, True
+                request.replica, request.retried = None, True
                 again.append(request)
                 continue
-            del self._requests[request.number]
+            self._drop(request.number)
             if request.sink is not None:
-                gone = error or WorkerFailed(f"model {entry.name!r} was stopped", code="unloaded")
+                gone = error or WorkerFailed(f"model {replica.entry.name!r} was stopped", code="unloaded")
                 request.sink.fail(gone)
         return again
 
     # --- rest ---
 
-    def _is_idle(self, entry: Entry) -> bool:
-        return not self._scheduler.in_flight(entry.name) and not self._scheduler.queued(entry.name)
+    def _is_idle(self, replica: Replica) -> bool:
+        name = replica.entry.name
+        return not self._scheduler.in_flight(name, replica.index) and not self._scheduler.queued(name)
 
-    def _on_rest(self, entry: Entry, rest: Rest) -> None:
+    def _on_rest(self, replica: Replica, rest: Rest) -> None:
         if rest.action == "sleep":
-            self.sleep(entry)
-        else:
-            self.unload(entry)
+            self._put_to_sleep(replica)
+        elif not replica.entry.spec.pinned or replica.is_spare:
+            self._scheduler.dismiss(replica.entry.name, replica.index)
+
+
+def _spec_of(model: CatalogModel) -> tuple[ModelSpec, str]:
+    """Return the spec that stands for a model of a catalogue, and why it cannot be used if it cannot."""
+    if isinstance(model, ModelSpec):
+        return model, ""
+    return ModelSpec(name=model.name, aliases=model.aliases, tags=model.tags, path=model.path), model.reason

@@ -9,7 +9,7 @@ from typing import Any, Self, Unpack
 
 from llamaherd.pool.adapters import AdapterStatus, check_lora, describe, scales_of
 from llamaherd.pool.chat_params import ChatMessage, TemplateParams
-from llamaherd.pool.config import DEFAULT_STOP_TIMEOUT, ModelSpec
+from llamaherd.pool.config import DEFAULT_STOP_TIMEOUT, BrokenModel, ModelSpec
 from llamaherd.pool.embeddings import (
     Embedding,
     Embeddings,
@@ -24,6 +24,7 @@ from llamaherd.pool.embeddings import (
 from llamaherd.pool.entry import Answer, Entry, Request, Stream
 from llamaherd.pool.errors import BadRequest, ModelBusy, ModelNotFound, ModelNotLoaded, PoolClosed
 from llamaherd.pool.events import Subscription
+from llamaherd.pool.explain import explain_broken
 from llamaherd.pool.generation import Generation
 from llamaherd.pool.herd import Herd
 from llamaherd.pool.launch import Launcher, LocalLauncher
@@ -41,6 +42,7 @@ from llamaherd.pool.params import (
     rerank_request,
     template_request,
 )
+from llamaherd.pool.reload import ReloadReport
 from llamaherd.pool.schedule import Limits
 from llamaherd.pool.status import ModelStatus
 from llamaherd.transport import make_transport
@@ -194,7 +196,7 @@ class Pool:
             **params: See :class:`~llamaherd.pool.params.ChatParams`.
 
         Raises:
-            BadRequest, ModelNotFound, ModelNotLoaded, PoolClosed: at once.
+            BadRequest, ModelNotFound, ModelNotLoaded, PoolClosed, LoadFailed (of a broken model): at once.
             LoadFailed, WorkerDied, WorkerFailed, QueueFull, QueueTimeout, BadRequest (a prompt longer than the
                 context): from the iteration.
         """
@@ -322,6 +324,8 @@ class Pool:
         if not self._open:
             raise PoolClosed("the pool is not open")
         entry = self._entry(model)
+        if entry.broken:
+            raise explain_broken(entry)
         if entry.spec.path is None and entry.spec.engine == "llama":
             raise ModelNotLoaded(
                 f"model {entry.name!r} is not downloaded: llamaherd pull {entry.spec.repo}", code="not_downloaded"
@@ -417,9 +421,26 @@ class Pool:
 
     # --- models ---
 
+    def reload(self, models: Iterable[ModelSpec | BrokenModel]) -> ReloadReport:
+        """Take a new catalogue in the place of the old one, and return what that changed.
+
+        Nothing is dropped. Models that are the same go on untouched, also where only settings of the pool's side
+        differ (times, priority, aliases and so on), which count from now on. A worker that would be started otherwise
+        now, or whose model is gone, takes no new requests, finishes those that it has, and leaves; requests for a
+        changed model wait for that and start it anew. Who waits for a model that is gone gets ``ModelNotFound``.
+        Nothing is loaded, not even what is marked for the start. An entry that cannot be used (a
+        :class:`~llamaherd.pool.config.BrokenModel`, or a spec that is wrong) is listed as failed, with its reason.
+
+        Raises:
+            BadRequest: something is no model; nothing has changed. PoolClosed.
+        """
+        if not self._open:
+            raise PoolClosed("the pool is not open")
+        return self._herd.reload(models)
+
     def models(self) -> list[ModelStatus]:
-        """Return the status of every model, in the order in which they were given. Reading wakes and changes
-        nothing.
+        """Return the status of every model, in the catalogue's order; removed ones that still finish their requests
+        come last. Reading wakes and changes nothing.
         """
         return self._herd.statuses()
 
@@ -428,8 +449,10 @@ class Pool:
         return self._herd.status(self._entry(model))
 
     def logs(self, model: str) -> tuple[str, ...]:
-        """Return the last lines that the model's workers printed, at most 1,000, oldest first. Raises ModelNotFound."""
-        return self._entry(model).log.tail()
+        """Return the last lines that the model's workers printed, oldest first: at most 1,000 of each replica, which
+        follow one another where there are several, with ``#1`` and so on before each line. Raises ModelNotFound.
+        """
+        return self._entry(model).logs()
 
     def events(self) -> Subscription:
         """Return a stream of events: a snapshot first, then every change in order; see
@@ -471,10 +494,10 @@ class Pool:
             ModelBusy: it is not running. ModelNotFound.
         """
         entry = self._entry(model)
-        worker = entry.worker
+        workers = list(entry.workers)
         if entry.state is not State.STOPPING:
             self.start_unload(model)
-        if worker is not None:
+        for worker in workers:
             await worker.wait()
         return self._herd.status(entry)
 

@@ -19,9 +19,9 @@ class Backoff:
         self._failures = 0
         self._until = 0.0
 
-    def failed(self, now: float) -> None:
-        """A load has failed."""
-        self._failures += 1
+    def failed(self, now: float, *, costly: bool = False) -> None:
+        """A load has failed. A ``costly`` failure, such as one for want of memory, is never tried again at once."""
+        self._failures = max(self._failures + 1, 2 if costly else 1)
         if self._failures > 1:
             self._until = now + min(FIRST_SECONDS * 2.0 ** (self._failures - 2), MOST_SECONDS)
 

@@ -3,55 +3,63 @@
 Events come in as method calls; what follows from them goes out through :class:`Effects`, which must only take note and
 return. There is no clock, no process and no I/O here, so every rule can be tested by itself.
 
-The rules:
+A model has one process or several, its *instances*, numbered from 0 on. The rules:
 
 1. A request holds its model from the moment that it is accepted: a waiting request makes the model *wanted*, a granted
-   one makes it *busy*. Wanted, busy, starting, stopping and pinned models are never stopped to make room.
-2. A request for a ready model with a free slot is granted at once. All requests that wait for one model share its one
-   start.
-3. At most ``models_max`` models have a process, and together they take at most ``memory_budget`` bytes. A process that
-   is told to stop counts until it is gone.
-4. Room is made by stopping the ready, idle models that were used longest ago, no more than it takes, and none if that
-   would not do.
+   one makes its instance *busy*. Wanted, busy, starting, stopping and pinned ones are never stopped to make room.
+2. A request for a model with a free slot is granted at once, to the instance that has least to do; one that has seen
+   the beginning of its prompt is preferred as long as it has at most ``AFFINITY_SLACK`` more to do than that. All
+   requests that wait for one model share its start.
+3. At most ``models_max`` processes run, and together they take at most ``memory_budget`` bytes. A process that is told
+   to stop counts until it is gone; with a memory budget it gives up its place at once and keeps its bytes, so that the
+   next one can start beside it where both are known to fit.
+4. Room is made by stopping the ready, idle instances that were used longest ago, no more than it takes, and none if
+   that would not do. Those without which their model goes on go first.
 5. Waiting requests go by priority, then by age. When a model that waits for room has been overtaken ``max_overtakes``
-   times by requests for models in its way, it comes first, and one of those models is *drained*: it finishes what it
+   times by requests for models in its way, it comes first, and an instance in its way is *drained*: it finishes what it
    has, and new requests for it wait. After as many again, another one is. So nobody is overtaken more often than
    ``max_overtakes`` times the places.
-6. The cores are divided evenly among the models that are busy, and each is told when its share changes.
-7. Queues are bounded, per model and in total: a request over the limit is refused.
-8. What can never be served is refused at once: a model that is too large for the budget, or for what pinned models
+6. A further instance of a model starts when more requests wait than those that run or start have slots for, and only
+   into room that is free and that nobody waits for: it stops nothing and drains nothing.
+7. The cores are divided evenly among the instances that are busy, and each is told when its share changes.
+8. Queues are bounded, per model and in total: a request over the limit is refused.
+9. What can never be served is refused at once: a model that is too large for the budget, or for what pinned models
    leave of it.
+10. A start that fails for want of memory stops the idle instance that was used longest ago and is tried once more.
+11. An instance that *retires* (its model has changed) takes no new requests and is stopped when it has finished.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from enum import Enum, auto
 from typing import Final, Protocol
 
 from llamaherd.pool.errors import RETRY_AFTER, PoolError, QueueFull
+from llamaherd.pool.room import Limits, Room
+from llamaherd.pool.roster import Instance, Key, Model, Phase, Waiting
 from llamaherd.pool.threads import ThreadBudget
 
-__all__ = ["Effects", "Limits", "Phase", "Scheduler"]
+__all__ = ["AFFINITY_SLACK", "Effects", "Limits", "Phase", "Scheduler"]
 
+#: How many more requests than the least busy one an instance may have, and still be preferred for its prefix.
+AFFINITY_SLACK: Final = 2
 _MIB: Final = 1024 * 1024
 
 
 class Effects(Protocol):
     """What the scheduler decides. Implementations take note and return; they do not call back into the scheduler."""
 
-    def start(self, model: str) -> None:
+    def start(self, model: str, replica: int) -> None:
         """Start a worker for the model. Answered by ``ready`` or ``exited``."""
         ...
 
-    def wake(self, model: str) -> None:
-        """Have the model's sleeping worker load it again. Answered by ``ready`` or ``exited``."""
+    def wake(self, model: str, replica: int) -> None:
+        """Have a sleeping worker load its model again. Answered by ``ready`` or ``exited``."""
         ...
 
-    def stop(self, model: str) -> None:
-        """Stop the model's worker. Answered by ``exited``."""
+    def stop(self, model: str, replica: int) -> None:
+        """Stop a worker. Answered by ``exited``."""
         ...
 
-    def grant(self, ticket: int) -> None:
+    def grant(self, ticket: int, replica: int) -> None:
         """Send the request to its model's worker. Answered by ``finish``, if it holds the model."""
         ...
 
@@ -59,116 +67,33 @@ class Effects(Protocol):
         """End a request that was never granted."""
         ...
 
-    def threads(self, model: str, n: int) -> None:
-        """Tell the model's worker how many threads to compute with."""
+    def threads(self, model: str, replica: int, n: int) -> None:
+        """Tell a worker how many threads to compute with."""
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """The numbers in the rules.
-
-    Attributes:
-        models_max: Most models with a process; 0 means no limit.
-        memory_budget: Most bytes that all processes together may take; 0 means no limit.
-        max_overtakes: See rule 5; at least 1.
-        cores: Cores to divide among the models that are busy; 0 leaves the threads alone.
-        queue_max: Most requests that wait, in total; 0 means no limit.
-        queue_max_per_model: Most requests that wait for one model; 0 means no limit.
-    """
-
-    models_max: int = 4
-    memory_budget: int = 0
-    max_overtakes: int = 16
-    cores: int = 0
-    queue_max: int = 0
-    queue_max_per_model: int = 0
-
-
-class Phase(Enum):
-    """What the scheduler knows of a model's process."""
-
-    ABSENT = auto()
-    STARTING = auto()
-    READY = auto()
-    ASLEEP = auto()
-    STOPPING = auto()
-
-
-@dataclass(frozen=True, slots=True)
-class Room:
-    """What processes take: places, and bytes of memory as far as they are known."""
-
-    places: int = 0
-    memory: int = 0
-
-    def __add__(self, other: "Room") -> "Room":
-        return Room(self.places + other.places, self.memory + other.memory)
-
-    def __sub__(self, other: "Room") -> "Room":
-        return Room(self.places - other.places, self.memory - other.memory)
-
-
-@dataclass(slots=True)
-class _Waiting:
-    ticket: int
-    model: "_Model"
-    priority: int
-    holds: bool
-
-
-@dataclass(slots=True)
-class _Model:
-    name: str
-    slots: int
-    pinned: bool
-    phase: Phase = Phase.ABSENT
-    in_flight: int = 0
-    last_used: int = 0
-    overtaken: int = 0
-    drained_for: "_Model | None" = None
-    room: Room = Room(places=1)
-    #: priority -> tickets in the order of their arrival; no empty ones are kept.
-    queues: dict[int, dict[int, _Waiting]] = field(default_factory=dict[int, dict[int, _Waiting]])
-    waiting: int = 0
-
-    @property
-    def has_slot(self) -> bool:
-        return not self.slots or self.in_flight < self.slots
-
-    @property
-    def head(self) -> _Waiting:
-        return next(iter(self.queues[max(self.queues)].values()))
-
-    def put(self, waiting: _Waiting) -> None:
-        self.queues.setdefault(waiting.priority, {})[waiting.ticket] = waiting
-        self.waiting += 1
-
-    def remove(self, waiting: _Waiting) -> None:
-        queue = self.queues[waiting.priority]
-        del queue[waiting.ticket]
-        if not queue:
-            del self.queues[waiting.priority]
-        self.waiting -= 1
-
-
 class Scheduler:
-    """See the module's text."""
+    """See the module's text. Events and questions that name a replica mean the only one of a model by default."""
 
     def __init__(self, effects: Effects, limits: Limits | None = None) -> None:
         self._effects: Final = effects
         self._limits: Final = limits or Limits()
-        self._models: dict[str, _Model] = {}
-        self._waiting: dict[int, _Waiting] = {}
-        self._granted: dict[int, _Model] = {}
-        #: Models that someone waits for, and models that are busy: each event looks at these and not at all models.
-        self._wanted: dict[str, _Model] = {}
-        self._busy: dict[str, None] = {}
-        #: Taken by all processes, and by those of them that are told to stop.
+        self._models: dict[str, Model] = {}
+        self._waiting: dict[int, Waiting] = {}
+        self._granted: dict[int, Instance] = {}
+        #: What events look at instead of at all models: those that someone waits for, the instances that are busy,
+        #: those that are drained, and those that retire.
+        self._wanted: dict[str, Model] = {}
+        self._busy: dict[Key, None] = {}
+        self._drained: dict[Key, Instance] = {}
+        self._retiring: dict[Key, Instance] = {}
+        #: Taken by all processes, and by those of them that are told to stop; and how many of these gave up their
+        #: places already.
         self._used = Room()
         self._leaving = Room()
+        self._ghosts = 0
         self._clock = 0
-        self._budget = ThreadBudget(self._limits.cores)
+        self._budget: ThreadBudget[Key] = ThreadBudget(self._limits.cores)
 
     def __repr__(self) -> str:
         return (
@@ -179,13 +104,14 @@ class Scheduler:
 
     # --- what may be read ---
 
-    def phase(self, model: str) -> Phase:
-        """Return what is known of the model's process."""
-        return self._models[model].phase
+    def phase(self, model: str, replica: int = 0) -> Phase:
+        """Return what is known of a process."""
+        return self._models[model].instances[replica].phase
 
-    def in_flight(self, model: str) -> int:
-        """Return how many requests are granted to the model and not finished."""
-        return self._models[model].in_flight
+    def in_flight(self, model: str, replica: int | None = None) -> int:
+        """Return how many requests are granted to the model, or to one of its replicas, and not finished."""
+        instances = self._models[model].instances
+        return sum(one.in_flight for one in instances if replica is None or one.index == replica)
 
     def queued(self, model: str) -> int:
         """Return how many requests wait for the model."""
@@ -193,57 +119,112 @@ class Scheduler:
 
     def queue(self, model: str) -> list[tuple[int, int]]:
         """Return ticket and priority of each request that waits for the model, in the order of their turns."""
-        queues = self._models[model].queues
-        return [(ticket, priority) for priority in sorted(queues, reverse=True) for ticket in queues[priority]]
+        return [(waiting.ticket, waiting.priority) for waiting in self._models[model].in_turn()]
 
     @property
     def busy(self) -> bool:
         """Whether any request is granted and not finished."""
         return bool(self._granted)
 
-    def memory(self, model: str) -> int:
-        """Return the bytes that the model takes, or is expected to take; 0 where nothing is known."""
-        return self._models[model].room.memory
+    def memory(self, model: str, replica: int | None = None) -> int:
+        """Return the bytes that a replica takes; without its number what all that run take, or what the first one is
+        expected to take if none runs. 0 where nothing is known.
+        """
+        entry = self._models[model]
+        if replica is not None:
+            instance = entry.instances[replica]
+            return 0 if instance.phase is Phase.ABSENT else instance.memory
+        running = [one.memory for one in entry.instances if one.phase is not Phase.ABSENT]
+        return sum(running) if running else entry.memory
 
-    # --- events ---
+    # --- events: models ---
 
-    def add(self, model: str, *, slots: int = 0, pinned: bool = False) -> None:
+    def add(self, model: str, *, slots: int = 0, replicas: int = 1, pinned: bool = False) -> None:
         """A model exists from now on. Raises ValueError if it did before.
 
         Args:
-            slots: Most requests granted at one time; 0 means no limit.
-            pinned: Never stopped to make room.
+            slots: Most requests granted to one instance at a time; 0 means no limit.
+            replicas: Most instances; one runs at least while there are requests.
+            pinned: Never stopped to make room, except for instances beyond the first.
         """
         if model in self._models:
             raise ValueError(f"model {model!r} exists already")
-        self._models[model] = _Model(model, slots, pinned)
+        entry = self._models[model] = Model(model, slots, replicas, pinned)
+        entry.resize(replicas)
 
-    def resize(self, model: str, memory: int, *, measured: bool = False) -> None:
-        """The model takes so many bytes: an estimate before its first start, a measurement after it.
+    def change(self, model: str, *, slots: int, replicas: int, pinned: bool) -> None:
+        """The model is to be run otherwise from now on, with its further instances in the way that :meth:`add` says.
 
-        A model that was loaded fits, whatever was measured: it counts for no more than the whole budget.
+        Instances that run go on; those beyond ``replicas`` retire.
         """
         entry = self._models[model]
-        if measured and self._limits.memory_budget:
-            memory = min(memory, self._limits.memory_budget)
-        self._count(entry, -1)
-        entry.room = Room(places=1, memory=memory)
-        self._count(entry, +1)
+        entry.slots, entry.pinned, entry.stunted = slots, pinned, False
+        entry.resize(replicas)
+        for instance in entry.instances[replicas:]:
+            self._retire(instance)
         self._decide()
 
-    def request(self, ticket: int, model: str, *, priority: int = 0, holds: bool = True) -> None:
+    def remove(self, model: str) -> None:
+        """The model exists no more. Raises ValueError if it has a process or is waited for."""
+        entry = self._models[model]
+        if entry.waiting or any(instance.phase is not Phase.ABSENT for instance in entry.instances):
+            raise ValueError(f"model {model!r} is in use")
+        del self._models[model]
+
+    def retire(self, model: str, replica: int = 0) -> None:
+        """An instance is out of date: let it finish what it has, and stop it then. One that loads is stopped at once.
+
+        No effect on one that does not run.
+        """
+        self._retire(self._models[model].instances[replica])
+        self._decide()
+
+    def retain(self, model: str, replica: int = 0) -> None:
+        """An instance that retires is wanted again after all. No effect once it is told to stop."""
+        instance = self._models[model].instances[replica]
+        if instance.retiring and instance.phase is not Phase.STOPPING:
+            instance.retiring = False
+            del self._retiring[instance.key]
+            self._decide()
+
+    def resize(self, model: str, memory: int) -> None:
+        """A further instance of the model is expected to take so many bytes."""
+        self._models[model].memory = memory
+        self._decide()
+
+    def measure(self, model: str, memory: int, replica: int = 0) -> None:
+        """An instance takes so many bytes, and a further one is expected to take as many.
+
+        What was loaded fits, whatever was measured: it counts for no more than the whole budget.
+        """
+        entry = self._models[model]
+        instance = entry.instances[replica]
+        if self._limits.memory_budget:
+            memory = min(memory, self._limits.memory_budget)
+        self._count(instance, -1)
+        entry.memory = instance.memory = memory
+        self._count(instance, +1)
+        self._decide()
+
+    # --- events: requests ---
+
+    def request(
+        self, ticket: int, model: str, *, priority: int = 0, holds: bool = True, prefix: tuple[int, ...] = ()
+    ) -> None:
         """Someone wants the model. Answered by ``grant`` or ``reject``, now or later. Raises KeyError for an unknown
         one.
 
-        A request that does not ``hold`` only wants the model ready: its grant is its end.
+        A request that does not ``hold`` only wants the model ready: its grant is its end. ``prefix`` are the keys of
+        its prompt, see :func:`~llamaherd.pool.affinity.prefix_keys`.
         """
         entry = self._models[model]
-        ready = entry.phase is Phase.READY and entry.drained_for is None and not entry.waiting
-        refusal = None if ready and (entry.has_slot or not holds) else self._refusal(entry)
-        if refusal is not None:
-            self._effects.reject(ticket, refusal)
-            return
-        waiting = self._waiting[ticket] = _Waiting(ticket, entry, priority, holds)
+        waiting = Waiting(ticket, entry, priority, holds, prefix)
+        if entry.waiting or self._choose(waiting) is None:
+            refusal = self._refusal(entry)
+            if refusal is not None:
+                self._effects.reject(ticket, refusal)
+                return
+        self._waiting[ticket] = waiting
         entry.put(waiting)
         self._wanted[model] = entry
         self._decide()
@@ -259,48 +240,67 @@ class Scheduler:
 
     def finish(self, ticket: int) -> None:
         """A granted request has ended, however. Unknown tickets are ignored: its worker's end may have come first."""
-        model = self._granted.pop(ticket, None)
-        if model is not None:
-            model.in_flight -= 1
-            if not model.in_flight:
-                del self._busy[model.name]
-            self._touch(model)
+        instance = self._granted.pop(ticket, None)
+        if instance is not None:
+            instance.in_flight -= 1
+            if not instance.in_flight:
+                del self._busy[instance.key]
+            self._touch(instance)
             self._decide()
 
-    def ready(self, model: str) -> None:
-        """The model's worker takes requests."""
+    # --- events: processes ---
+
+    def ready(self, model: str, replica: int = 0) -> None:
+        """A worker takes requests."""
         entry = self._models[model]
-        if entry.phase is Phase.STARTING:
-            entry.phase = Phase.READY
-            self._touch(entry)
+        instance = entry.instances[replica]
+        if instance.phase is Phase.STARTING:
+            instance.phase = Phase.READY
+            entry.second_try, entry.victim = False, None
+            self._touch(instance)
             self._decide()
 
-    def asleep(self, model: str) -> bool:
-        """The model's worker was told to sleep; the next request wakes it. Returns False, and does nothing, if it is
-        in use.
+    def asleep(self, model: str, replica: int = 0) -> bool:
+        """A worker was told to sleep; the next request that needs it wakes it. Returns False, and does nothing, if it
+        is in use.
         """
         entry = self._models[model]
-        if entry.phase is not Phase.READY or entry.in_flight or entry.waiting:
+        instance = entry.instances[replica]
+        if instance.phase is not Phase.READY or instance.in_flight or entry.waiting:
             return False
-        entry.phase = Phase.ASLEEP
+        instance.phase = Phase.ASLEEP
+        instance.prefixes.clear()
         return True
 
-    def exited(self, model: str, error: PoolError | None = None) -> None:
-        """The model's process is gone. Granted requests end with it; with an ``error``, those that wait for it end
-        too.
+    def exited(
+        self, model: str, error: PoolError | None = None, *, replica: int = 0, short_of_memory: bool = False
+    ) -> bool:
+        """A process is gone. Granted requests end with it; with an ``error``, those that wait for the model end too,
+        unless another instance serves them.
+
+        ``short_of_memory`` says that its load failed for that reason. Returns True if room was made and the start will
+        be tried again, with everyone who waits for it.
         """
         entry = self._models[model]
-        self._set_phase(entry, Phase.ABSENT)
-        entry.drained_for = None
-        if entry.in_flight:
-            for ticket in [ticket for ticket, holder in self._granted.items() if holder is entry]:
-                del self._granted[ticket]
-            entry.in_flight = 0
-            del self._busy[model]
-        self._budget.forget(model)
-        if error is not None:
-            self._reject_waiting(entry, error)
+        instance = entry.instances[replica]
+        starting = instance.phase is Phase.STARTING
+        self._set_phase(instance, Phase.ABSENT)
+        self._release(instance)
+        self._forget_granted(instance)
+        instance.prefixes.clear()
+        self._budget.forget(instance.key)
+        self._retiring.pop(instance.key, None)
+        instance.retiring = False
+        entry.trim()
+        again = starting and short_of_memory and self._make_second_try(entry)
+        if error is not None and not again:
+            entry.second_try, entry.victim = False, None
+            if entry.live:
+                entry.stunted = True
+            else:
+                self._reject_waiting(entry, error)
         self._decide()
+        return again
 
     def unload(self, model: str, error: PoolError) -> bool:
         """Someone wants the model stopped, busy or not: requests that wait for it end with ``error``.
@@ -308,143 +308,247 @@ class Scheduler:
         Returns False if it is not running. What was granted is the caller's to end.
         """
         entry = self._models[model]
-        if entry.phase in (Phase.ABSENT, Phase.STOPPING):
+        running = [one for one in entry.instances if one.phase not in (Phase.ABSENT, Phase.STOPPING)]
+        if not running:
             return False
         self._reject_waiting(entry, error)
-        self._stop(entry)
+        entry.stunted = False
+        for instance in running:
+            self._stop(instance)
         self._decide()
         return True
+
+    def dismiss(self, model: str, replica: int) -> None:
+        """Stop one idle instance; no effect on one that is in use."""
+        entry = self._models[model]
+        instance = entry.instances[replica]
+        if instance.phase in (Phase.READY, Phase.ASLEEP) and not instance.in_flight and not entry.waiting:
+            self._stop(instance)
+            self._decide()
+
+    def let_grow(self, model: str) -> None:
+        """A further replica may be tried again after one that failed."""
+        self._models[model].stunted = False
+        self._decide()
 
     # --- the decision ---
 
     def _decide(self) -> None:
-        self._release_drains()
+        if self._drained:
+            self._release_drains()
+        for instance in [one for one in self._retiring.values() if not one.in_flight]:
+            self._stop(instance)
         self._grant_ready()
         if self._waiting:
+            self._wake_sleepers()
             self._make_way()
+            if self._drained:
+                self._release_drains()
+                self._grant_ready()
+            self._grow()
         if self._limits.cores:
-            for name, n in self._budget.update(self._busy).items():
-                self._effects.threads(name, n)
+            for (name, replica), n in self._budget.update(self._busy).items():
+                self._effects.threads(name, replica, n)
+
+    def _grant_ready(self) -> None:
+        """Grant what waits where there are free slots, and count whom that overtakes."""
+        hungry = [model for model in self._wanted.values() if model.hungry]
+        for model in list(self._wanted.values()):
+            while model.waiting:
+                head = model.head
+                instance = self._choose(head)
+                if instance is None:
+                    break
+                self._grant(head, instance)
+                if not model.pinned:
+                    for other in hungry:
+                        other.overtaken += 1
+
+    def _choose(self, waiting: Waiting) -> Instance | None:
+        """Return the instance that a request would go to now; None if it has to wait. Rule 2."""
+        able = [instance for instance in waiting.model.instances if instance.takes(waiting)]
+        if len(able) <= 1:
+            return able[0] if able else None
+        least = min(instance.in_flight for instance in able)
+        near = [instance for instance in able if instance.in_flight <= least + AFFINITY_SLACK]
+        # The first of equals, so that the later ones come to rest when there is less to do.
+        return max(near, key=lambda one: (one.prefixes.match(waiting.prefix), -one.in_flight, -one.index))
+
+    def _grant(self, waiting: Waiting, instance: Instance) -> None:
+        self._take_waiting(waiting.ticket)
+        self._touch(instance)
+        waiting.model.overtaken = 0
+        if waiting.holds:
+            self._granted[waiting.ticket] = instance
+            instance.in_flight += 1
+            self._busy.setdefault(instance.key)
+            if waiting.model.replicas > 1:
+                instance.prefixes.note(waiting.prefix)
+        self._effects.grant(waiting.ticket, instance.index)
+
+    def _wake_sleepers(self) -> None:
+        """Wake as many of the sleeping instances as those who wait need."""
+        for model in self._wanted.values():
+            for instance in model.instances:
+                if instance.phase is Phase.ASLEEP and not instance.retiring and self._lacks_slots(model):
+                    instance.phase = Phase.STARTING
+                    self._effects.wake(model.name, instance.index)
+
+    @staticmethod
+    def _lacks_slots(model: Model) -> bool:
+        """Whether more wait than the instances that are awake or starting will take."""
+        awake = any(one.live and one.phase is not Phase.ASLEEP for one in model.instances)
+        return not awake or (model.slots > 0 and model.holding > model.coming and not model.drained)
 
     def _make_way(self) -> None:
-        """Wake what sleeps, and start what is absent, as far as there is room or room can be made."""
-        for model in [model for model in self._wanted.values() if model.phase is Phase.ASLEEP]:
-            model.phase = Phase.STARTING
-            self._effects.wake(model.name)
+        """Start what is needed, as far as there is room or room can be made."""
         promised = Room()
-        for model in self._absent_in_turn():
-            need = promised + model.room
+        for model in self._hungry_in_turn():
+            need = promised + self._need(model)
             refusal = self._hopeless(model)
             if refusal is not None:
                 self._reject_waiting(model, refusal)
-            elif self._fits(self._used + need):
+            elif self._limits.allow(self._used + need):
                 self._start(model)
-            elif self._fits(self._used - self._leaving + need) or self._make_room(need):
+            elif self._limits.allow(self._used - self._leaving + need) or self._make_room(need):
                 promised = need  # its room comes with the exits of what was stopped
             elif model.overtaken >= self._limits.max_overtakes:
                 self._drain_for(model)
                 promised = need  # what the drained models free is not for those behind
 
-    def _grant_ready(self) -> None:
-        """Grant what waits for ready models with free slots, and count whom that overtakes."""
-        passed = [model for model in self._wanted.values() if model.phase is Phase.ABSENT]
+    def _grow(self) -> None:
+        """Start further replicas where too many wait, as far as there is room to spare. Rule 6."""
+        if any(model.hungry for model in self._wanted.values()):
+            return
         for model in list(self._wanted.values()):
-            while model.waiting and model.phase is Phase.READY and model.drained_for is None:
-                head = model.head
-                if head.holds and not model.has_slot:
-                    break
-                self._grant(head)
-                if not model.pinned:
-                    for other in passed:
-                        other.overtaken += 1
+            while (
+                model.replicas > 1
+                and not model.stunted
+                and self._lacks_slots(model)
+                and model.startable is not None
+                and self._limits.allow(self._used + self._need(model))
+            ):
+                self._start(model)
 
-    def _grant(self, waiting: _Waiting) -> None:
-        model = waiting.model
-        self._take_waiting(waiting.ticket)
-        self._touch(model)
-        model.overtaken = 0
-        if waiting.holds:
-            self._granted[waiting.ticket] = model
-            model.in_flight += 1
-            self._busy.setdefault(model.name)
-        self._effects.grant(waiting.ticket)
+    def _need(self, model: Model) -> Room:
+        """Return what a start of the model takes. Beside a process that is leaving, only what is known may start."""
+        return Room(1 if model.memory else 1 + self._ghosts, model.memory)
 
-    def _absent_in_turn(self) -> Iterator[_Model]:
-        """Yield the models that are wanted and have no process, in the order in which they get room."""
-        absent = [model for model in self._wanted.values() if model.phase is Phase.ABSENT]
-        yield from sorted(absent, key=self._turn) if len(absent) > 1 else absent
+    def _hungry_in_turn(self) -> Iterator[Model]:
+        """Yield the models that wait for a process, in the order in which they get room."""
+        hungry = [model for model in self._wanted.values() if model.hungry]
+        yield from sorted(hungry, key=self._turn) if len(hungry) > 1 else hungry
 
-    def _turn(self, model: _Model) -> tuple[bool, int, int]:
+    def _turn(self, model: Model) -> tuple[bool, int, int]:
         head = model.head
         return model.overtaken < self._limits.max_overtakes, -head.priority, head.ticket
 
-    def _fits(self, room: Room) -> bool:
-        limits = self._limits
-        places = not limits.models_max or room.places <= limits.models_max
-        return places and (not limits.memory_budget or room.memory <= limits.memory_budget)
-
-    def _start(self, model: _Model) -> None:
-        self._set_phase(model, Phase.STARTING)
+    def _start(self, model: Model) -> None:
+        instance = model.startable
+        assert instance is not None
+        instance.memory = model.memory
+        self._set_phase(instance, Phase.STARTING)
         model.overtaken = 0
-        self._touch(model)
-        self._effects.start(model.name)
+        self._touch(instance)
+        self._effects.start(model.name, instance.index)
+
+    # --- making room ---
 
     def _make_room(self, need: Room) -> bool:
-        """Stop the idle models that were used longest ago, as many as it takes; none if all of them do not do."""
-        idle = [
-            model
-            for model in self._models.values()
-            if model.phase in (Phase.READY, Phase.ASLEEP)
-            and not model.in_flight
-            and not model.pinned
-            and (not model.waiting or model.drained_for is not None)
-        ]
-        idle.sort(key=lambda model: (model.drained_for is None, model.last_used))
+        """Stop idle instances, as many as it takes; none if all of them do not do. Rule 4."""
+        idle = self._dispensable()
         left = self._used - self._leaving + need
-        for count, model in enumerate(idle, start=1):
-            left -= model.room
-            if self._fits(left):
+        for count, instance in enumerate(idle, start=1):
+            left -= Room(1, instance.memory)
+            if self._limits.allow(left):
                 for victim in idle[:count]:
                     self._stop(victim)
                 return True
         return False
 
-    def _stop(self, model: _Model) -> None:
-        self._set_phase(model, Phase.STOPPING)
-        self._effects.stop(model.name)
+    def _dispensable(self) -> list[Instance]:
+        """Return the instances that may be stopped for room, in the order in which they go."""
+        found: list[tuple[bool, bool, int, Instance]] = []
+        for model in self._models.values():
+            live = sum(instance.live for instance in model.instances)
+            idle = [one for one in model.instances if one.phase in (Phase.READY, Phase.ASLEEP) and not one.in_flight]
+            for instance in sorted(idle, key=lambda one: one.last_used):
+                last = live <= 1
+                if (model.waiting and instance.drained_for is None) or (last and model.pinned) or instance.retiring:
+                    continue
+                live -= 1
+                found.append((instance.drained_for is None, last, instance.last_used, instance))
+        found.sort(key=lambda entry: entry[:3])
+        return [instance for *_, instance in found]
 
-    def _hopeless(self, model: _Model) -> QueueFull | None:
+    def _stop(self, instance: Instance) -> None:
+        self._release(instance)
+        self._retiring.pop(instance.key, None)
+        self._set_phase(instance, Phase.STOPPING)
+        self._effects.stop(*instance.key)
+
+    def _retire(self, instance: Instance) -> None:
+        if instance.phase is Phase.STARTING:
+            self._stop(instance)
+        elif instance.phase in (Phase.READY, Phase.ASLEEP):
+            self._release(instance)
+            instance.retiring = True
+            self._retiring[instance.key] = instance
+
+    def _make_second_try(self, model: Model) -> bool:
+        """Stop something idle for a model whose load found too little memory. Rule 10."""
+        if not model.waiting or model.live or model.second_try:
+            return False
+        victim = next(iter(self._dispensable()), None)
+        if victim is None:
+            return False
+        self._stop(victim)
+        model.second_try, model.victim = True, victim
+        return True
+
+    def _hopeless(self, model: Model) -> QueueFull | None:
         """Return why a model can never start: it is too large, or what is pinned leaves no room; None if it can."""
-        if not self._fits(model.room):
-            return _too_large(model.name, model.room.memory, self._limits.memory_budget)
-        held = model.room
+        room = Room(1, model.memory)
+        if not self._limits.allow(room):
+            return _too_large(model.name, model.memory, self._limits.memory_budget)
+        held = room
         for other in self._models.values():
-            if other.pinned and other.phase not in (Phase.ABSENT, Phase.STOPPING):
-                held += other.room
-        return None if self._fits(held) else _no_room(model.name)
+            if other.pinned:
+                held += max((Room(1, one.memory) for one in other.instances if one.live), default=Room(), key=_memory)
+        return None if self._limits.allow(held) else _no_room(model.name)
 
     # --- draining ---
 
-    def _drain_for(self, wanted: _Model) -> None:
-        ready = [model for model in self._models.values() if model.phase is Phase.READY and not model.pinned]
-        drained = sum(model.drained_for is wanted for model in ready)
+    def _drain_for(self, wanted: Model) -> None:
+        ready = [
+            instance
+            for model in self._models.values()
+            if not model.pinned
+            for instance in model.instances
+            if instance.phase is Phase.READY and not instance.retiring
+        ]
+        drained = sum(instance.drained_for is wanted for instance in ready)
         candidates = sorted(
-            (model for model in ready if model.drained_for is None),
-            key=lambda model: (model.in_flight, model.last_used),
+            (instance for instance in ready if instance.drained_for is None),
+            key=lambda instance: (instance.in_flight, instance.last_used),
         )
-        for model in candidates[: wanted.overtaken // self._limits.max_overtakes - drained]:
-            model.drained_for = wanted
+        for instance in candidates[: wanted.overtaken // self._limits.max_overtakes - drained]:
+            instance.drained_for = wanted
+            self._drained[instance.key] = instance
 
     def _release_drains(self) -> None:
-        """Undo the draining of models for those that are not waited for any more, or have started."""
-        for model in self._models.values():
-            wanted = model.drained_for
-            if wanted is not None and (not wanted.waiting or wanted.phase is not Phase.ABSENT):
-                model.drained_for = None
+        """Undo the draining of instances for models that are not waited for any more, or have started."""
+        for instance in list(self._drained.values()):
+            if instance.drained_for is None or not instance.drained_for.hungry:
+                self._release(instance)
+
+    def _release(self, instance: Instance) -> None:
+        instance.drained_for = None
+        self._drained.pop(instance.key, None)
 
     # --- bookkeeping ---
 
-    def _refusal(self, model: _Model) -> QueueFull | None:
+    def _refusal(self, model: Model) -> QueueFull | None:
         limits = self._limits
         if limits.queue_max_per_model and model.waiting >= limits.queue_max_per_model:
             text = f"{model.waiting} requests wait for model {model.name!r} already, and the limit is"
@@ -456,7 +560,7 @@ class Scheduler:
             return QueueFull(text, code="queue_full", retry=True, retry_after=RETRY_AFTER)
         return None
 
-    def _take_waiting(self, ticket: int) -> _Waiting | None:
+    def _take_waiting(self, ticket: int) -> Waiting | None:
         waiting = self._waiting.pop(ticket, None)
         if waiting is not None:
             model = waiting.model
@@ -466,26 +570,42 @@ class Scheduler:
                 del self._wanted[model.name]
         return waiting
 
-    def _reject_waiting(self, model: _Model, error: PoolError) -> None:
-        for ticket in [ticket for queue in model.queues.values() for ticket in queue]:
-            self._take_waiting(ticket)
-            self._effects.reject(ticket, error)
+    def _reject_waiting(self, model: Model, error: PoolError) -> None:
+        for waiting in list(model.in_turn()):
+            self._take_waiting(waiting.ticket)
+            self._effects.reject(waiting.ticket, error)
 
-    def _set_phase(self, model: _Model, phase: Phase) -> None:
-        self._count(model, -1)
-        model.phase = phase
-        self._count(model, +1)
+    def _forget_granted(self, instance: Instance) -> None:
+        if instance.in_flight:
+            for ticket in [ticket for ticket, holder in self._granted.items() if holder is instance]:
+                del self._granted[ticket]
+            instance.in_flight = 0
+            del self._busy[instance.key]
 
-    def _count(self, model: _Model, sign: int) -> None:
-        room = Room(sign * model.room.places, sign * model.room.memory)
-        if model.phase is not Phase.ABSENT:
-            self._used += room
-        if model.phase is Phase.STOPPING:
+    def _set_phase(self, instance: Instance, phase: Phase) -> None:
+        self._count(instance, -1)
+        instance.phase = phase
+        self._count(instance, +1)
+
+    def _count(self, instance: Instance, sign: int) -> None:
+        """Count what an instance takes, or (with -1) took. Rule 3."""
+        if instance.phase is Phase.ABSENT:
+            return
+        memory = instance.memory
+        ghost = instance.phase is Phase.STOPPING and self._limits.memory_budget > 0 and memory > 0
+        room = Room(0 if ghost else sign, sign * memory)
+        self._used += room
+        if instance.phase is Phase.STOPPING:
             self._leaving += room
+            self._ghosts += sign * ghost
 
-    def _touch(self, model: _Model) -> None:
+    def _touch(self, instance: Instance) -> None:
         self._clock += 1
-        model.last_used = self._clock
+        instance.last_used = self._clock
+
+
+def _memory(room: Room) -> int:
+    return room.memory
 
 
 def _no_room(model: str) -> QueueFull:

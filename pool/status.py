@@ -6,7 +6,7 @@ import msgspec
 
 from llamaherd.pool.lifecycle import State
 
-__all__ = ["ModelStatus", "QueuedRequest"]
+__all__ = ["ModelStatus", "QueuedRequest", "ReplicaStatus"]
 
 
 class QueuedRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,8 +26,30 @@ class QueuedRequest(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
 
 
+class ReplicaStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One worker of a model, or the place for one.
+
+    Attributes:
+        index: Its number, from 0 on.
+        pid: Its process; None while it has none.
+        in_flight: Requests granted to it and not ended.
+        memory: Bytes that it takes; 0 without a process, and where nothing is known.
+        exit_code: How its last worker ended, negative for a signal; None if none has.
+        error: Why its last load or worker failed, for people.
+    """
+
+    index: int
+    state: State
+    pid: int | None = None
+    in_flight: int = 0
+    memory: int = 0
+    exit_code: int | None = None
+    error: str | None = None
+
+
 class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One model at one moment.
+    """One model at one moment. With several replicas its state is that of the one which is furthest on; ``args``,
+    ``progress`` and ``pid`` are those of the first one that runs.
 
     Attributes:
         path: The GGUF file, None for the fake engine.
@@ -42,7 +64,10 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
         in_flight: Requests granted and not ended.
         queued: Requests waiting for the model.
         waiting: These requests, in the order in which they will be served.
-        memory: Bytes that it takes: measured once it was loaded, estimated before; 0 where nothing is known yet.
+        memory: Bytes that all its workers take: measured once it was loaded, estimated before; 0 where nothing is known
+            yet.
+        slots: Requests that one worker of it runs at a time.
+        replicas: Its workers and the places for them.
     """
 
     name: str
@@ -62,8 +87,10 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     queued: int = 0
     waiting: tuple[QueuedRequest, ...] = ()
     memory: int = 0
+    slots: int = 1
+    replicas: tuple[ReplicaStatus, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the status as plain JSON data."""
         fields = {field: getattr(self, field) for field in self.__struct_fields__}
-        return fields | {"waiting": msgspec.to_builtins(self.waiting)}
+        return fields | {name: msgspec.to_builtins(fields[name]) for name in ("waiting", "replicas")}

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, Self, Unpack, cast, overload
 
 from llamaherd.pool.adapters import AdapterStatus
 from llamaherd.pool.chat_params import ChatMessage, TemplateParams
-from llamaherd.pool.config import DEFAULT_STOP_TIMEOUT, EngineOptions, ModelSpec
+from llamaherd.pool.config import DEFAULT_STOP_TIMEOUT, BrokenModel, ModelSpec
 from llamaherd.pool.embeddings import Embeddings, Ranking
 from llamaherd.pool.errors import BadRequest, PoolClosed, PoolError
 from llamaherd.pool.generation import Completion, Generation
@@ -21,6 +21,7 @@ from llamaherd.pool.launch import Launcher
 from llamaherd.pool.loop_thread import LoopThread
 from llamaherd.pool.params import ChatParams, GenerateParams
 from llamaherd.pool.pool import Pool
+from llamaherd.pool.reload import ReloadReport
 from llamaherd.pool.status import ModelStatus
 from llamaherd.pool.sync_map import MapParams, MapPlan, MapPrompt, MapReport, map_bar, map_results, start_prompt
 from llamaherd.pool.sync_stream import SyncGeneration, SyncSubscription
@@ -58,10 +59,8 @@ class SyncPool:
         queue_timeout: float = 0.0,
         launcher: Launcher | None = None,
     ) -> None:
-        specs = tuple(models)
-        self._slots = {name: spec.options.n_parallel for spec in specs for name in (spec.name, *spec.aliases)}
         self._pool = Pool(
-            specs,
+            models,
             transport=transport,
             models_max=models_max,
             memory_budget=memory_budget,
@@ -234,9 +233,9 @@ class SyncPool:
             raise BadRequest("concurrency must be 1 or more")
         if errors not in ("raise", "return"):
             raise BadRequest("errors must be 'raise' or 'return'")
-        name = self.status(model).name
-        slots = self._slots.get(name, EngineOptions().n_parallel)
-        plan = MapPlan(concurrency or IN_FLIGHT_PER_SLOT * max(1, slots), ordered, errors == "return")
+        status = self.status(model)
+        name, slots = status.name, status.slots * len(status.replicas)
+        plan = MapPlan(concurrency or IN_FLIGHT_PER_SLOT * slots, ordered, errors == "return")
         start = start_prompt(
             lambda messages: self._pool.chat(model, messages, **params),
             lambda prompt: self._pool.complete(model, prompt, **cast(Any, params)),
@@ -321,6 +320,10 @@ class SyncPool:
         self._loop.call(lambda: self._pool.set_adapters(model, lora))
 
     # --- models ---
+
+    def reload(self, models: Iterable[ModelSpec | BrokenModel]) -> ReloadReport:
+        """Take a new catalogue in the place of the old one; see ``Pool.reload``."""
+        return self._loop.call(lambda: self._pool.reload(models))
 
     def models(self) -> list[ModelStatus]:
         """Return the status of every model; see ``Pool.models``."""

@@ -10,10 +10,12 @@ import sys
 import threading
 
 from llamaherd.pool.child.engine import Engine, EngineError
-from llamaherd.pool.child.guards import arm_parent_death_signal, watch_lifeline
+from llamaherd.pool.child.guards import arm_parent_death_signal, stay_on_cores, watch_lifeline
 from llamaherd.pool.child.serve import ExitCode, Service
 from llamaherd.transport import CHANNEL_ENV, connect, take_stdio
 
+#: The cores to run on, as numbers with commas; set by the pool for a worker that is placed.
+CORES_ENV = "LLAMAHERD_CORES"
 #: The engine to import before any command; set by the pool for a spare worker.
 PRELOAD_ENV = "LLAMAHERD_PRELOAD"
 
@@ -36,6 +38,8 @@ def make_engine(name: str) -> Engine:
 def main() -> int:
     """Serve one pool until told to leave, and return the exit code."""
     stdio = take_stdio()
+    # Before any thread: threads run where the one that started them does.
+    stay_on_cores(os.environ.pop(CORES_ENV, ""))
     arm_parent_death_signal(os.environ, ExitCode.ORPHANED)
     # The interpreter gives up the lock within 0.1 ms, so that control never holds up a decode step for the default 5
     # ms.

@@ -10,6 +10,7 @@ a test decides when it goes on.
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import signal
 import struct
@@ -63,6 +64,8 @@ class Script(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             (never).
         load_steps: Progress messages of one load.
         load_seconds: Duration of one load.
+        memory: Paths of files that stand for pieces of memory: the load takes one that no other process holds, and
+            fails with ``out_of_memory`` if there is none. A process gives its piece up when it ends, or sleeps.
         load_gate: Path of the file that the load waits for, after half of its progress.
         step_gate: Path of the file that steps wait for, once ``gate_at`` tokens have been made.
         gate_at: See ``step_gate``.
@@ -82,6 +85,7 @@ class Script(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     load: Literal["ok", "fail", "crash", "kill", "stall"] = "ok"
     load_steps: int = 4
     load_seconds: float = 0.0
+    memory: tuple[str, ...] = ()
     load_gate: str = ""
     step_gate: str = ""
     gate_at: int = 0
@@ -136,6 +140,7 @@ class FakeEngine:
         self._cancelled: list[_Job] = []
         self._questions: deque[Embed | Rerank] = deque()
         self._interrupted = threading.Event()
+        self._memory: int | None = None
         self.threads = (0, 0)
         self.scales: tuple[float, ...] = ()
 
@@ -154,6 +159,8 @@ class FakeEngine:
         if script.grandchild:
             subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"], close_fds=False)
         self._flood()
+        if script.memory:
+            self._take_memory(script.memory)
         for step in range(1, script.load_steps + 1):
             if step > script.load_steps // 2:
                 self._load_halfway()
@@ -161,6 +168,18 @@ class FakeEngine:
             if not progress(step / script.load_steps):
                 raise EngineError("the load was abandoned", code="abandoned")
         return ModelInfo(n_vocab=256, n_ctx=command.options.n_ctx, n_ctx_train=command.options.n_ctx, ftype="fake")
+
+    def _take_memory(self, pieces: tuple[str, ...]) -> None:
+        for piece in pieces:
+            held = os.open(piece, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(held)
+            else:
+                self._memory = held
+                return
+        raise EngineError("the script says that there is no memory left", code="out_of_memory")
 
     def _load_halfway(self) -> None:
         script = self._script
@@ -175,6 +194,9 @@ class FakeEngine:
 
     def unload(self) -> None:
         self._queue.clear()
+        if self._memory is not None:
+            os.close(self._memory)
+            self._memory = None
 
     # --- requests ---
 

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Mapping
 from typing import Final
 
-__all__ = ["PARENT_ENV", "arm_parent_death_signal", "watch_lifeline"]
+__all__ = ["PARENT_ENV", "arm_parent_death_signal", "stay_on_cores", "watch_lifeline"]
 
 #: The pool's process id, for the check that it did not die before the signal was armed.
 PARENT_ENV: Final = "LLAMAHERD_PARENT"
@@ -29,6 +29,19 @@ def arm_parent_death_signal(environ: Mapping[str, str], orphaned: int) -> None:
     parent = environ.get(PARENT_ENV, "")
     if parent.isdigit() and os.getppid() != int(parent):
         os._exit(orphaned)
+
+
+def stay_on_cores(cores: str) -> None:
+    """Run this thread, and those that it starts, on these cores only: numbers with commas; all for none.
+
+    Where that cannot be (another system, a core that is not there) it says so in the log and runs anywhere.
+    """
+    if not cores:
+        return
+    try:
+        os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
+    except (AttributeError, OSError, ValueError) as error:
+        os.write(2, f"llamaherd: cannot stay on cores {cores}: {error}\n".encode(errors="replace"))
 
 
 def watch_lifeline(fd: int, orphaned: int) -> None:

@@ -8,6 +8,7 @@ clients see them (``tests/http``).
 """
 
 import asyncio
+import fcntl
 from pathlib import Path
 
 import psutil
@@ -105,6 +106,63 @@ def test_the_next_load_waits_until_the_old_process_is_really_gone(tmp_path: Path
             assert (await second).text == "hello"
 
     run(scene())
+
+
+def test_a_load_without_memory_stops_the_idle_model_used_longest_ago_and_is_tried_once_more(tmp_path: Path) -> None:
+    async def scene() -> None:
+        pieces = (str(tmp_path / "piece 1"), str(tmp_path / "piece 2"))
+        async with Pool([fake(name, memory=pieces) for name in "abc"]) as pool:
+            for name in "ab":
+                await pool.load(name)
+            await pool.complete("a", "used last").collect()
+            answers = await asyncio.gather(*(pool.complete("c", f"waits {number}").collect() for number in range(3)))
+            assert [answer.text for answer in answers] == [f"waits {number}" for number in range(3)]
+            assert [status.state for status in pool.models()] == [State.LOADED, State.UNLOADED, State.LOADED]
+            assert not any(status.failed for status in pool.models())
+
+    run(scene())
+
+
+def test_a_load_without_memory_that_cannot_be_helped_cools_down_instead_of_being_tried_again_and_again(
+    tmp_path: Path,
+) -> None:
+    gate, started = tmp_path / "gate", tmp_path / "only piece"
+
+    async def scene() -> None:
+        busy = fake("busy", memory=(str(started),), step_gate=str(gate), gate_at=1)
+        async with Pool([busy, fake("m", memory=(str(started),))]) as pool:
+            running = pool.complete("busy", "one two")
+            assert (await anext(running)).text == "one"
+            with pytest.raises(LoadFailed, match="no memory left") as first:
+                await pool.complete("m", "hello").collect()
+            assert (first.value.code, first.value.retry) == ("out_of_memory", True)
+            with pytest.raises(LoadFailed, match="not tried again for") as second:
+                await pool.complete("m", "hello").collect()
+            for error in (first.value, second.value):
+                assert error.retry_after is not None
+                assert 0 < error.retry_after <= 1
+            assert pool.status("busy").state is State.LOADED
+            gate.touch()
+            assert [piece.text async for piece in running] == [" two", ""]
+            # A command is carried out at once; now that the other one is idle, it makes way.
+            assert (await pool.load("m")).state is State.LOADED
+            assert pool.status("busy").state is State.UNLOADED
+
+    run(scene())
+
+
+def test_a_second_try_that_finds_no_memory_either_is_the_last(tmp_path: Path) -> None:
+    async def scene() -> None:
+        # What the idle model gives up is not what this one needs.
+        async with Pool([fake("idle"), fake("m", memory=(str(tmp_path / "held"),))]) as pool:
+            await pool.load("idle")
+            with pytest.raises(LoadFailed, match="no memory left"):
+                await pool.complete("m", "hello").collect()
+            assert [status.state for status in pool.models()] == [State.UNLOADED, State.UNLOADED]
+
+    with (tmp_path / "held").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        run(scene())
 
 
 def test_one_broken_model_does_not_stop_the_others() -> None:

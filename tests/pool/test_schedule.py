@@ -1,16 +1,15 @@
 """The scheduler decides well: no process, no clock, only events in and effects out."""
 
-from collections.abc import Callable
-
 import pytest
-from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from llamaherd.pool.errors import LoadFailed, PoolError, QueueFull, WorkerFailed
+from llamaherd.pool.errors import LoadFailed, PoolError, WorkerFailed
 from llamaherd.pool.schedule import Limits, Phase, Scheduler
 
 MIB = 1024 * 1024
+
+
+def named(model: str, replica: int) -> str:
+    return f"{model}#{replica}" if replica else model
 
 
 class Recorder:
@@ -19,23 +18,23 @@ class Recorder:
     def __init__(self) -> None:
         self.said: list[str] = []
 
-    def start(self, model: str) -> None:
-        self.said.append(f"start {model}")
+    def start(self, model: str, replica: int) -> None:
+        self.said.append(f"start {named(model, replica)}")
 
-    def wake(self, model: str) -> None:
-        self.said.append(f"wake {model}")
+    def wake(self, model: str, replica: int) -> None:
+        self.said.append(f"wake {named(model, replica)}")
 
-    def stop(self, model: str) -> None:
-        self.said.append(f"stop {model}")
+    def stop(self, model: str, replica: int) -> None:
+        self.said.append(f"stop {named(model, replica)}")
 
-    def grant(self, ticket: int) -> None:
-        self.said.append(f"grant {ticket}")
+    def grant(self, ticket: int, replica: int) -> None:
+        self.said.append(f"grant {ticket} to #{replica}" if replica else f"grant {ticket}")
 
     def reject(self, ticket: int, error: PoolError) -> None:
         self.said.append(f"reject {ticket}: {error}")
 
-    def threads(self, model: str, n: int) -> None:
-        self.said.append(f"threads {model} {n}")
+    def threads(self, model: str, replica: int, n: int) -> None:
+        self.said.append(f"threads {named(model, replica)} {n}")
 
     def take(self) -> list[str]:
         said, self.said = self.said, []
@@ -438,7 +437,7 @@ def test_a_measurement_replaces_the_estimate() -> None:
     scheduler.ready("a")
     scheduler.request(2, "b")
     assert effects.take() == ["start a", "grant 1"]
-    scheduler.resize("a", 4 * MIB)
+    scheduler.measure("a", 4 * MIB)
     assert effects.take() == ["start b"]
 
 
@@ -455,218 +454,3 @@ def test_a_full_queue_refuses_with_the_figures() -> None:
         "start b",
         "reject 4: 3 requests wait already, and the limit is 3",
     ]
-
-
-MODELS = ["a", "b", "c", "d"]
-SIZES = {"a": 3 * MIB, "b": 4 * MIB, "c": 7 * MIB, "d": 2 * MIB}
-BUDGET = 9 * MIB
-SLOTS = 2
-
-
-class Herd(RuleBasedStateMachine):
-    """Plays the pool: random requests, departures, loads, exits and crashes, with every rule checked at every step."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.limit = 2
-        self.overtakes = 3
-        self.queue_max = 12
-        limits = Limits(
-            models_max=self.limit,
-            memory_budget=BUDGET,
-            max_overtakes=self.overtakes,
-            cores=4,
-            queue_max=self.queue_max,
-        )
-        self.scheduler = Scheduler(self, limits)
-        for model in MODELS:
-            self.scheduler.add(model, slots=SLOTS, pinned=model == "d")
-            self.scheduler.resize(model, SIZES[model])
-        self.next_ticket = 0
-        self.waiting: dict[int, str] = {}
-        self.priority: dict[int, int] = {}
-        self.granted: dict[int, str] = {}
-        self.phase = dict.fromkeys(MODELS, Phase.ABSENT)
-        self.passed: dict[str, int] = {}
-        self.forced: set[str] = set()
-        self.told: dict[str, int] = {}
-
-    # effects
-
-    def start(self, model: str) -> None:
-        assert self.phase[model] is Phase.ABSENT, "a model has at most one process"
-        self.phase[model] = Phase.STARTING
-        self.passed[model] = 0
-
-    def wake(self, model: str) -> None:
-        assert self.phase[model] is Phase.ASLEEP
-        self.phase[model] = Phase.STARTING
-
-    def stop(self, model: str) -> None:
-        if model not in self.forced:
-            assert self.phase[model] in (Phase.READY, Phase.ASLEEP), "only a ready model is stopped for room"
-            assert model not in self.granted.values(), "a busy model is never stopped for room"
-            assert model != "d", "a pinned model is never stopped for room"
-        self.phase[model] = Phase.STOPPING
-
-    def grant(self, ticket: int) -> None:
-        model = self.waiting.pop(ticket)
-        assert self.phase[model] is Phase.READY, "a request goes to a ready model only"
-        self.granted[ticket] = model
-        assert sum(holder == model for holder in self.granted.values()) <= SLOTS, "slots are not overbooked"
-        ahead = [other for other, wanted in self.waiting.items() if wanted == model and other < ticket]
-        assert all(self.priority[other] < self.priority[ticket] for other in ahead), "equals go by age"
-        if model != "d":
-            for other in {wanted for wanted in self.waiting.values() if self.phase[wanted] is Phase.ABSENT}:
-                self.passed[other] = self.passed.get(other, 0) + 1
-
-    def reject(self, ticket: int, error: PoolError) -> None:
-        if isinstance(error, QueueFull) and error.code == "queue_full":
-            assert len(self.waiting) > self.queue_max
-        del self.waiting[ticket]
-
-    def threads(self, model: str, n: int) -> None:
-        assert model in self.granted.values(), "only busy models are told of threads"
-        self.told[model] = n
-
-    # events
-
-    @rule(model=st.sampled_from(MODELS), priority=st.integers(0, 2))
-    def request(self, model: str, priority: int) -> None:
-        self.next_ticket += 1
-        self.waiting[self.next_ticket] = model
-        self.priority[self.next_ticket] = priority
-        self.scheduler.request(self.next_ticket, model, priority=priority)
-
-    @precondition(lambda self: self.waiting)
-    @rule(data=st.data())
-    def depart(self, data: st.DataObject) -> None:
-        ticket = data.draw(st.sampled_from(sorted(self.waiting)))
-        del self.waiting[ticket]
-        assert self.scheduler.cancel(ticket)
-
-    @precondition(lambda self: self.granted)
-    @rule(data=st.data())
-    def finish(self, data: st.DataObject) -> None:
-        ticket = data.draw(st.sampled_from(sorted(self.granted)))
-        del self.granted[ticket]
-        self.scheduler.finish(ticket)
-
-    def _models_in(self, *phases: Phase) -> list[str]:
-        return [model for model in MODELS if self.phase[model] in phases]
-
-    @precondition(lambda self: Phase.STARTING in self.phase.values())
-    @rule(data=st.data())
-    def become_ready(self, data: st.DataObject) -> None:
-        model = data.draw(st.sampled_from(self._models_in(Phase.STARTING)))
-        self.phase[model] = Phase.READY
-        self.scheduler.ready(model)
-
-    @rule(model=st.sampled_from(MODELS))
-    def sleep(self, model: str) -> None:
-        used = model in self.granted.values() or model in self.waiting.values()
-        idle = self.phase[model] is Phase.READY and not used
-        if idle:
-            self.phase[model] = Phase.ASLEEP
-        assert self.scheduler.asleep(model) is idle
-
-    @precondition(lambda self: any(phase is not Phase.ABSENT for phase in self.phase.values()))
-    @rule(data=st.data())
-    def exit(self, data: st.DataObject) -> None:
-        model = data.draw(st.sampled_from([model for model in MODELS if self.phase[model] is not Phase.ABSENT]))
-        error = LoadFailed("no") if self.phase[model] is Phase.STARTING else None
-        self._gone(model)
-        self.scheduler.exited(model, error)
-
-    def _gone(self, model: str) -> None:
-        self.phase[model] = Phase.ABSENT
-        self.forced.discard(model)
-        self.granted = {ticket: holder for ticket, holder in self.granted.items() if holder != model}
-
-    @rule(model=st.sampled_from(MODELS))
-    def unload(self, model: str) -> None:
-        running = self.phase[model] in (Phase.STARTING, Phase.READY, Phase.ASLEEP)
-        if running:
-            self.forced.add(model)
-        assert self.scheduler.unload(model, WorkerFailed("unloaded")) is running
-
-    # rules that always hold
-
-    @invariant()
-    def the_limit_holds(self) -> None:
-        running = [model for model, phase in self.phase.items() if phase is not Phase.ABSENT]
-        assert len(running) <= self.limit
-        assert sum(SIZES[model] for model in running) <= BUDGET
-
-    @invariant()
-    def both_sides_agree(self) -> None:
-        for model in MODELS:
-            assert self.scheduler.phase(model) is self.phase[model]
-            assert self.scheduler.in_flight(model) == sum(holder == model for holder in self.granted.values())
-            assert self.scheduler.queued(model) == sum(wanted == model for wanted in self.waiting.values())
-            places = [(ticket, self.priority[ticket]) for ticket, wanted in self.waiting.items() if wanted == model]
-            assert self.scheduler.queue(model) == sorted(places, key=lambda place: (-place[1], place[0]))
-
-    @invariant()
-    def nobody_waits_while_there_is_room_for_all_who_wait(self) -> None:
-        running = [model for model, phase in self.phase.items() if phase is not Phase.ABSENT]
-        absent = {model for model in self.waiting.values() if self.phase[model] is Phase.ABSENT}
-        enough = len(running) + len(absent) <= self.limit
-        assert not absent or not enough or sum(SIZES[model] for model in (*running, *absent)) > BUDGET
-
-    @invariant()
-    def busy_models_share_the_cores(self) -> None:
-        busy = set(self.granted.values())
-        assert not busy or sum(self.told[model] for model in busy) == 4
-
-    @invariant()
-    def nobody_waits_for_a_ready_model_with_a_free_slot(self) -> None:
-        if all(self.phase[model] is not Phase.ABSENT for model in self.waiting.values()):
-            for model in self.waiting.values():
-                busy = sum(holder == model for holder in self.granted.values())
-                assert self.phase[model] is not Phase.READY or busy == SLOTS
-
-    @invariant()
-    def overtaking_is_bounded(self) -> None:
-        for model in self.waiting.values():
-            if self.phase[model] is Phase.ABSENT:
-                assert self.passed.get(model, 0) <= self.overtakes * self.limit
-
-    def teardown(self) -> None:
-        """Left alone, the herd serves everyone who waits."""
-        for _ in range(100 * len(MODELS) + 4 * self.next_ticket):
-            if not self.waiting and not self.granted:
-                return
-            self._let_one_thing_happen()
-        raise AssertionError(f"these requests wait for ever: {self.waiting}")
-
-    def _let_one_thing_happen(self) -> None:
-        moves: list[tuple[Phase, Callable[[str], None]]] = [
-            (Phase.STOPPING, self._shut_down),
-            (Phase.STARTING, self._start_up),
-        ]
-        for phase, move in moves:
-            for model in self._models_in(phase):
-                move(model)
-                return
-        ticket = min(self.granted)
-        del self.granted[ticket]
-        self.scheduler.finish(ticket)
-
-    def _shut_down(self, model: str) -> None:
-        self._gone(model)
-        self.scheduler.exited(model)
-
-    def _start_up(self, model: str) -> None:
-        self.phase[model] = Phase.READY
-        self.scheduler.ready(model)
-
-
-TestHerd = Herd.TestCase
-TestHerd.settings = settings(
-    max_examples=150,
-    stateful_step_count=60,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow],
-)

@@ -1,0 +1,184 @@
+"""The scheduler's records: models, their processes, and the requests that wait. Data and small questions about it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import TypeAlias
+
+from llamaherd.pool.affinity import Prefixes
+
+__all__ = ["Instance", "Key", "Model", "Phase", "Waiting"]
+
+#: A model's name and the number of one of its replicas, from 0 on.
+Key: TypeAlias = tuple[str, int]
+
+
+class Phase(Enum):
+    """What the scheduler knows of one process."""
+
+    ABSENT = auto()
+    STARTING = auto()
+    READY = auto()
+    ASLEEP = auto()
+    STOPPING = auto()
+
+
+#: Phases in which a process serves, or will without a new start.
+_LIVE = frozenset({Phase.STARTING, Phase.READY, Phase.ASLEEP})
+
+
+@dataclass(slots=True)
+class Waiting:
+    """A request that waits for its model.
+
+    Attributes:
+        holds: Whether it keeps the model busy once it is granted.
+        prefix: The keys of its prompt; see :func:`~llamaherd.pool.affinity.prefix_keys`.
+    """
+
+    ticket: int
+    model: "Model"
+    priority: int
+    holds: bool
+    prefix: tuple[int, ...]
+
+
+@dataclass(slots=True, eq=False)
+class Instance:
+    """One process of a model, or the place for one.
+
+    Attributes:
+        last_used: The scheduler's count of uses at its last one.
+        memory: Bytes that it takes; 0 where nothing is known.
+        drained_for: The model that it takes no new requests for the sake of.
+        retiring: It takes no new requests and is stopped when it has finished what it has.
+        prefixes: The prompts that it has seen; only kept where a model has several replicas.
+    """
+
+    model: "Model"
+    index: int
+    phase: Phase = Phase.ABSENT
+    in_flight: int = 0
+    last_used: int = 0
+    memory: int = 0
+    drained_for: "Model | None" = None
+    retiring: bool = False
+    prefixes: Prefixes = field(default_factory=Prefixes)
+
+    @property
+    def key(self) -> Key:
+        """What effects and events call it."""
+        return (self.model.name, self.index)
+
+    @property
+    def live(self) -> bool:
+        """Whether it serves, or will without a new start."""
+        return self.phase in _LIVE and not self.retiring
+
+    def takes(self, waiting: Waiting) -> bool:
+        """Whether a request can go to it now."""
+        if self.phase is not Phase.READY or self.retiring or self.drained_for is not None:
+            return False
+        slots = self.model.slots
+        return not waiting.holds or not slots or self.in_flight < slots
+
+
+@dataclass(slots=True, eq=False)
+class Model:
+    """One model.
+
+    Attributes:
+        slots: Most requests granted to one instance; 0 means no limit.
+        replicas: Most instances that may run.
+        pinned: Its last instance is never stopped to make room.
+        memory: Bytes that an instance is expected to take; 0 where nothing is known.
+        instances: By their number. Those beyond ``replicas`` are leftovers that retire.
+        overtaken: How often its waiting requests were overtaken by others for models that are in its way.
+        queues: By priority, requests by their tickets in the order of their arrival; no empty ones are kept.
+        waiting: How many requests wait.
+        holding: How many of these will hold it.
+        second_try: It was short of memory, and another was stopped for its second start.
+        victim: The instance that was; the second start waits for its end.
+        stunted: Its last attempt to start a further replica failed.
+    """
+
+    name: str
+    slots: int
+    replicas: int
+    pinned: bool
+    memory: int = 0
+    instances: list[Instance] = field(default_factory=list[Instance])
+    overtaken: int = 0
+    queues: dict[int, dict[int, Waiting]] = field(default_factory=dict[int, dict[int, Waiting]])
+    waiting: int = 0
+    holding: int = 0
+    second_try: bool = False
+    victim: Instance | None = None
+    stunted: bool = False
+
+    @property
+    def head(self) -> Waiting:
+        """The request that is next. There must be one."""
+        return next(iter(self.queues[max(self.queues)].values()))
+
+    @property
+    def live(self) -> bool:
+        """Whether any instance serves, or will without a new start."""
+        return any(instance.live for instance in self.instances)
+
+    @property
+    def startable(self) -> Instance | None:
+        """An instance that may be started, None if all run or are on their way out."""
+        for instance in self.instances[: self.replicas]:
+            if instance.phase is Phase.ABSENT:
+                return instance
+        return None
+
+    @property
+    def hungry(self) -> bool:
+        """Whether it is waited for, and has nothing that serves, and something that can be started."""
+        if not self.waiting or self.live or self.startable is None:
+            return False
+        return self.victim is None or self.victim.phase is not Phase.STOPPING
+
+    @property
+    def coming(self) -> int:
+        """Slots of the instances that are starting."""
+        return self.slots * sum(one.phase is Phase.STARTING and not one.retiring for one in self.instances)
+
+    @property
+    def drained(self) -> bool:
+        """Whether any instance is drained for another model."""
+        return any(instance.drained_for is not None for instance in self.instances)
+
+    def resize(self, replicas: int) -> None:
+        """Have so many replicas from now on; places of absent ones beyond them go, the others are the caller's."""
+        self.replicas = replicas
+        while len(self.instances) < replicas:
+            self.instances.append(Instance(self, len(self.instances)))
+        self.trim()
+
+    def trim(self) -> None:
+        """Forget the places beyond the replicas, as far as they are empty."""
+        while len(self.instances) > self.replicas and self.instances[-1].phase is Phase.ABSENT:
+            self.instances.pop()
+
+    def put(self, waiting: Waiting) -> None:
+        """A request begins to wait."""
+        self.queues.setdefault(waiting.priority, {})[waiting.ticket] = waiting
+        self.waiting += 1
+        self.holding += waiting.holds
+
+    def remove(self, waiting: Waiting) -> None:
+        """A request waits no more."""
+        queue = self.queues[waiting.priority]
+        del queue[waiting.ticket]
+        if not queue:
+            del self.queues[waiting.priority]
+        self.waiting -= 1
+        self.holding -= waiting.holds
+
+    def in_turn(self) -> Iterator[Waiting]:
+        """Yield the waiting requests in the order of their turns."""
+        for priority in sorted(self.queues, reverse=True):
+            yield from self.queues[priority].values()

@@ -1,0 +1,343 @@
+"""A state machine plays the pool: whatever happens in whatever order, the scheduler's rules hold after every step."""
+
+from collections.abc import Callable
+from itertools import product
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from llamaherd.pool.errors import LoadFailed, PoolError, QueueFull, WorkerFailed
+from llamaherd.pool.roster import Key
+from llamaherd.pool.schedule import AFFINITY_SLACK, Limits, Phase, Scheduler
+
+MIB = 1024 * 1024
+MODELS = ["a", "b", "c", "d", "unknown"]
+SIZES = {"a": 3 * MIB, "b": 2 * MIB, "c": 7 * MIB, "d": 2 * MIB, "unknown": 0}
+BUDGET = 9 * MIB
+SLOTS = 2
+LIMIT = 3
+OVERTAKES = 3
+QUEUE_MAX = 12
+CORES = 4
+MOST_REPLICAS = 3
+RUNNING = (Phase.STARTING, Phase.READY, Phase.ASLEEP)
+
+
+class Herd(RuleBasedStateMachine):
+    """Random requests, departures, loads, exits, failures, reloads and commands. ``d`` is pinned, ``b`` has replicas,
+    and nobody knows what ``unknown`` takes.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        limits = Limits(
+            models_max=LIMIT, memory_budget=BUDGET, max_overtakes=OVERTAKES, cores=CORES, queue_max=QUEUE_MAX
+        )
+        self.scheduler = Scheduler(self, limits)
+        self.replicas = dict.fromkeys(MODELS, 1) | {"b": 2}
+        self.phase: dict[Key, Phase] = dict.fromkeys(product(MODELS, range(MOST_REPLICAS)), Phase.ABSENT)
+        self.next_ticket = 0
+        self.waiting: dict[int, str] = {}
+        self.priority: dict[int, int] = {}
+        self.granted: dict[int, Key] = {}
+        self.passed: dict[str, int] = {}
+        self.told: dict[Key, int] = {}
+        #: Instances that someone has asked to stop, and those that retire.
+        self.forced: set[Key] = set()
+        self.retiring: set[Key] = set()
+        #: What was stopped for a model that was short of memory, and the models that have used up their second try.
+        self.victims: dict[str, Key] = {}
+        self.stunted: set[str] = set()
+        self.stops: list[Key] = []
+        for model in MODELS:
+            self.scheduler.add(model, slots=SLOTS, replicas=self.replicas[model], pinned=model == "d")
+            self.scheduler.resize(model, SIZES[model])
+
+    # what the machine knows
+
+    def busy(self, key: Key) -> int:
+        return sum(holder == key for holder in self.granted.values())
+
+    def live(self, model: str) -> list[Key]:
+        keys = product([model], range(MOST_REPLICAS))
+        return [key for key in keys if self.phase[key] in RUNNING and key not in self.retiring]
+
+    def startable(self, model: str) -> bool:
+        return any(self.phase[model, replica] is Phase.ABSENT for replica in range(self.replicas[model]))
+
+    def hungry(self, model: str) -> bool:
+        victim = self.victims.get(model)
+        held_up = victim is not None and self.phase[victim] is Phase.STOPPING
+        return model in self.waiting.values() and not self.live(model) and self.startable(model) and not held_up
+
+    def keys_in(self, *phases: Phase) -> list[Key]:
+        return [key for key, phase in self.phase.items() if phase in phases]
+
+    # effects
+
+    def start(self, model: str, replica: int) -> None:
+        key = (model, replica)
+        assert self.phase[key] is Phase.ABSENT, "an instance has at most one process"
+        assert replica < self.replicas[model]
+        if self.live(model):
+            assert not any(self.hungry(other) for other in MODELS), "nothing grows while somebody waits for room"
+        if not SIZES[model]:
+            present = [other for other, phase in self.phase.items() if phase is not Phase.ABSENT]
+            assert len(present) < LIMIT, "what is unknown starts beside nothing that still has to leave"
+        self.phase[key] = Phase.STARTING
+        self.passed[model] = 0
+
+    def wake(self, model: str, replica: int) -> None:
+        assert self.phase[model, replica] is Phase.ASLEEP
+        self.phase[model, replica] = Phase.STARTING
+
+    def stop(self, model: str, replica: int) -> None:
+        key = (model, replica)
+        if key not in self.forced:
+            assert self.phase[key] in (Phase.READY, Phase.ASLEEP), "only what is ready is stopped for room"
+            assert not self.busy(key), "nothing busy is stopped for room"
+            last = self.live(model) == [key]
+            assert model != "d" or not last or key in self.retiring, "what is pinned is never stopped for room"
+        self.phase[key] = Phase.STOPPING
+        self.stops.append(key)
+
+    def grant(self, ticket: int, replica: int) -> None:
+        model = self.waiting.pop(ticket)
+        key = (model, replica)
+        assert self.phase[key] is Phase.READY, "a request goes to a ready instance only"
+        assert key not in self.retiring
+        assert self.busy(key) < SLOTS, "slots are not overbooked"
+        ready = [other for other in self.live(model) if self.phase[other] is Phase.READY]
+        if not any(self.hungry(other) for other in MODELS):  # then none is drained
+            assert self.busy(key) <= min(map(self.busy, ready)) + AFFINITY_SLACK, "affinity does not outweigh the load"
+        self.granted[ticket] = key
+        ahead = [other for other, wanted in self.waiting.items() if wanted == model and other < ticket]
+        assert all(self.priority[other] < self.priority[ticket] for other in ahead), "equals go by age"
+        if model != "d":
+            for other in MODELS:
+                if self.hungry(other):
+                    self.passed[other] = self.passed.get(other, 0) + 1
+
+    def reject(self, ticket: int, error: PoolError) -> None:
+        if isinstance(error, QueueFull) and error.code == "queue_full":
+            assert len(self.waiting) > QUEUE_MAX
+        del self.waiting[ticket]
+
+    def threads(self, model: str, replica: int, n: int) -> None:
+        assert self.busy((model, replica)), "only busy instances are told of threads"
+        self.told[model, replica] = n
+
+    # events
+
+    @rule(model=st.sampled_from(MODELS), priority=st.integers(0, 2), prefix=st.lists(st.integers(0, 3), max_size=3))
+    def request(self, model: str, priority: int, prefix: list[int]) -> None:
+        self.next_ticket += 1
+        self.waiting[self.next_ticket] = model
+        self.priority[self.next_ticket] = priority
+        self.scheduler.request(self.next_ticket, model, priority=priority, prefix=tuple(prefix))
+
+    @precondition(lambda self: self.waiting)
+    @rule(data=st.data())
+    def depart(self, data: st.DataObject) -> None:
+        ticket = data.draw(st.sampled_from(sorted(self.waiting)))
+        del self.waiting[ticket]
+        assert self.scheduler.cancel(ticket)
+
+    @precondition(lambda self: self.granted)
+    @rule(data=st.data())
+    def finish(self, data: st.DataObject) -> None:
+        ticket = data.draw(st.sampled_from(sorted(self.granted)))
+        del self.granted[ticket]
+        self.scheduler.finish(ticket)
+
+    @precondition(lambda self: Phase.STARTING in self.phase.values())
+    @rule(data=st.data())
+    def become_ready(self, data: st.DataObject) -> None:
+        self._start_up(data.draw(st.sampled_from(self.keys_in(Phase.STARTING))))
+
+    @precondition(lambda self: Phase.READY in self.phase.values())
+    @rule(data=st.data())
+    def sleep(self, data: st.DataObject) -> None:
+        model, replica = key = data.draw(st.sampled_from(self.keys_in(Phase.READY)))
+        idle = not self.busy(key) and model not in self.waiting.values()
+        if idle:
+            self.phase[key] = Phase.ASLEEP
+        assert self.scheduler.asleep(model, replica) is idle
+
+    @precondition(lambda self: self.keys_in(*RUNNING, Phase.STOPPING))
+    @rule(data=st.data())
+    def exit(self, data: st.DataObject) -> None:
+        model, replica = key = data.draw(st.sampled_from(self.keys_in(*RUNNING, Phase.STOPPING)))
+        error = LoadFailed("no") if self.phase[key] is Phase.STARTING else None
+        self._gone(key)
+        if error is not None:
+            self.stunted.add(model)
+        self.scheduler.exited(model, error, replica=replica)
+
+    @precondition(lambda self: Phase.STARTING in self.phase.values())
+    @rule(data=st.data())
+    def run_out_of_memory(self, data: st.DataObject) -> None:
+        model, replica = key = data.draw(st.sampled_from(self.keys_in(Phase.STARTING)))
+        waiting = list(self.waiting.values()).count(model)
+        self._gone(key)
+        self.stunted.add(model)
+        self.stops.clear()
+        if self.scheduler.exited(model, LoadFailed("memory"), replica=replica, short_of_memory=True):
+            assert list(self.waiting.values()).count(model) == waiting, "who waits for a second try goes on waiting"
+            self.victims[model] = self.stops[0]
+
+    def _gone(self, key: Key) -> None:
+        self.phase[key] = Phase.ABSENT
+        self.forced.discard(key)
+        self.retiring.discard(key)
+        self.granted = {ticket: holder for ticket, holder in self.granted.items() if holder != key}
+
+    @rule(model=st.sampled_from(MODELS))
+    def unload(self, model: str) -> None:
+        running = [key for key in self.keys_in(*RUNNING) if key[0] == model]
+        self.forced.update(running)
+        self.stunted.discard(model)
+        assert self.scheduler.unload(model, WorkerFailed("unloaded")) is bool(running)
+
+    @precondition(lambda self: self.keys_in(*RUNNING))
+    @rule(data=st.data())
+    def retire(self, data: st.DataObject) -> None:
+        key = data.draw(st.sampled_from(self.keys_in(*RUNNING)))
+        self._note_retirement(key)
+        self.scheduler.retire(*key)
+
+    def _note_retirement(self, key: Key) -> None:
+        if self.phase[key] is Phase.STARTING:
+            self.forced.add(key)
+        elif self.phase[key] in RUNNING:
+            self.retiring.add(key)
+
+    @precondition(lambda self: self.retiring)
+    @rule(data=st.data())
+    def retain(self, data: st.DataObject) -> None:
+        key = data.draw(st.sampled_from(sorted(self.retiring)))
+        if self.phase[key] is not Phase.STOPPING:
+            self.retiring.discard(key)
+        self.scheduler.retain(*key)
+
+    @rule(replicas=st.integers(1, MOST_REPLICAS))
+    def change(self, replicas: int) -> None:
+        self.replicas["b"] = replicas
+        self.stunted.discard("b")
+        for replica in range(replicas, MOST_REPLICAS):
+            self._note_retirement(("b", replica))
+        self.scheduler.change("b", slots=SLOTS, replicas=replicas, pinned=False)
+
+    @precondition(lambda self: self.keys_in(Phase.READY, Phase.ASLEEP))
+    @rule(data=st.data())
+    def dismiss(self, data: st.DataObject) -> None:
+        key = data.draw(st.sampled_from(self.keys_in(Phase.READY, Phase.ASLEEP)))
+        if not self.busy(key) and key[0] not in self.waiting.values():
+            self.forced.add(key)
+        self.scheduler.dismiss(*key)
+
+    @rule(model=st.sampled_from(MODELS))
+    def let_grow(self, model: str) -> None:
+        self.stunted.discard(model)
+        self.scheduler.let_grow(model)
+
+    # rules that always hold
+
+    @invariant()
+    def the_limits_hold(self) -> None:
+        assert sum(SIZES[model] for model, _ in self.keys_in(*RUNNING, Phase.STOPPING)) <= BUDGET
+        stopping_unknown = [model for model, _ in self.keys_in(Phase.STOPPING) if not SIZES[model]]
+        assert len(self.keys_in(*RUNNING)) + len(stopping_unknown) <= LIMIT
+
+    @invariant()
+    def both_sides_agree(self) -> None:
+        for model in MODELS:
+            for replica in range(self.replicas[model]):
+                assert self.scheduler.phase(model, replica) is self.phase[model, replica]
+                assert self.scheduler.in_flight(model, replica) == self.busy((model, replica))
+            places = [(ticket, self.priority[ticket]) for ticket, wanted in self.waiting.items() if wanted == model]
+            assert self.scheduler.queue(model) == sorted(places, key=lambda place: (-place[1], place[0]))
+            assert self.scheduler.queued(model) == len(places)
+            in_flight = sum(self.busy((model, replica)) for replica in range(MOST_REPLICAS))
+            assert self.scheduler.in_flight(model) == in_flight
+            running = [key for key in self.keys_in(*RUNNING, Phase.STOPPING) if key[0] == model]
+            assert self.scheduler.memory(model) == SIZES[model] * max(1, len(running))
+
+    def _has_room_for(self, *models: str) -> bool:
+        """Whether there would be room even if what is leaving kept its places."""
+        present = [model for model, _ in self.keys_in(*RUNNING, Phase.STOPPING)] + list(models)
+        return len(present) <= LIMIT and sum(SIZES[model] for model in present) <= BUDGET
+
+    @invariant()
+    def nobody_waits_while_there_is_room_for_all_who_wait(self) -> None:
+        hungry = [model for model in MODELS if self.hungry(model)]
+        assert not hungry or not self._has_room_for(*hungry)
+
+    @invariant()
+    def a_model_grows_while_more_wait_than_it_has_slots_for(self) -> None:
+        waiting = list(self.waiting.values()).count("b")
+        live = self.live("b")
+        coming = SLOTS * sum(self.phase[key] is Phase.STARTING for key in live)
+        asleep = any(self.phase[key] is Phase.ASLEEP for key in live)
+        assert not live or waiting <= coming or not asleep, "sleepers are woken first"
+        may = self.startable("b") and "b" not in self.stunted and not any(self.hungry(model) for model in MODELS)
+        assert not live or waiting <= coming or not may or not self._has_room_for("b")
+
+    @invariant()
+    def busy_instances_share_the_cores(self) -> None:
+        busy = set(self.granted.values())
+        assert not busy or sum(self.told[key] for key in busy) == max(CORES, len(busy))
+
+    @invariant()
+    def nobody_waits_for_a_ready_instance_with_a_free_slot(self) -> None:
+        if not any(self.hungry(model) for model in MODELS):
+            for model in self.waiting.values():
+                ready = [key for key in self.live(model) if self.phase[key] is Phase.READY]
+                assert all(self.busy(key) == SLOTS for key in ready)
+
+    @invariant()
+    def overtaking_is_bounded(self) -> None:
+        for model in MODELS:
+            if self.hungry(model):
+                assert self.passed.get(model, 0) <= OVERTAKES * LIMIT
+
+    def teardown(self) -> None:
+        """Left alone, the herd serves everyone who waits."""
+        for _ in range(100 * len(MODELS) + 4 * self.next_ticket):
+            if not self.waiting and not self.granted:
+                return
+            self._let_one_thing_happen()
+        raise AssertionError(f"these requests wait for ever: {self.waiting}")
+
+    def _let_one_thing_happen(self) -> None:
+        moves: list[tuple[Phase, Callable[[Key], None]]] = [
+            (Phase.STOPPING, self._shut_down),
+            (Phase.STARTING, self._start_up),
+        ]
+        for phase, move in moves:
+            for key in self.keys_in(phase):
+                move(key)
+                return
+        ticket = min(self.granted)
+        del self.granted[ticket]
+        self.scheduler.finish(ticket)
+
+    def _shut_down(self, key: Key) -> None:
+        self._gone(key)
+        self.scheduler.exited(key[0], replica=key[1])
+
+    def _start_up(self, key: Key) -> None:
+        self.phase[key] = Phase.READY
+        self.victims.pop(key[0], None)
+        self.scheduler.ready(*key)
+
+
+TestHerd = Herd.TestCase
+TestHerd.settings = settings(
+    max_examples=150,
+    stateful_step_count=60,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
