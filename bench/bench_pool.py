@@ -18,26 +18,23 @@ bench/README.md.
 
 import argparse
 import asyncio
-import http.client
 import json
 import os
 import platform
 import resource
-import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
 import psutil
 
 from llamaherd.pool import EngineOptions, ModelSpec, Pool, State, find_model
+from servers import Server, our_command, running
 
 __all__ = ["main"]
 
@@ -48,76 +45,32 @@ NAMES: Final = ("alpha", "beta")
 # --- servers ----------------------------------------------------------------------------------------------------------
 
 
-class Server:
-    """A running server and how to ask it."""
-
-    def __init__(self, name: str, port: int) -> None:
-        self.name = name
-        self.port = port
-
-    def stream(self, model: str, max_tokens: int) -> Iterator[float]:
-        """Yield the time at which each piece of text arrives."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=300)
-        body = {
-            "model": model,
-            "messages": [{"role": "user", "content": PROMPT}],
-            "max_tokens": max_tokens,
-            "temperature": 0,
-            "stream": True,
-            "ignore_eos": True,
-            "cache_prompt": False,
-        }
-        connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
-        response = connection.getresponse()
-        assert response.status == 200, response.read()
-        for line in response:
-            if line.startswith(b"data: {") and json.loads(line[6:])["choices"][0]["delta"].get("content"):
-                yield time.perf_counter()
-        connection.close()
-
-    def first_piece(self, model: str) -> float:
-        """Return the seconds from the request to the first piece of text, and let the answer end."""
-        began = time.perf_counter()
-        times = list(self.stream(model, 2))
-        return times[0] - began
+def pieces(server: Server, model: str, max_tokens: int) -> Iterator[float]:
+    """Yield the time at which each piece of text arrives."""
+    body = {
+        "model": model,
+        "messages": [{"role": "user", "content": PROMPT}],
+        "max_tokens": max_tokens,
+        "temperature": 0,
+        "ignore_eos": True,
+        "cache_prompt": False,
+    }
+    for when, event in server.events("/v1/chat/completions", body):
+        if event["choices"] and event["choices"][0]["delta"].get("content"):
+            yield when
 
 
-@contextmanager
-def running(command: Sequence[str], name: str) -> Generator[Server]:
-    """Start a server on a free port, wait until it answers, and stop it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    process = subprocess.Popen(
-        [*command, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL
-    )
-    try:
-        _wait_healthy(port, process)
-        yield Server(name, port)
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-def _wait_healthy(port: int, process: "subprocess.Popen[bytes]") -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        assert process.poll() is None, f"the server ended with code {process.returncode}"
-        try:
-            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1)
-            connection.request("GET", "/health")
-            if connection.getresponse().status == 200:
-                return
-        except OSError:
-            pass
-        time.sleep(0.05)
-    raise TimeoutError("the server does not answer")
+def first_piece(server: Server, model: str) -> float:
+    """Return the seconds from the request to the first piece of text, and let the answer end."""
+    began = time.perf_counter()
+    times = list(pieces(server, model, 2))
+    return times[0] - began
 
 
 def commands(models: Path, llama_server: str, models_max: int) -> dict[str, list[str]]:
     """Return the command lines of the sides to compare."""
     common = ["--models-dir", str(models), "--models-max", str(models_max), "-c", "4096", "-np", "4"]
-    ours = [sys.executable, "-P", "-m", "llamaherd.http", "serve", *common]
+    ours = our_command(*common)
     sides = {"llamaherd": ours, "llamaherd --spare": [*ours, "--spare"]}
     if llama_server:
         sides["llama-server"] = [llama_server, *common]
@@ -135,10 +88,10 @@ def measure_swap(models: Path, llama_server: str, rounds: int) -> dict[str, Any]
             stack.enter_context(running(command, name)) for name, command in commands(models, llama_server, 1).items()
         ]
         for server in sides:
-            server.first_piece(NAMES[0])
+            first_piece(server, NAMES[0])
         for number in range(1, 2 * rounds + 3):
             for server in sides:
-                seconds = server.first_piece(NAMES[number % 2])
+                seconds = first_piece(server, NAMES[number % 2])
                 if number > 2:
                     samples.setdefault(server.name, []).append(seconds)
                 time.sleep(1.0)  # the spare, which is started some time after a load, is to be ready again
@@ -153,7 +106,7 @@ def tokens_per_second(server: Server, models: Sequence[str], max_tokens: int) ->
     counts = [0] * len(models)
 
     def run(index: int) -> None:
-        counts[index] = sum(1 for _ in server.stream(models[index], max_tokens))
+        counts[index] = sum(1 for _ in pieces(server, models[index], max_tokens))
 
     threads = [threading.Thread(target=run, args=(index,)) for index in range(len(models))]
     began = time.perf_counter()

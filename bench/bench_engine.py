@@ -1,0 +1,263 @@
+"""Measures the engine beside llama-server: batching, shared prefixes, long prompts, constraints, and what Python costs.
+
+    python bench/bench_engine.py [--llama-server PATH] [--rounds N] [--only PARTS] [--out bench/results]
+
+Method. Both servers run as separate processes on the same model file with the same flags and as many threads as there
+are cores, and are driven over HTTP by this process, so our side pays for its front end, its pool and its transport.
+Prompts are random token ids, new ones for every request; greedy, without end-of-text, so that every request generates
+the same number of tokens on both sides. Rounds of all sides are interleaved; the first round warms up and is not
+counted. Figures are medians with the quartiles beside them, ratios are ratios of medians.
+
+* streams: generated tokens per second of wall time, 64-token prompts included, that many requests at once, 96 tokens
+  each; the demo model as shipped (Q4_1), and quantised anew to Q4_0, whose kernels gain more from batches.
+* prefix: 8 requests at once that share 1,000 tokens and have 24 of their own, 16 tokens each; the wall time when nobody
+  has seen the prefix, and again with other endings when it is resident. `cache_prompt` is on, as by default.
+* arrival: four streams run, and a prompt of 1,000 tokens arrives: the longest wait of a running stream for a token, and
+  the prompt's speed against the same prompt alone.
+* constraints (ours): the time between two tokens with a JSON schema, and with `top_p` but no `top_k`, against none.
+* inside (ours): the engine without a pool; microseconds of a step of 8 sequences with the default samplers, and what of
+  it is neither `llama_decode` nor a C sampler; growth over loads of, and requests to, a tiny model.
+
+llama-server is built from the llama-cpp-python source package, so that both sides run the same ggml; see
+bench/README.md.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Final
+
+from bench_pool import machine, summary
+from engine_load import arrival, at_once, completion, prompt, seconds_per_token, tokens_per_second
+from llamaherd.pool import find_model
+from servers import Server, our_command, running
+
+__all__ = ["main"]
+
+WIDTHS: Final = (1, 4, 8, 16)
+#: llama.cpp's number of the quantisation Q4_0.
+_Q4_0: Final = 2
+_SCHEMA: Final = {
+    "type": "object",
+    "properties": {"items": {"type": "array", "minItems": 40, "items": {"type": "string", "minLength": 8}}},
+    "required": ["items"],
+}
+
+
+class Bench:
+    """Where the servers are and how often to measure."""
+
+    def __init__(self, llama_server: str, rounds: int, folder: Path) -> None:
+        self._llama_server = llama_server
+        self.rounds = rounds
+        self.folder = folder
+        path = find_model("demo").path
+        assert path is not None
+        self.model = path
+
+    def sides(self, stack: ExitStack, model: Path, slots: int, cells: int, *, ours_only: bool = False) -> list[Server]:
+        """Start the sides to compare; the stack stops them."""
+        threads = str(len(os.sched_getaffinity(0)))
+        flags = ["-m", str(model), "-np", str(slots), "-c", str(cells), "-t", threads]
+        commands = {"llamaherd": our_command(*flags)}
+        if self._llama_server and not ours_only:
+            commands["llama-server"] = [self._llama_server, *flags]
+        servers = [stack.enter_context(running(command, name)) for name, command in commands.items()]
+        for server in servers:
+            at_once(server, [completion(prompt(16), 2) for _ in range(slots)])
+        return servers
+
+    def rounds_of(self, sides: list[Server]) -> Iterator[tuple[Server, bool]]:
+        """Yield each side in each round, and whether the round counts."""
+        for number in range(self.rounds + 1):
+            for server in sides:
+                yield server, number > 0
+
+    def quantised(self) -> Path:
+        """Return the demo model in Q4_0."""
+        target = self.folder / "SmolLM2-135M-Instruct.Q4_0.gguf"
+        if not target.exists():
+            code = (
+                "import sys; from llamaherd.pool.child import bindings; bindings.init_backend(); "
+                f"sys.exit(not bindings.quantize(sys.argv[1].encode(), sys.argv[2].encode(), {_Q4_0}))"
+            )
+            subprocess.run([sys.executable, "-P", "-c", code, str(self.model), str(target)], check=True)
+        return target
+
+
+Samples = dict[str, list[float]]
+
+
+def measure_streams(bench: Bench) -> Samples:
+    """Tokens per second at every width."""
+    samples: Samples = {}
+    for label, model in (("Q4_0", bench.quantised()), ("Q4_1", bench.model)):
+        with ExitStack() as stack:
+            for server, counts in bench.rounds_of(bench.sides(stack, model, max(WIDTHS), 4096)):
+                for width in WIDTHS:
+                    rate = tokens_per_second(server, width, 64, 96)
+                    if counts:
+                        samples.setdefault(f"{label}, {width} streams, {server.name}", []).append(rate)
+    return samples
+
+
+def measure_prefix(bench: Bench) -> Samples:
+    """Milliseconds for 8 requests that share a prefix."""
+    samples: Samples = {}
+    with ExitStack() as stack:
+        for server, counts in bench.rounds_of(bench.sides(stack, bench.model, 8, 16384)):
+            shared = prompt(1_000)
+            for state in ("new", "resident"):
+                bodies = [completion([*shared, *prompt(24)], 16, cache_prompt=True) for _ in range(8)]
+                seconds = at_once(server, bodies)
+                if counts:
+                    samples.setdefault(f"prefix {state}, {server.name}", []).append(seconds * 1e3)
+    return samples
+
+
+def measure_arrival(bench: Bench) -> Samples:
+    """The longest wait in milliseconds, and the prompt's speed against undisturbed."""
+    samples: Samples = {}
+    with ExitStack() as stack:
+        for server, counts in bench.rounds_of(bench.sides(stack, bench.model, 8, 16384)):
+            seen = arrival(server, 4, 1_000)
+            if counts:
+                samples.setdefault(f"longest wait, ms, {server.name}", []).append(seen.worst * 1e3)
+                samples.setdefault(f"prompt speed, share, {server.name}", []).append(seen.alone / seen.beside)
+    return samples
+
+
+def measure_constraints(bench: Bench) -> Samples:
+    """Milliseconds between two tokens of one stream."""
+    samples: Samples = {}
+    sampled = {"temperature": 0.8, "cache_prompt": True}
+    with ExitStack() as stack:
+        for server, counts in bench.rounds_of(bench.sides(stack, bench.model, 4, 4096, ours_only=True)):
+            for number in range(4):
+                kinds: dict[str, dict[str, Any]] = {
+                    "free": {},
+                    "json_schema": {"json_schema": _SCHEMA},
+                    "top_p, top_k": {"top_p": 0.9, "min_p": 0},
+                    "top_p, no top_k": {"top_p": 0.9, "min_p": 0, "top_k": 0},
+                }
+                for kind, fields in kinds.items():
+                    body = completion(prompt(32), 128, **sampled, seed=number, **fields)
+                    each = seconds_per_token(server, body)
+                    if counts:
+                        samples.setdefault(kind, []).append(each * 1e3)
+    return samples
+
+
+def measure_inside(bench: Bench) -> Samples:
+    """What one process that holds only the engine tells of itself."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
+    from tiny_gguf import tiny_model
+
+    tiny = str(tiny_model("random"))
+    samples: Samples = {}
+    for _ in range(max(1, bench.rounds // 2)):
+        for kind, model in (("SmolLM2", str(bench.model)), ("tiny model", tiny)):
+            for name, value in _inside("overhead", model, "8", "100").items():
+                samples.setdefault(f"{kind}, {name}", []).append(value)
+    for name, value in _inside("leaks", tiny, "500", "100000").items():
+        samples[f"growth, {name}"] = [value]
+    return samples
+
+
+def _inside(*arguments: str) -> dict[str, float]:
+    program = Path(__file__).with_name("engine_inside.py")
+    done = subprocess.run([sys.executable, str(program), *arguments], capture_output=True, text=True, check=True)
+    figures: dict[str, float] = json.loads(done.stdout)
+    return figures
+
+
+PARTS: Final[dict[str, Callable[[Bench], Samples]]] = {
+    "streams": measure_streams,
+    "prefix": measure_prefix,
+    "arrival": measure_arrival,
+    "constraints": measure_constraints,
+    "inside": measure_inside,
+}
+
+
+def ratios(results: dict[str, dict[str, Any]]) -> list[tuple[str, float, str]]:
+    """Return ``(what, ratio or figure, what is wanted)`` for each target."""
+    found: list[tuple[str, float, str]] = []
+
+    def median(part: str, name: str) -> float | None:
+        row = results.get(part, {}).get(name)
+        return None if row is None else row["median"]
+
+    def compare(part: str, ours: str, other: str, wanted: str, text: str = "") -> None:
+        above, below = median(part, ours), median(part, other)
+        if above is not None and below:
+            found.append((text or f"{ours} / {other}", above / below, wanted))
+
+    for label in ("Q4_0", "Q4_1"):
+        for width in WIDTHS:
+            name = f"{label}, {width} streams"
+            compare("streams", f"{name}, llamaherd", f"{name}, llama-server", ">= 1.0", f"tokens per second, {name}")
+    compare("prefix", "prefix new, llamaherd", "prefix new, llama-server", "<= 0.2")
+    compare("prefix", "prefix resident, llamaherd", "prefix new, llama-server", "<= 0.08")
+    compare("prefix", "prefix resident, llamaherd", "prefix resident, llama-server", "")
+    compare("constraints", "json_schema", "free", "<= 1.10")
+    compare("constraints", "top_p, no top_k", "top_p, top_k", "<= 1.05")
+    for part, name, wanted in (
+        ("arrival", "longest wait, ms, llamaherd", "<= 400"),
+        ("arrival", "prompt speed, share, llamaherd", ">= 0.93"),
+        ("inside", "SmolLM2, python_us", "<= 100"),
+        ("inside", "growth, loads_bytes", "< 2 MB"),
+        ("inside", "growth, requests_bytes", "< 2 MB"),
+    ):
+        value = median(part, name)
+        if value is not None:
+            found.append((name, value, wanted))
+    return found
+
+
+def report(results: dict[str, Any]) -> str:
+    """Return the results as Markdown, method first."""
+    lines = ["# The engine", "", (__doc__ or "").split("Method. ")[1].strip(), "", f"Machine: {results['machine']}", ""]
+    lines += ["## Targets", "", "| what | measured | wanted |", "|---|--:|--:|"]
+    lines += [f"| {what} | {value:,.2f} | {wanted} |" for what, value, wanted in ratios(results)]
+    for part in PARTS:
+        if part in results:
+            lines += ["", f"## {part}", "", "| what | median | quartiles | n |", "|---|--:|--:|--:|"]
+            lines += [
+                f"| {name} | {row['median']:,.1f} | {row['q1']:,.1f} to {row['q3']:,.1f} | {row['n']} |"
+                for name, row in results[part].items()
+            ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Run the parts that are asked for, print the report and write it."""
+    parser = argparse.ArgumentParser(description="Measure the engine.")
+    parser.add_argument(
+        "--llama-server", default="", help="path of the reference; without it only this project is measured"
+    )
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", default=",".join(PARTS))
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    arguments = parser.parse_args()
+    results: dict[str, Any] = {"machine": machine()}
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(arguments.llama_server, arguments.rounds, Path(folder))
+        for part in arguments.only.split(","):
+            samples = PARTS[part](bench)
+            results[part] = {name: summary(values, 1.0) for name, values in samples.items()}
+            print(f"{part}: {json.dumps(results[part])}", flush=True)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "engine.json").write_text(json.dumps(results, indent=1) + "\n")
+    (arguments.out / "engine.md").write_text(report(results))
+    print(report(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""The engine by itself, in this process: what Python costs per step, and whether anything leaks.
+
+    python bench/engine_inside.py overhead MODEL STREAMS STEPS
+    python bench/engine_inside.py leaks MODEL CYCLES REQUESTS
+
+Prints one line of JSON. A process of its own for each measurement, so that none sees what another left behind.
+"""
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from llamaherd.pool.child import bindings
+from llamaherd.pool.child.llama_engine import LlamaEngine
+from llamaherd.pool.machine import resident_bytes
+from llamaherd.transport.messages import EngineOptions, Generate, Load, Sampling
+
+__all__ = ["leaks", "overhead"]
+
+Result = TypeVar("Result")
+
+
+class _Clock:
+    """Adds up the thread's processor time in functions that it wraps: waiting for a core is nobody's cost."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def wrap(self, function: Callable[..., Result]) -> Callable[..., Result]:
+        def timed(*arguments: Any) -> Result:
+            began = time.thread_time()
+            result = function(*arguments)
+            self.seconds += time.thread_time() - began
+            return result
+
+        return timed
+
+
+def overhead(model: str, streams: int, steps: int) -> dict[str, float]:
+    """Return the processor time of the engine's thread per step, in microseconds: in all, and by parts."""
+    decode, sampler = _Clock(), _Clock()
+    bindings.decode = decode.wrap(bindings.decode)
+    bindings.sampler_sample = sampler.wrap(bindings.sampler_sample)
+    engine = _loaded(model, streams, 16384)
+    for number in range(streams):
+        engine.submit(_request(number, f"Story number {number}:", steps * 2 + 100))
+    for _ in range(20):
+        engine.step()
+    decode.seconds = sampler.seconds = 0.0
+    began = time.thread_time()
+    for _ in range(steps):
+        engine.step()
+    whole = time.thread_time() - began
+    rest = whole - decode.seconds - sampler.seconds
+    parts = {"step": whole, "decode": decode.seconds, "sampler": sampler.seconds, "python": rest}
+    return {f"{name}_us": round(seconds / steps * 1e6, 1) for name, seconds in parts.items()}
+
+
+def leaks(model: str, cycles: int, requests: int) -> dict[str, int]:
+    """Return what grew over many loads and then over many requests: resident bytes, threads, descriptors."""
+    for number in range(20):
+        _cycle(model, number)
+    before = _held()
+    for number in range(cycles):
+        _cycle(model, number)
+    loads = _growth(before)
+    engine = _loaded(model, 8, 2048)
+    _serve(engine, 2_000)
+    before = _held()
+    _serve(engine, requests)
+    return {f"loads_{name}": value for name, value in loads.items()} | {
+        f"requests_{name}": value for name, value in _growth(before).items()
+    }
+
+
+def _loaded(model: str, slots: int, n_ctx: int) -> LlamaEngine:
+    engine = LlamaEngine()
+    options = EngineOptions(n_ctx=n_ctx, n_parallel=slots)
+    engine.load(Load(model="bench", path=model, options=options), lambda _fraction: True)
+    return engine
+
+
+def _request(number: int, prompt: str, max_tokens: int) -> Generate:
+    sampling = Sampling(seed=number + 1)
+    return Generate(request=number, prompt=prompt, max_tokens=max_tokens, ignore_eos=True, sampling=sampling)
+
+
+def _cycle(model: str, number: int) -> None:
+    engine = _loaded(model, 2, 512)
+    engine.submit(_request(number, "hello", 4))
+    _drain(engine)
+    engine.unload()
+
+
+def _serve(engine: LlamaEngine, requests: int) -> None:
+    for start in range(0, requests, 64):
+        for number in range(start, min(start + 64, requests)):
+            engine.submit(_request(number, f"hello {number % 7} and {number % 11}", 4))
+        _drain(engine)
+
+
+def _drain(engine: LlamaEngine) -> None:
+    while engine.busy:
+        engine.step()
+
+
+def _held() -> dict[str, int]:
+    return {
+        "bytes": resident_bytes(),
+        "threads": len(os.listdir("/proc/self/task")) if Path("/proc/self/task").exists() else threading.active_count(),
+        "descriptors": len(os.listdir("/dev/fd")),
+    }
+
+
+def _growth(before: dict[str, int]) -> dict[str, int]:
+    return {name: value - before[name] for name, value in _held().items()}
+
+
+if __name__ == "__main__":
+    which, path, *numbers = sys.argv[1:]
+    print(json.dumps({"overhead": overhead, "leaks": leaks}[which](path, *map(int, numbers))))
