@@ -39,6 +39,7 @@ def create_app(
     pool: Pool,
     *,
     default_model: str | None = None,
+    health_waits: bool = False,
     autoload: bool = True,
     manage: bool = True,
     metrics: bool = True,
@@ -53,6 +54,7 @@ def create_app(
 
     Args:
         default_model: Serves requests that name no model; None refuses them.
+        health_waits: Whether ``/health`` is 503 until the default model was loaded once.
         autoload: Whether a request loads its model; ``?autoload=`` overrides it.
         manage: Whether clients may load and unload models by ``/models/load`` and ``/models/unload``.
         metrics: Whether ``/metrics`` answers.
@@ -69,6 +71,7 @@ def create_app(
     front = Front(
         pool=pool,
         default_model=default_model,
+        health_waits=health_waits,
         autoload=autoload,
         manage=manage,
         metrics=metrics,

@@ -38,6 +38,7 @@ from llamaherd.pool import (
     ModelSpec,
     PoolError,
     Sources,
+    State,
     find_model,
     model_parts,
 )
@@ -75,7 +76,7 @@ def serve(
     stop_timeout: float,
     options: EngineOptions,
 ) -> None:
-    """Serve models over HTTP, each loaded when it is first asked for.
+    """Serve models over HTTP, each loaded when it is first asked for, and a single one at once.
 
     Without --model, --models-dir and --models-preset this offers the demo model, beside those of the
     Hugging Face cache. A single model also answers requests that name none.
@@ -89,6 +90,7 @@ def serve(
         raise ModelNotFound(f"there is no model in {wanted.models_preset or wanted.models_dir}")
     specs = catalog.models
     names = [spec.name for spec in specs]
+    only = names[0] if wanted.single and len(names) == 1 else None
     log_to_stderr()
     settings.warn()
 
@@ -104,6 +106,13 @@ def serve(
             spare=pool.spare,
             stop_timeout=stop_timeout,
         )
+
+        def on_ready(url: str) -> None:
+            click.echo(_listening(url, names))
+            if only is not None and herd.status(only).state == State.UNLOADED:
+                # Whoever starts a server for one model wants it; /health says when it is there.
+                herd.start_load(only)
+
         async with herd:
             await guard.guard(
                 server.serve(
@@ -118,8 +127,9 @@ def serve(
                     metrics=settings.metrics,
                     stream_ping=settings.stream_ping,
                     specs=specs,
-                    default_model=names[0] if wanted.single and len(names) == 1 else None,
-                    on_ready=lambda url: click.echo(_listening(url, names)),
+                    default_model=only,
+                    health_waits=only is not None,
+                    on_ready=on_ready,
                 )
             )
 

@@ -1,5 +1,6 @@
 """The front end's state: which pool it serves, its limits, and who listens to its events."""
 
+import time
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ class Front:
 
     Attributes:
         default_model: Serves requests that name no model; None refuses them.
+        health_waits: Whether ``/health`` is 503 until the default model was loaded once.
         autoload: Whether a request loads its model; ``?autoload=`` overrides it.
         manage: Whether clients may load and unload models.
         max_body_bytes: Largest request body.
@@ -40,11 +42,14 @@ class Front:
         metrics: Whether ``/metrics`` answers.
         specs: What is known of the models' settings, by name.
         tallies: What was counted, by model.
+        first_event: What ids of ``/models/sse`` count from. It grows with time, so that an id of an earlier server is
+            not taken for one of this.
         listeners: The open ``/models/sse`` streams.
     """
 
     pool: Pool
     default_model: str | None = None
+    health_waits: bool = False
     autoload: bool = True
     manage: bool = True
     max_body_bytes: int = DEFAULT_MAX_BODY_BYTES
@@ -54,6 +59,7 @@ class Front:
     metrics: bool = True
     specs: Mapping[str, ModelSpec] = field(default_factory=dict[str, ModelSpec])
     tallies: defaultdict[str, Tally] = field(default_factory=lambda: defaultdict(Tally))
+    first_event: int = field(default_factory=lambda: int(time.time()) * 1_000_000)
     listeners: set[Subscription] = field(default_factory=set[Subscription])
 
     async def read(self, request: Request) -> dict[str, Any]:
@@ -97,11 +103,11 @@ class Front:
         if not self.manage:
             raise Problem(DISABLED, "this feature is disabled")
 
-    def listen(self) -> Subscription:
-        """Return a new subscription to the pool's events. Raises Problem if there are too many."""
+    def listen(self, since: int | None = None) -> Subscription:
+        """Return a new subscription to the pool's events, after one of them. Raises Problem if there are too many."""
         if len(self.listeners) >= MAX_LISTENERS:
             raise Problem(UNAVAILABLE, f"{MAX_LISTENERS} clients listen already", headers={"Retry-After": "30"})
-        subscription = self.pool.events()
+        subscription = self.pool.events(since)
         self.listeners.add(subscription)
         return subscription
 

@@ -15,6 +15,8 @@ from llamaherd.pool import ModelNotFound, ModelStatus, State, Subscription
 __all__ = ["list_models", "load_model", "model_events", "model_json", "unload_model"]
 
 _WITH_INFO: Final = frozenset({State.LOADING, State.LOADED, State.SLEEPING})
+#: More digits than an id ever has.
+_ID_DIGITS: Final = 20
 _STARTED: Final = int(time.time())
 
 
@@ -46,8 +48,13 @@ async def unload_model(front: Front, request: Request) -> Response:
 
 
 async def model_events(front: Front, request: Request) -> Response:
-    """Stream the pool's events: a snapshot first, then every change; an event's ``id`` is its sequence number."""
-    return EventStream(_Events(front, front.listen()), ping=front.event_ping, on_error=_error_frame)
+    """Stream the pool's events: a snapshot first, then every change; ids increase by one with every change.
+
+    A client that comes back with ``Last-Event-ID`` gets what it has missed, as long as that is kept, or a new snapshot.
+    """
+    last = request.headers.get("last-event-id", "")
+    known = int(last) - front.first_event if last.isascii() and last.isdigit() and len(last) < _ID_DIGITS else None
+    return EventStream(_Events(front, front.listen(known)), ping=front.event_ping, on_error=_error_frame)
 
 
 def model_json(status: ModelStatus) -> dict[str, Any]:
@@ -88,7 +95,7 @@ class _Events:
         data: dict[str, Any] = {"model": event.model, "event": event.event}
         if event.data:
             data["data"] = event.data
-        return frame(data, number=event.seq)
+        return frame(data, number=self._front.first_event + event.seq)
 
     async def aclose(self) -> None:
         self._front.listeners.discard(self._subscription)

@@ -98,23 +98,31 @@ class Problem(Exception):
         message: For people; goes to the client as it is.
         param: The field of the request that is wrong, if one is.
         headers: Further headers of the answer.
+        details: Further fields of the error, such as llama-server's ``n_prompt_tokens`` and ``n_ctx``.
     """
 
     def __init__(
-        self, kind: Kind, message: str, *, param: str | None = None, headers: Mapping[str, str] | None = None
+        self,
+        kind: Kind,
+        message: str,
+        *,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        details: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(message)
         self.kind = kind
         self.message = message
         self.param = param
         self.headers = dict(headers or {})
+        self.details = dict(details or {})
 
     def to_dict(self) -> dict[str, Any]:
         """Return the error body."""
         error: dict[str, Any] = {"code": self.kind.status, "message": self.message, "type": self.kind.type}
         if self.param is not None:
             error["param"] = self.param
-        return {"error": error}
+        return {"error": error | self.details}
 
     def to_response(self, content: Mapping[str, Any] | None = None) -> Response:
         """Return the error as an HTTP answer.
@@ -156,7 +164,7 @@ def _from_pool(error: PoolError) -> Problem:
         headers["x-should-retry"] = "true" if error.retry else "false"
     if kind is SERVER_ERROR:
         logger.warning("%s: %r", type(error).__name__, str(error))
-    return Problem(kind, str(error), headers=headers)
+    return Problem(kind, str(error), headers=headers, details=error.details if isinstance(error, BadRequest) else None)
 
 
 def _from_starlette(error: HTTPException) -> Problem:

@@ -15,6 +15,7 @@
     └── PoolClosed         pool     no retry    the pool is closing or closed
 """
 
+from collections.abc import Mapping
 from typing import ClassVar, Final, Literal
 
 __all__ = [
@@ -60,9 +61,16 @@ class PoolError(Exception):
 class BadRequest(PoolError, ValueError):
     """A parameter is wrong; the text names it. ``code`` is ``context_length_exceeded`` for a prompt that does not
     fit.
+
+    Attributes:
+        details: Figures that belong to the code: ``n_prompt_tokens`` and ``n_ctx`` with that one.
     """
 
     fault = "caller"
+
+    def __init__(self, message: str, *, code: str = "", details: Mapping[str, int] | None = None) -> None:
+        super().__init__(message, code=code)
+        self.details = dict(details or {})
 
 
 class ModelNotFound(PoolError, LookupError):

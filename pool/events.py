@@ -3,14 +3,15 @@
 import asyncio
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Final, Self
 
 import msgspec
 
 __all__ = ["Event", "EventLog", "Subscription"]
 
-#: Unread events of one subscriber after which it is given a fresh snapshot instead of the backlog.
+#: Unread events of one subscriber after which it is given a fresh snapshot instead of the backlog; also how many past
+#: events are kept for those who come back.
 MAX_BACKLOG: Final = 1024
 
 
@@ -37,10 +38,10 @@ class Subscription(AsyncIterator[Event]):
     Memory is bounded: who falls more than 1,024 events behind is given a new ``snapshot`` in their place.
     """
 
-    def __init__(self, log: "EventLog") -> None:
+    def __init__(self, log: "EventLog", missed: Sequence[Event] | None = None) -> None:
         self._log = log
-        self._backlog: deque[Event] = deque()
-        self._stale = True
+        self._backlog: deque[Event] = deque(missed or ())
+        self._stale = missed is None
         self._closed = False
         self._waiter: asyncio.Future[None] | None = None
 
@@ -108,12 +109,14 @@ class EventLog:
         self._seq = 0
         # Weak: a listener that is dropped without being closed must not cost for ever.
         self._subscribers: weakref.WeakSet[Subscription] = weakref.WeakSet()
+        self._past: deque[Event] = deque(maxlen=MAX_BACKLOG)
         self.closed = False
 
     def emit(self, model: str, event: str, data: dict[str, Any]) -> None:
         """Publish one change."""
         self._seq += 1
         published = Event(seq=self._seq, model=model, event=event, data=data)
+        self._past.append(published)
         for subscriber in self._subscribers:
             subscriber.push(published)
 
@@ -121,11 +124,21 @@ class EventLog:
         """Return the present as an event."""
         return Event(seq=self._seq, model="*", event="snapshot", data=self._take_snapshot())
 
-    def subscribe(self) -> Subscription:
-        """Return a new listener, whose first event is a snapshot."""
-        subscription = Subscription(self)
+    def subscribe(self, since: int | None = None) -> Subscription:
+        """Return a new listener, whose first event is a snapshot.
+
+        Args:
+            since: The number of the last event that it knows. As long as all that came after it is kept, its first
+                events are those, and there is no snapshot.
+        """
+        subscription = Subscription(self, None if since is None else self._since(since))
         self._subscribers.add(subscription)
         return subscription
+
+    def _since(self, seq: int) -> list[Event] | None:
+        """Return the events after one; None if they are not all kept, or the number is none of this log's."""
+        oldest = self._past[0].seq if self._past else self._seq + 1
+        return [event for event in self._past if event.seq > seq] if oldest - 1 <= seq <= self._seq else None
 
     def drop(self, subscription: Subscription) -> None:
         """Forget a listener."""

@@ -39,7 +39,7 @@ OUT_OF_MEMORY: Final = "out_of_memory"
 def explain_failure(failure: Failed) -> PoolError:
     """Return the error that a worker's ``failed`` for one request means."""
     if failure.fault == "caller":
-        return BadRequest(failure.message, code=failure.code)
+        return BadRequest(failure.message, code=failure.code, details=failure.details)
     return WorkerFailed(failure.message, code=failure.code, retry=failure.retry)
 
 

@@ -454,11 +454,15 @@ class Pool:
         """
         return self._entry(model).logs()
 
-    def events(self) -> Subscription:
+    def events(self, since: int | None = None) -> Subscription:
         """Return a stream of events: a snapshot first, then every change in order; see
         :class:`~llamaherd.pool.events.Event`.
+
+        Args:
+            since: The ``seq`` of the last event that the caller knows. The stream begins with what came after it,
+                without a snapshot, as long as that is kept: the last 1,024 events.
         """
-        return self._herd.events.subscribe()
+        return self._herd.events.subscribe(since)
 
     async def load(self, model: str) -> ModelStatus:
         """Load a model, if it is not loaded, and return its status once it is ready.

@@ -337,9 +337,9 @@ class SyncPool:
         """Return the last lines that the model's workers printed; see ``Pool.logs``."""
         return self._loop.call(lambda: self._pool.logs(model))
 
-    def events(self) -> SyncSubscription:
+    def events(self, since: int | None = None) -> SyncSubscription:
         """Return a stream of events, a snapshot first; see ``Pool.events``."""
-        return SyncSubscription(self._loop, self._loop.call(self._pool.events), self)
+        return SyncSubscription(self._loop, self._loop.call(lambda: self._pool.events(since)), self)
 
     def load(self, model: str) -> ModelStatus:
         """Load a model and return its status once it is ready; see ``Pool.load``."""

@@ -411,6 +411,7 @@ class Failed(_Struct, frozen=True, kw_only=True):
             or the ``worker`` could not.
         retry: Whether the same request may succeed later or elsewhere.
         code: A short stable word for programs, such as ``context_length_exceeded``.
+        details: Figures that belong to the code, such as ``n_prompt_tokens`` and ``n_ctx``.
     """
 
     message: str
@@ -418,6 +419,7 @@ class Failed(_Struct, frozen=True, kw_only=True):
     retry: bool = False
     code: str = ""
     request: int | None = None
+    details: dict[str, int] = {}
 
 
 class Stats(_Struct, frozen=True, kw_only=True):

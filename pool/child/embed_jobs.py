@@ -97,6 +97,7 @@ def _checked(name: str, tokens: list[int], least: int, model: Model, shape: Shap
             f"{name} ({count} tokens) is too large to process: at most {shape.longest} tokens"
             f"{_how_to_grow(model, shape)}",
             code="context_length_exceeded",
+            details={"n_prompt_tokens": max(least, len(tokens)), "n_ctx": shape.longest},
         )
     if not tokens:
         raise RequestError(f"{name} is empty", code="empty_prompt")

@@ -66,11 +66,13 @@ class RequestError(Exception):
 
     Attributes:
         code: A short stable word, such as ``context_length_exceeded``.
+        details: Figures that belong to the code, for programs.
     """
 
-    def __init__(self, message: str, *, code: str = "invalid_request") -> None:
+    def __init__(self, message: str, *, code: str = "invalid_request", details: dict[str, int] | None = None) -> None:
         super().__init__(message)
         self.code = code
+        self.details = details or {}
 
 
 class Engine(Protocol):

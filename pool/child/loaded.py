@@ -140,7 +140,7 @@ class Loaded:
         if not prompt:
             raise RequestError("the prompt is empty", code="empty_prompt")
         if len(prompt) >= limit:
-            raise _too_long(f"{len(prompt)}", limit)
+            raise _too_long(len(prompt), limit)
         if request.n_keep is None:
             request = msgspec.structs.replace(request, n_keep=self._n_keep)
         chain = self.samplers.make(request.sampling, prompt)
@@ -158,13 +158,13 @@ class Loaded:
         vocab, limit = self.model.vocab, self.context.n_ctx_seq
         if isinstance(prompt, tuple):
             if len(prompt) >= limit:
-                raise _too_long(f"{len(prompt)}", limit)
+                raise _too_long(len(prompt), limit)
             vocab.check(prompt)
             return list(prompt)
         text = prompt or ""
         least = vocab.least_tokens(len(text), limit)
         if least >= limit:
-            raise _too_long(f"at least {least}", limit)
+            raise _too_long(least, limit, "at least ")
         return vocab.tokenize(text, add_special=True, parse_special=True)
 
 
@@ -193,8 +193,9 @@ def _check_limits(request: Generate) -> None:
         )
 
 
-def _too_long(count: str, limit: int) -> RequestError:
+def _too_long(count: int, limit: int, about: str = "") -> RequestError:
     return RequestError(
-        f"the request ({count} tokens) exceeds the available context size ({limit} tokens), try increasing it",
+        f"the request ({about}{count} tokens) exceeds the available context size ({limit} tokens), try increasing it",
         code="context_length_exceeded",
+        details={"n_prompt_tokens": count, "n_ctx": limit},
     )

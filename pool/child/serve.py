@@ -221,7 +221,10 @@ class Service:
             self._channel.send(failure)
         except RequestError as error:
             fault: Fault = "worker" if error.code == "not_loaded" else "caller"
-            self._channel.send(Failed(request=command.request, message=str(error), fault=fault, code=error.code))
+            failure = Failed(
+                request=command.request, message=str(error), fault=fault, code=error.code, details=error.details
+            )
+            self._channel.send(failure)
 
     # --- the model's life ---
 

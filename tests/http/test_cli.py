@@ -226,6 +226,8 @@ def test_serve_says_where_it_listens_answers_and_stops_without_leaving_a_worker(
         assert line.startswith("llamaherd: listening on http://127.0.0.1:")
         assert line.endswith(", model: one\n")
         url = line.split()[3].rstrip(",")
+        while httpx2.get(f"{url}/health", timeout=DEADLINE).status_code == 503:
+            pass  # the one model is loaded without being asked for
         body = {"messages": [{"role": "user", "content": QUESTION}], "temperature": 0}
         answer = httpx2.post(f"{url}/v1/chat/completions", json=body, timeout=DEADLINE).json()
         workers = workers_of(process)

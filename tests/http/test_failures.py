@@ -9,6 +9,8 @@ import pytest
 
 from live_front import LiveFront, fake, say, sse_data
 from llamaherd.http.sse import COMMENT
+from llamaherd.pool import EngineOptions, ModelSpec
+from tiny_gguf import tiny_model
 
 CHAT = "/v1/chat/completions"
 STREAMED = pytest.mark.parametrize("streamed", [False, True])
@@ -138,3 +140,13 @@ def test_an_unload_ends_what_the_model_was_doing_with_an_error(streamed: bool) -
         assert b'"error"' in answer
         assert b"[DONE]" not in answer
         front.wait_for_state("talker", "unloaded")
+
+
+def test_a_prompt_that_is_too_long_is_told_with_its_figures() -> None:
+    model = ModelSpec(name="tiny", path=tiny_model("scripted"), options=EngineOptions(n_ctx=256, n_parallel=1))
+    with LiveFront(model) as front, front.client() as client:
+        response = client.post("/v1/completions", json={"model": "tiny", "prompt": [2] * 300})
+    error = response.json()["error"]
+    assert response.status_code == 400
+    assert error["type"] == "exceed_context_size_error"
+    assert (error["n_prompt_tokens"], error["n_ctx"]) == (300, 256)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import pytest
 
 from live_front import LiveFront, fake, say
 from llamaherd.http.front import MAX_LISTENERS
@@ -99,3 +100,31 @@ def test_a_shutdown_hangs_up_on_listeners() -> None:
         listener.next()
         front.shut_down()
         assert "".join(listener.rest()) == ""
+
+
+def test_a_client_that_comes_back_gets_what_it_has_missed_and_no_snapshot() -> None:
+    with LiveFront(fake("echo")) as front, front.client() as client:
+        with client.stream("GET", "/models/sse") as response:
+            listener = Listener(response)
+            listener.next()
+            client.post("/models/load", json={"model": "echo"})
+            listener.until("loaded")
+        known = listener.numbers[-1]
+        client.post("/models/unload", json={"model": "echo"})
+        front.wait_for_state("echo", "unloaded")
+        with client.stream("GET", "/models/sse", headers={"Last-Event-ID": str(known)}) as response:
+            again = Listener(response)
+            event = again.next()
+    assert event["data"]["status"] == "unloaded"
+    assert again.numbers == [known + 1]
+
+
+@pytest.mark.parametrize("last", ["0", "5", "9" * 18, "9" * 500, "nonsense", "-1"])
+def test_an_id_that_is_none_of_this_servers_is_answered_with_a_snapshot(last: str) -> None:
+    with (
+        LiveFront(fake("echo")) as front,
+        front.client() as client,
+        client.stream("GET", "/models/sse", headers={"Last-Event-ID": last}) as response,
+    ):
+        event = Listener(response).next()
+    assert event["event"] == "snapshot"

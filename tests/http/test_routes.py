@@ -1,6 +1,7 @@
 """Every route, asked well and asked badly, over real sockets."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -41,6 +42,32 @@ def test_health_is_ok(client: httpx2.Client, path: str) -> None:
     assert response.status_code == 200
     assert response.json() == {"status": "ok"}
     assert response.headers["server"] == "llamaherd"
+
+
+def test_health_waits_for_the_model_that_the_server_is_there_for(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    with (
+        LiveFront(fake("slow", load_gate=str(gate)), default_model="slow", health_waits=True) as front,
+        front.client() as client,
+    ):
+        client.post("/models/load", json={"model": "slow"})
+        error = error_of(client.get("/health"), 503, "unavailable_error")
+        assert error["message"] == "Loading model"
+        gate.touch()
+        front.wait_for_state("slow", "loaded")
+        assert client.get("/health").status_code == 200
+        client.post("/models/unload", json={"model": "slow"})
+        front.wait_for_state("slow", "unloaded")
+        assert client.get("/health").status_code == 200
+
+
+def test_health_says_that_the_model_could_not_be_loaded() -> None:
+    broken = fake("broken", load="fail")
+    with LiveFront(broken, default_model="broken", health_waits=True) as front, front.client() as client:
+        client.post("/models/load", json={"model": "broken"})
+        front.wait_until(lambda pool: pool.status("broken").failed)
+        error = error_of(client.get("/health"), 503, "unavailable_error")
+    assert error["message"] == "The model could not be loaded"
 
 
 @pytest.mark.parametrize("path", ["/", "/v1", "/v1/chat", "/v1/models/", "/models/load/", "/..%2fetc"])

@@ -3,6 +3,9 @@
 import asyncio
 from typing import Any
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from herding import run
 from llamaherd.pool.events import MAX_BACKLOG, EventLog
 
@@ -77,5 +80,22 @@ def test_the_end_of_the_log_comes_after_what_was_not_read_yet() -> None:
         log.emit("m", "status_change", {})
         log.close()
         assert [event.seq async for event in events] == [1]
+
+    run(scene())
+
+
+@given(emitted=st.integers(0, MAX_BACKLOG + 50), since=st.integers(-3, MAX_BACKLOG + 60))
+def test_who_comes_back_gets_all_that_was_missed_or_a_snapshot(emitted: int, since: int) -> None:
+    async def scene() -> None:
+        log = log_of({})
+        for _ in range(emitted):
+            log.emit("m", "status_change", {})
+        events = log.subscribe(since)
+        log.emit("m", "status_change", {})
+        first = await anext(events)
+        if max(0, emitted - MAX_BACKLOG) <= since <= emitted:
+            assert (first.event, first.seq) == ("status_change", since + 1)
+        else:
+            assert (first.event, first.seq) == ("snapshot", emitted + 1)
 
     run(scene())
