@@ -2,8 +2,10 @@
 
 import secrets
 from collections.abc import Iterable, Sequence
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -19,6 +21,9 @@ from llamaherd.http.sse import named_frame
 from llamaherd.pool import Completion, Piece, Usage
 
 __all__ = ["MessageAnswer", "messages", "messages_count"]
+
+#: Anthropic's words for ends that have others here.
+_STOP_REASONS: Final = MappingProxyType({"length": "max_tokens", "tool_calls": "tool_use"})
 
 
 async def messages(front: Front, request: Request) -> Response:
@@ -58,8 +63,11 @@ class MessageAnswer(Answer):
     def whole(self, completions: Sequence[Completion]) -> dict[str, Any]:
         (completion,) = completions
         blocks: list[dict[str, Any]] = []
+        if completion.reasoning:
+            blocks.append({"type": "thinking", "thinking": completion.reasoning, "signature": ""})
         if completion.text:
             blocks.append({"type": "text", "text": completion.text})
+        blocks.extend(_use_json(call.id, call.name, _read_input(call.arguments)) for call in completion.tool_calls)
         return {**self._message(blocks, completion.usage), **_stop_json(completion)}
 
     def opening(self, index: int) -> Iterable[dict[str, Any]]:
@@ -68,10 +76,19 @@ class MessageAnswer(Answer):
 
     def middle(self, index: int, piece: Piece) -> Iterable[dict[str, Any]]:
         chunks: list[dict[str, Any]] = []
+        if piece.reasoning:
+            if self._open != "thinking":
+                chunks += self._switch("thinking", {"type": "thinking", "thinking": "", "signature": ""})
+            chunks.append(self._delta({"type": "thinking_delta", "thinking": piece.reasoning}))
         if piece.text:
             if self._open != "text":
                 chunks += self._switch("text", {"type": "text", "text": ""})
             chunks.append(self._delta({"type": "text_delta", "text": piece.text}))
+        for call in piece.calls:
+            if call.id:
+                chunks += self._switch("tool_use", _use_json(call.id, call.name, {}))
+            if call.arguments:
+                chunks.append(self._delta({"type": "input_json_delta", "partial_json": call.arguments}))
         return chunks
 
     def closing(self, index: int, piece: Piece, summary: Summary | None) -> Iterable[dict[str, Any]]:
@@ -85,6 +102,9 @@ class MessageAnswer(Answer):
     def _switch(self, kind: str, block: dict[str, Any]) -> list[dict[str, Any]]:
         """Stop the block that is open, and start another unless the kind is empty."""
         chunks: list[dict[str, Any]] = []
+        if self._open == "thinking":
+            # There is nothing to sign with, but clients wait for it.
+            chunks.append(self._delta({"type": "signature_delta", "signature": ""}))
         if self._open:
             chunks.append({"type": "content_block_stop", "index": self._index})
         self._open = kind
@@ -109,8 +129,20 @@ class MessageAnswer(Answer):
 
 def _stop_json(end: Completion | Piece) -> dict[str, Any]:
     word = end.stopping_word or None
-    reason = "max_tokens" if end.finish_reason == "length" else "stop_sequence" if word else "end_turn"
+    reason = _STOP_REASONS.get(end.finish_reason or "") or ("stop_sequence" if word else "end_turn")
     return {"stop_reason": reason, "stop_sequence": word}
+
+
+def _use_json(call: str, name: str, arguments: Any) -> dict[str, Any]:
+    return {"type": "tool_use", "id": call, "name": name, "input": arguments}
+
+
+def _read_input(arguments: str) -> Any:
+    """Return the arguments of a call; none of those that broke off, as in llama-server."""
+    try:
+        return msgspec.json.decode(arguments)
+    except msgspec.DecodeError:
+        return {}
 
 
 def _usage_json(usage: Usage) -> dict[str, Any]:

@@ -126,12 +126,23 @@ class Thinking(msgspec.Struct, frozen=True):
     budget_tokens: int | None = None
 
 
+class OutputConfig(msgspec.Struct, frozen=True):
+    """What the answer shall be.
+
+    Attributes:
+        format: ``{"type": "json_schema", "schema": ...}`` makes it JSON of that shape.
+        effort: How hard the model shall think.
+    """
+
+    format: dict[str, Any] | None = None
+    effort: str | None = None
+
+
 class MessagesBody(ModelBody, frozen=True, kw_only=True):
     """``POST /v1/messages`` and ``/v1/messages/count_tokens``.
 
     Attributes:
         max_tokens: 4096 by default.
-        output_config: ``format`` of type ``json_schema`` with a ``schema`` makes the answer JSON of that shape.
     """
 
     messages: list[Turn] | None = None
@@ -145,7 +156,7 @@ class MessagesBody(ModelBody, frozen=True, kw_only=True):
     tools: list[Tool] | None = None
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
-    output_config: dict[str, Any] | None = None
+    output_config: OutputConfig | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
 
@@ -164,8 +175,10 @@ def to_chat(body: MessagesBody) -> dict[str, Any]:
         **_tools(body),
         **_thinking(body),
     }
-    if body.output_config and (wanted := body.output_config.get("format")) is not None:
-        chat["response_format"] = _response_format(wanted)
+    output = body.output_config or OutputConfig()
+    chat["reasoning_effort"] = output.effort
+    if output.format is not None:
+        chat["response_format"] = _response_format(output.format)
     return {name: value for name, value in chat.items() if value is not None}
 
 
@@ -245,8 +258,8 @@ def _thinking(body: MessagesBody) -> dict[str, Any]:
     return {} if budget is None else {"thinking_budget_tokens": budget}
 
 
-def _response_format(wanted: Any) -> dict[str, Any]:
-    if not isinstance(wanted, dict) or wanted.get("type") != "json_schema":
+def _response_format(wanted: dict[str, Any]) -> dict[str, Any]:
+    if wanted.get("type") != "json_schema":
         raise Problem(INVALID_REQUEST, "output_config: format must be of type json_schema", param="output_config")
     return {"type": "json_schema", "json_schema": {"name": "output", "schema": wanted.get("schema")}}
 

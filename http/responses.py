@@ -15,7 +15,7 @@ from llamaherd.http.front import Front
 from llamaherd.http.logprobs import kept_probs, probs_json
 from llamaherd.http.problems import problem_of
 from llamaherd.http.responses_body import ResponsesBody, to_chat
-from llamaherd.http.responses_items import Item, MessageItem
+from llamaherd.http.responses_items import CallItem, Item, MessageItem, ReasoningItem
 from llamaherd.http.schema import ChatBody, parse
 from llamaherd.http.sse import named_frame
 from llamaherd.pool import Completion, Piece, Timings, Usage
@@ -80,9 +80,15 @@ class ResponseAnswer(Answer):
 
     def whole(self, completions: Sequence[Completion]) -> dict[str, Any]:
         (completion,) = completions
+        if completion.reasoning:
+            self._open(ReasoningItem(len(self._done))).add(completion.reasoning)
+            self._close()
         if completion.text:
             message = self._open(MessageItem(len(self._done)))
             message.add(completion.text, probs_json(kept_probs(completion), self._shown or 0))
+            self._close()
+        for call in completion.tool_calls:
+            self._open(CallItem(len(self._done), call.id, call.name)).add(call.arguments)
             self._close()
         return {
             **self._response(completion),
@@ -97,13 +103,26 @@ class ResponseAnswer(Answer):
 
     def middle(self, index: int, piece: Piece) -> Iterable[dict[str, Any]]:
         chunks: list[dict[str, Any]] = []
-        if piece.text or piece.probs:
-            item = self._item
+        item = self._item
+        if piece.reasoning:
+            if not isinstance(item, ReasoningItem):
+                chunks += self._close()
+                item = self._open(ReasoningItem(len(self._done)))
+                chunks += item.begin()
+            chunks.append(item.add(piece.reasoning))
+        if piece.text:
             if not isinstance(item, MessageItem):
                 chunks += self._close()
                 item = self._open(MessageItem(len(self._done)))
                 chunks += item.begin()
             chunks.append(item.add(piece.text, probs_json(piece.probs, self._shown or 0)))
+        for call in piece.calls:
+            if call.id:
+                chunks += self._close()
+                item = self._open(CallItem(len(self._done), call.id, call.name))
+                chunks += item.begin()
+            if call.arguments and isinstance(item, CallItem):
+                chunks.append(item.add(call.arguments))
         return chunks
 
     def closing(self, index: int, piece: Piece, summary: Summary | None) -> Iterable[dict[str, Any]]:
@@ -150,7 +169,7 @@ def _common_json(model: str, body: ResponsesBody, chat: ChatBody) -> dict[str, A
         "instructions": body.instructions,
         "max_output_tokens": body.max_output_tokens,
         "metadata": body.metadata or {},
-        "parallel_tool_calls": True,
+        "parallel_tool_calls": chat.parallel_tool_calls is not False,
         "previous_response_id": None,
         "reasoning": {"effort": None if body.reasoning is None else body.reasoning.effort, "summary": None},
         "store": False,

@@ -7,7 +7,7 @@ import secrets
 from abc import ABC, abstractmethod
 from typing import Any
 
-__all__ = ["Item", "MessageItem"]
+__all__ = ["CallItem", "Item", "MessageItem", "ReasoningItem"]
 
 
 class Item(ABC):
@@ -40,10 +40,10 @@ class Item(ABC):
         """Return the events that end it."""
         return [self._event("output_item.done", item=self.to_json("completed"))]
 
-    def _event(self, name: str, **more: Any) -> dict[str, Any]:
+    def _event(self, name: str, /, **more: Any) -> dict[str, Any]:
         return {"type": f"response.{name}", "output_index": self.index, **more}
 
-    def _inner(self, name: str, **more: Any) -> dict[str, Any]:
+    def _inner(self, name: str, /, **more: Any) -> dict[str, Any]:
         return self._event(name, item_id=self.id, **more)
 
 
@@ -76,3 +76,71 @@ class MessageItem(Item):
 
     def _part(self, text: str, probs: list[dict[str, Any]]) -> dict[str, Any]:
         return {"type": "output_text", "text": text, "annotations": [], "logprobs": probs}
+
+
+class ReasoningItem(Item):
+    """What the model thinks before it speaks."""
+
+    def __init__(self, index: int) -> None:
+        super().__init__(index, "rs")
+
+    def to_json(self, status: str) -> dict[str, Any]:
+        content = [self._part(self.text)] if self._texts else []
+        return {
+            "id": self.id,
+            "type": "reasoning",
+            "status": status,
+            "summary": [],
+            "content": content,
+            "encrypted_content": "",
+        }
+
+    def add(self, text: str) -> dict[str, Any]:
+        """Return the event that brings more of it."""
+        self._texts.append(text)
+        return self._inner("reasoning_text.delta", content_index=0, delta=text)
+
+    def begin(self) -> list[dict[str, Any]]:
+        return [*super().begin(), self._inner("content_part.added", content_index=0, part=self._part(""))]
+
+    def end(self) -> list[dict[str, Any]]:
+        return [
+            self._inner("reasoning_text.done", content_index=0, text=self.text),
+            self._inner("content_part.done", content_index=0, part=self._part(self.text)),
+            *super().end(),
+        ]
+
+    def _part(self, text: str) -> dict[str, Any]:
+        return {"type": "reasoning_text", "text": text}
+
+
+class CallItem(Item):
+    """A function that the model wants to be called.
+
+    Args:
+        call: What the function's answer refers to.
+    """
+
+    def __init__(self, index: int, call: str, name: str) -> None:
+        super().__init__(index, "fc")
+        self._call = call
+        self._name = name
+
+    def to_json(self, status: str) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "type": "function_call",
+            "status": status,
+            "call_id": self._call,
+            "name": self._name,
+            "arguments": self.text,
+        }
+
+    def add(self, arguments: str) -> dict[str, Any]:
+        """Return the event that brings more of the arguments."""
+        self._texts.append(arguments)
+        return self._inner("function_call_arguments.delta", delta=arguments)
+
+    def end(self) -> list[dict[str, Any]]:
+        done = self._inner("function_call_arguments.done", name=self._name, arguments=self.text)
+        return [done, *super().end()]

@@ -141,4 +141,5 @@ def test_limits_and_stops_have_openais_names() -> None:
 def test_structured_output_is_a_response_format() -> None:
     schema = {"type": "object"}
     asked = chat(output_config={"format": {"type": "json_schema", "schema": schema}})
+    assert chat(output_config={"effort": "low"})["reasoning_effort"] == "low"
     assert asked["response_format"] == {"type": "json_schema", "json_schema": {"name": "output", "schema": schema}}

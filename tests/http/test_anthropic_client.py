@@ -5,11 +5,26 @@ from collections.abc import Iterator
 import anthropic
 import httpx2
 import pytest
-from anthropic.types import MessageParam
+from anthropic.types import MessageParam, ToolParam
 
 from live_front import DEADLINE, LiveFront, fake, sse_data
 
 HELLO: list[MessageParam] = [{"role": "user", "content": "one two three"}]
+
+#: A model that thinks, speaks and calls, with everything cut in unhandy places.
+AGENT = (
+    "<think>",
+    "Hm",
+    ".</think>",
+    "Let me look.",
+    "<tool_call>",
+    '{"name": "look", "arguments": {"at"',
+    ': "sky"}}',
+    "</tool_call>",
+)
+TOOLS: list[ToolParam] = [
+    {"name": "look", "description": "look at it", "input_schema": {"type": "object", "properties": {"at": {}}}}
+]
 
 
 @pytest.fixture(scope="module")
@@ -18,6 +33,7 @@ def front() -> Iterator[LiveFront]:
         fake("echo"),
         fake("broken", load="fail"),
         fake("failing", fail_at=2),
+        fake("agent", pieces=AGENT),
         fake("talker", pieces=("word ",), repeat=1_000_000, step_seconds=0.001),
     )
     with LiveFront(*models) as live:
@@ -86,6 +102,52 @@ def test_its_stream_helper_builds_the_whole_message(client: anthropic.Anthropic)
     assert text_of(message) == "one two three"
     assert message.stop_reason == "end_turn"
     assert (message.usage.input_tokens, message.usage.output_tokens) == (3, 3)
+
+
+def test_it_gets_thoughts_and_calls(client: anthropic.Anthropic) -> None:
+    message = client.messages.create(model="agent", max_tokens=100, messages=HELLO, tools=TOOLS)
+    assert [block.type for block in message.content] == ["thinking", "text", "tool_use"]
+    thinking, text, use = message.content
+    assert thinking.type == "thinking"
+    assert thinking.thinking == "Hm."
+    assert text.type == "text"
+    assert text.text == "Let me look."
+    assert use.type == "tool_use"
+    assert (use.name, use.input) == ("look", {"at": "sky"})
+    assert message.stop_reason == "tool_use"
+
+
+def test_its_stream_helper_builds_thoughts_and_calls(client: anthropic.Anthropic) -> None:
+    with client.messages.stream(model="agent", max_tokens=100, messages=HELLO, tools=TOOLS) as stream:
+        events = list(stream)
+        message = stream.get_final_message()
+    starts = [event for event in events if event.type == "content_block_start"]
+    stops = [event for event in events if event.type == "content_block_stop"]
+    assert [event.index for event in starts] == [event.index for event in stops] == [0, 1, 2]
+    assert [block.type for block in message.content] == ["thinking", "text", "tool_use"]
+    assert message.content[0].to_dict() == {"type": "thinking", "thinking": "Hm.", "signature": ""}
+    use = message.content[2]
+    assert use.type == "tool_use"
+    assert use.input == {"at": "sky"}
+    assert message.stop_reason == "tool_use"
+
+
+def test_what_it_got_it_can_send_back_with_the_tools_answer(client: anthropic.Anthropic) -> None:
+    message = client.messages.create(model="agent", max_tokens=100, messages=HELLO, tools=TOOLS)
+    use = message.content[2]
+    assert use.type == "tool_use"
+    answer: list[MessageParam] = [
+        *HELLO,
+        {"role": "assistant", "content": message.content},
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": use.id, "content": "it is blue"}]},
+    ]
+    assert text_of(client.messages.create(model="echo", max_tokens=100, messages=answer)) == "it is blue"
+
+
+def test_a_call_that_broke_off_has_no_input(client: anthropic.Anthropic) -> None:
+    message = client.messages.create(model="agent", max_tokens=6, messages=HELLO, tools=TOOLS)
+    assert message.stop_reason == "max_tokens"
+    assert [block.input for block in message.content if block.type == "tool_use"] in ([], [{}])
 
 
 def test_events_carry_their_names(http: httpx2.Client) -> None:

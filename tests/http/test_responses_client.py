@@ -1,20 +1,39 @@
 """The official client's ``responses`` work unchanged: whole and streamed, its stream helper, counting, and errors."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
 import httpx2
 import openai
 import pytest
+from openai.types.responses import FunctionToolParam
 
 from live_front import LiveFront, fake, sse_data
 
 HELLO = "one two three"
 
+#: A model that thinks, speaks and calls, with everything cut in unhandy places.
+AGENT = (
+    "<think>",
+    "Hm",
+    ".</think>",
+    "Let me look.",
+    "<tool_call>",
+    '{"name": "look", "arguments": {"at"',
+    ': "sky"}}',
+    "</tool_call>",
+)
+TOOLS: list[FunctionToolParam] = [
+    {"type": "function", "name": "look", "parameters": {"type": "object", "properties": {"at": {}}}, "strict": False}
+]
+
 
 @pytest.fixture(scope="module")
 def front() -> Iterator[LiveFront]:
-    with LiveFront(fake("echo"), fake("broken", load="fail"), fake("failing", fail_at=2)) as live:
+    with LiveFront(
+        fake("echo"), fake("broken", load="fail"), fake("failing", fail_at=2), fake("agent", pieces=AGENT)
+    ) as live:
         yield live
 
 
@@ -114,6 +133,45 @@ def test_conversations_and_instructions_are_understood(client: openai.OpenAI) ->
     )
     assert answer.output_text == "one two"
     assert answer.instructions == "be brief"
+
+
+def test_it_gets_reasoning_and_calls(client: openai.OpenAI) -> None:
+    answer = client.responses.create(model="agent", input=HELLO, tools=TOOLS)
+    reasoning, message, call = answer.output
+    assert reasoning.type == "reasoning"
+    assert reasoning.content is not None
+    assert reasoning.content[0].text == "Hm."
+    assert message.type == "message"
+    assert answer.output_text == "Let me look."
+    assert call.type == "function_call"
+    assert (call.name, json.loads(call.arguments)) == ("look", {"at": "sky"})
+
+
+def test_its_stream_helper_builds_reasoning_and_calls(client: openai.OpenAI) -> None:
+    with client.responses.stream(model="agent", input=HELLO, tools=TOOLS) as stream:
+        events = list(stream)
+        answer = stream.get_final_response()
+    assert [item.type for item in answer.output] == ["reasoning", "message", "function_call"]
+    assert [event.output_index for event in events if event.type == "response.output_item.added"] == [0, 1, 2]
+    assert [event.output_index for event in events if event.type == "response.output_item.done"] == [0, 1, 2]
+    assert "".join(event.delta for event in events if event.type == "response.reasoning_text.delta") == "Hm."
+    (done,) = [event for event in events if event.type == "response.function_call_arguments.done"]
+    assert json.loads(done.arguments) == {"at": "sky"}
+    call = answer.output[2]
+    assert call.type == "function_call"
+    assert json.loads(call.arguments) == {"at": "sky"}
+
+
+def test_what_it_got_it_can_send_back_with_the_functions_answer(client: openai.OpenAI) -> None:
+    answer = client.responses.create(model="agent", input=HELLO, tools=TOOLS)
+    call = answer.output[2]
+    assert call.type == "function_call"
+    conversation: Any = [
+        {"role": "user", "content": HELLO},
+        *(item.to_dict() for item in answer.output),
+        {"type": "function_call_output", "call_id": call.call_id, "output": "it is blue"},
+    ]
+    assert client.responses.create(model="echo", input=conversation).output_text == "it is blue"
 
 
 def test_it_counts_tokens(client: openai.OpenAI) -> None:
