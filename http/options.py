@@ -13,6 +13,7 @@ from typing import Any, Final, Literal, cast
 import click
 
 from llamaherd.http.adapter_options import ADAPTER_OPTIONS, adapters_of
+from llamaherd.http.chat_options import CHAT_OPTIONS, chat_fields
 from llamaherd.http.context_options import CONTEXT_OPTIONS, context_fields
 from llamaherd.pool import DEFAULT_STOP_TIMEOUT, EngineOptions
 
@@ -250,6 +251,7 @@ _ENGINE: Final[Sequence[Callable[[_Command], _Command]]] = (
         envvar="LLAMA_ARG_CHAT_TEMPLATE_FILE",
         help="A file with the Jinja source of the chat template.",
     ),
+    *CHAT_OPTIONS,
     *ADAPTER_OPTIONS,
     *CONTEXT_OPTIONS,
 )
@@ -260,13 +262,14 @@ def engine_options(command: _Command) -> _Command:
 
     @functools.wraps(command)
     def with_options(*args: Any, **values: Any) -> Any:
+        chats = chat_fields(values)
         engine = {name: values.pop(name) for name in EngineOptions.__struct_fields__ if name in values}
         engine["rope_scale"] = values.pop("rope_scale")
         template = _template(values.pop("template_source"), values.pop("template_file"))
         engine["adapters"] = adapters_of(
             values.pop("lora"), values.pop("lora_scaled"), unapplied=values.pop("lora_unapplied")
         )
-        return command(*args, options=_options(engine, template), **values)
+        return command(*args, options=_options(engine, template, chats), **values)
 
     decorated: _Command = with_options
     for option in reversed(_ENGINE):
@@ -274,7 +277,7 @@ def engine_options(command: _Command) -> _Command:
     return decorated
 
 
-def _options(values: dict[str, Any], template: str) -> EngineOptions:
+def _options(values: dict[str, Any], template: str, chats: dict[str, Any]) -> EngineOptions:
     if values["n_parallel"] == 0:
         raise click.BadParameter("0 slots can serve nobody.", param_hint="'-np' / '--parallel'")
     return EngineOptions(
@@ -288,6 +291,7 @@ def _options(values: dict[str, Any], template: str) -> EngineOptions:
         use_mmap=values["use_mmap"],
         flash_attn=cast(Literal["auto", "on", "off"], values["flash_attn"]),
         chat_template=template,
+        **chats,
         adapters=values["adapters"],
         **context_fields(values),
     )

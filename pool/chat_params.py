@@ -30,12 +30,12 @@ class TemplateParams(TypedDict, total=False):
         tool_choice: ``auto``, the default, lets the model call tools, ``none`` does not, ``required`` makes it, and
             ``{"type": "function", "function": {"name": ...}}`` makes it call that one.
         parallel_tool_calls: Whether one answer may hold several calls; by default as the model's template can.
-        reasoning_format: ``auto`` (the default) and ``deepseek`` tell reasoning apart from content, ``none`` leaves it
-            there.
+        reasoning_format: ``auto`` and ``deepseek`` tell reasoning apart from content, ``none`` leaves it there. By
+            default as the model's options say.
         add_generation_prompt: Open the assistant's turn, by default True unless a message is continued.
         continue_final_message: Continue the last message, an assistant's: True, or ``content`` or
-            ``reasoning_content`` to say where. By default this is done whenever the last message is an assistant's;
-            False does not.
+            ``reasoning_content`` to say where. By default this is done whenever the last message is an assistant's,
+            unless the model's options forbid it (``prefill_assistant``); False does not.
     """
 
     template_kwargs: Mapping[str, Any] | None
@@ -129,19 +129,19 @@ def chat_options(messages: Sequence[ChatMessage], params: TemplateParams) -> Cha
     """Return the options of a chat with checked messages, or raise :class:`~llamaherd.pool.errors.BadRequest`."""
     tools = check_tools(params.get("tools"))
     choice, name = _choice(params.get("tool_choice"), tools)
-    reasoning = params.get("reasoning_format") or "auto"
-    if reasoning not in _FORMATS:
+    reasoning = params.get("reasoning_format") or ""
+    if reasoning and reasoning not in _FORMATS:
         raise BadRequest(f"reasoning_format must be one of {', '.join(_FORMATS)}")
     continuation = _continuation(messages, params.get("continue_final_message"))
     opens = _flag(params, "add_generation_prompt")
-    if continuation and opens:
+    if continuation not in ("", "prefill") and opens:
         raise BadRequest("add_generation_prompt and continue_final_message cannot both be true")
     return ChatOptions(
         tools=tools,
         tool_choice=choice,
         tool_name=name,
         parallel_tool_calls=_flag(params, "parallel_tool_calls"),
-        reasoning_format=cast("Literal['auto', 'none', 'deepseek']", reasoning),
+        reasoning_format=cast("Literal['', 'auto', 'none', 'deepseek']", reasoning),
         add_generation_prompt=opens is not False,
         continuation=continuation,
     )
@@ -172,16 +172,16 @@ def _choice(choice: object, tools: Sequence[Mapping[str, Any]]) -> tuple[Literal
     return "required", name
 
 
-def _continuation(messages: Sequence[ChatMessage], wish: object) -> Literal["", "auto", "content", "reasoning"]:
+def _continuation(
+    messages: Sequence[ChatMessage], wish: object
+) -> Literal["", "prefill", "auto", "content", "reasoning"]:
     if not (wish is None or isinstance(wish, bool) or wish in ("content", "reasoning_content")):
         raise BadRequest("continue_final_message must be true, false, 'content' or 'reasoning_content'")
-    last = messages[-1]
-    if wish is False or (wish is None and last["role"] != "assistant"):
+    last = messages[-1]["role"]
+    if wish is False or (wish is None and last != "assistant"):
         return ""
-    if last["role"] != "assistant":
+    if last != "assistant":
         raise BadRequest("continue_final_message: the last message must be the assistant's")
-    if last.get("tool_calls"):
-        raise BadRequest("an assistant message that contains tool calls cannot be continued")
-    if len(messages) > 1 and messages[-2]["role"] == "assistant" and wish is None:
-        raise BadRequest("there cannot be two or more assistant messages at the end of messages")
+    if wish is None:
+        return "prefill"
     return "reasoning" if wish == "reasoning_content" else "content" if wish == "content" else "auto"

@@ -118,6 +118,9 @@ class EngineOptions(_Struct, frozen=True, kw_only=True):
         embedding: Serve embeddings and scores only, and allocate no cache for generations.
         pooling: How the embeddings of tokens become one.
         chat_template: Jinja source that replaces the model's own; empty keeps the model's.
+        template_kwargs: Variables for the template, of requests that do not set them themselves.
+        reasoning_format: As in :class:`ChatOptions`, of requests that do not say.
+        prefill_assistant: An assistant's message at the end of a conversation is continued, if a request does not say.
         adapters: LoRA adapters; their places here are their ids.
     """
 
@@ -148,6 +151,9 @@ class EngineOptions(_Struct, frozen=True, kw_only=True):
     embedding: bool = False
     pooling: Pooling = ""
     chat_template: str = ""
+    template_kwargs: dict[str, Any] = {}
+    reasoning_format: Literal["auto", "none", "deepseek"] = "auto"
+    prefill_assistant: bool = True
     adapters: tuple[Adapter, ...] = ()
 
 
@@ -227,19 +233,20 @@ class ChatOptions(_Struct, frozen=True, kw_only=True):
         tool_choice: Whether the model may, must or must not call one.
         tool_name: With ``required``: the only function that may be called.
         parallel_tool_calls: Whether one answer may hold several calls; None does as the template can.
-        reasoning_format: ``none`` leaves reasoning in the content, the others tell it apart.
+        reasoning_format: ``none`` leaves reasoning in the content, ``auto`` and ``deepseek`` tell it apart; empty does
+            as the model's options say.
         add_generation_prompt: Open the assistant's turn at the end of the prompt.
         continuation: Which part of the last message, an assistant's, the answer continues; ``auto`` is its content,
-            unless it has reasoning alone.
+            unless it has reasoning alone, and ``prefill`` the same, unless the model's options forbid it.
     """
 
     tools: tuple[dict[str, Any], ...] = ()
     tool_choice: Literal["auto", "none", "required"] = "auto"
     tool_name: str = ""
     parallel_tool_calls: bool | None = None
-    reasoning_format: Literal["auto", "none", "deepseek"] = "auto"
+    reasoning_format: Literal["", "auto", "none", "deepseek"] = ""
     add_generation_prompt: bool = True
-    continuation: Literal["", "auto", "content", "reasoning"] = ""
+    continuation: Literal["", "prefill", "auto", "content", "reasoning"] = ""
 
 
 class Usage(_Struct, frozen=True, kw_only=True):

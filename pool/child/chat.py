@@ -12,7 +12,7 @@ from llamaherd.pool.child.reply import Reply
 from llamaherd.pool.child.template import ChatTemplate
 from llamaherd.pool.child.thinking import Tags, tags_of
 from llamaherd.pool.child.vocab import Vocab
-from llamaherd.transport.messages import ChatOptions
+from llamaherd.transport.messages import ChatOptions, EngineOptions
 
 __all__ = ["Chats", "Turn"]
 
@@ -39,10 +39,12 @@ class Chats:
     Args:
         source: Jinja source of the template; empty takes the one for tools, or ChatML.
         tool_source: Of the one that is used with tools; empty where the model has none of its own.
+        options: What holds for requests that do not say.
     """
 
-    def __init__(self, source: str, tool_source: str, vocab: Vocab) -> None:
+    def __init__(self, source: str, tool_source: str, vocab: Vocab, options: EngineOptions | None = None) -> None:
         self._vocab: Final = vocab
+        self._options: Final = options or EngineOptions()
         self._default: Final = self._template(source or tool_source)
         self._for_tools: Final = self._template(tool_source) if tool_source else self._default
         #: Control tokens by their text, None for a text that is not one; filled as they are asked for.
@@ -66,7 +68,12 @@ class Chats:
         """Return the prompt of a conversation, and what reads the answer. Raises RequestError."""
         options = options or ChatOptions()
         template = self._for_tools if options.tools else self._default
-        variables = {"add_generation_prompt": options.add_generation_prompt, **variables}
+        continuation = self._continuation(messages, options)
+        variables = {
+            "add_generation_prompt": options.add_generation_prompt,
+            **self._options.template_kwargs,
+            **variables,
+        }
         calling = bool(options.tools) and options.tool_choice != "none"
         takes_tools = bool(options.tools) and template.traits.takes_tools
         if takes_tools:
@@ -78,14 +85,18 @@ class Chats:
             instruction = describe_tools(options.tools, choice=options.tool_choice, parallel=bool(parallel))
             messages = with_instruction(messages, instruction)
         tags = tags_of(template.source)
-        if options.continuation:
-            prompt, reasoning = _continued(template, messages, variables, tags, options.continuation)
+        if continuation:
+            prompt, reasoning = _continued(template, messages, variables, tags, continuation)
         else:
             prompt, reasoning = template.render(messages, variables), None
         dialect = dialect_of(template.source, takes_tools=takes_tools) if calling else None
         opened = reasoning if reasoning is not None else tags is not None and tags.opened_by(prompt)
         # What continues content has its reasoning behind it.
-        split = None if options.reasoning_format == "none" or reasoning is False else tags
+        split = (
+            None
+            if (options.reasoning_format or self._options.reasoning_format) == "none" or reasoning is False
+            else tags
+        )
         controls = self._controls_of(tags, dialect)
         reply = None
         if dialect is not None or split is not None:
@@ -100,6 +111,16 @@ class Chats:
                 silent=frozenset(controls),
             )
         return Turn(prompt, reply, frozenset(controls.values()))
+
+    def _continuation(self, messages: Messages, options: ChatOptions) -> str:
+        """Return which part of the last message is continued; empty for none."""
+        if options.continuation != "prefill":
+            return options.continuation
+        if not self._options.prefill_assistant:
+            return ""
+        if len(messages) > 1 and messages[-2]["role"] == "assistant":
+            raise RequestError("there cannot be two or more assistant messages at the end of the messages")
+        return "auto"
 
     def _controls_of(self, tags: Tags | None, dialect: Dialect | None) -> dict[str, int]:
         """Return the control tokens among the texts that matter."""

@@ -74,7 +74,7 @@ class Loaded:
             undo.callback(self.samplers.free)
             given = command.options.chat_template
             self.chats: Final = Chats(
-                given or self.model.chat_template, "" if given else self.model.tool_template, vocab
+                given or self.model.chat_template, "" if given else self.model.tool_template, vocab, command.options
             )
             self._undo: Final = undo.pop_all()
 

@@ -260,6 +260,26 @@ def test_the_part_to_continue_can_be_said(vocab: Vocab) -> None:
     assert continued(vocab, QWEN3, alone, "content").prompt.endswith("Let me\n</think>\n\n")
 
 
+def test_what_cannot_be_continued_is_refused(vocab: Vocab) -> None:
+    with pytest.raises(RequestError, match="two or more assistant messages"):
+        turn(vocab, "", USER, BEGUN, BEGUN, options=ChatOptions(continuation="prefill"))
+    with pytest.raises(RequestError, match="contains tool calls"):
+        continued(vocab, "", CALLED, "prefill")
+
+
+def test_the_models_options_hold_where_a_request_does_not_say(vocab: Vocab) -> None:
+    settings = EngineOptions(
+        template_kwargs={"enable_thinking": False}, reasoning_format="none", prefill_assistant=False
+    )
+    chats = Chats(QWEN3, "", vocab, settings)
+    read = chats.turn([USER], {}, None)
+    assert read.prompt.endswith("</think>\n\n")
+    assert read.reply is None
+    prefill = ChatOptions(continuation="prefill")
+    assert "It is<|im_end|>" in chats.turn([USER, BEGUN], {}, prefill).prompt
+    assert chats.turn([USER], {"enable_thinking": True}, ChatOptions(reasoning_format="auto")).reply is not None
+
+
 def test_reasoning_cannot_be_continued_where_there_is_none(vocab: Vocab) -> None:
     with pytest.raises(RequestError, match="no reasoning to continue"):
         continued(vocab, "", {"role": "assistant", "content": "", "reasoning_content": "x"})
