@@ -18,6 +18,7 @@ from starlette.responses import Response
 
 from llamaherd.pool import (
     BadRequest,
+    DownloadFailed,
     LoadFailed,
     ModelBusy,
     ModelNotFound,
@@ -78,6 +79,7 @@ TABLE: Final[Mapping[type[PoolError], Kind]] = MappingProxyType(
         ModelBusy: INVALID_REQUEST,
         QueueFull: UNAVAILABLE,
         QueueTimeout: UNAVAILABLE,
+        DownloadFailed: INVALID_REQUEST,
         LoadFailed: SERVER_ERROR,
         WorkerDied: SERVER_ERROR,
         WorkerFailed: SERVER_ERROR,
@@ -87,7 +89,14 @@ TABLE: Final[Mapping[type[PoolError], Kind]] = MappingProxyType(
 )
 
 #: Codes that make an error special, whatever its class.
-_BY_CODE: Final[Mapping[str, Kind]] = MappingProxyType({"context_length_exceeded": EXCEED_CONTEXT})
+_BY_CODE: Final[Mapping[str, Kind]] = MappingProxyType(
+    {
+        "context_length_exceeded": EXCEED_CONTEXT,
+        "rate_limited": UNAVAILABLE,
+        "unreachable": UNAVAILABLE,
+        "disk_full": SERVER_ERROR,
+    }
+)
 
 
 class Problem(Exception):

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from llamaherd.pool.embeddings import Embedding, Embeddings, Ranking
     from llamaherd.pool.errors import (
         BadRequest,
+        DownloadFailed,
         LoadFailed,
         ModelBusy,
         ModelNotFound,
@@ -59,6 +60,7 @@ __all__ = [
     "ChatParams",
     "Completion",
     "Configure",
+    "DownloadFailed",
     "Draft",
     "Embedding",
     "Embeddings",
@@ -138,6 +140,7 @@ _HOME: Final = {
     "Configure": "llamaherd.pool.sources",
     "DEFAULT_STOP_TIMEOUT": "llamaherd.pool.config",
     "DEMO": "llamaherd.pool.catalog",
+    "DownloadFailed": "llamaherd.pool.errors",
     "Draft": "llamaherd.pool.sources",
     "Embedding": "llamaherd.pool.embeddings",
     "Embeddings": "llamaherd.pool.embeddings",

@@ -10,6 +10,7 @@
     ├── QueueFull          pool     retry       a queue limit is reached
     ├── QueueTimeout       pool     retry       it waited too long for its model
     ├── LoadFailed         model    maybe       the worker could not load the model: reason, exit code, last log lines
+    ├── DownloadFailed     model    maybe       a model could not be downloaded: reason, and when to try again
     ├── WorkerDied         worker   retry       the worker ended while it held the request: exit code, last log lines
     ├── WorkerFailed       worker   maybe       the worker reported that it could not serve this request
     └── PoolClosed         pool     no retry    the pool is closing or closed
@@ -21,6 +22,7 @@ from typing import ClassVar, Final, Literal
 __all__ = [
     "RETRY_AFTER",
     "BadRequest",
+    "DownloadFailed",
     "LoadFailed",
     "ModelBusy",
     "ModelNotFound",
@@ -124,6 +126,12 @@ class LoadFailed(_WorkerEvidence):
         exit_code: The worker's exit code (negative: the signal that ended it), None if it lives.
         log: The worker's last log lines. They may name paths: show them to operators, not to strangers.
     """
+
+    fault = "model"
+
+
+class DownloadFailed(PoolError):
+    """A model could not be downloaded. What was fetched stays for a repeat, unless it was wrong."""
 
     fault = "model"
 

@@ -15,6 +15,7 @@ from typing import Any, Final
 from llamaherd.pool.affinity import prefix_keys
 from llamaherd.pool.clocks import Clocks, now
 from llamaherd.pool.config import BrokenModel, ModelSpec
+from llamaherd.pool.downloads import Downloads
 from llamaherd.pool.entry import Entry, Nobody, Replica, Request
 from llamaherd.pool.errors import BadRequest, ModelBusy, PoolClosed, PoolError, WorkerFailed
 from llamaherd.pool.events import EventLog
@@ -85,6 +86,7 @@ class Herd:
         self, transport: Transport, launcher: Launcher, *, limits: Limits, stop_timeout: float, spare: bool
     ) -> None:
         self.events = EventLog(lambda: {"models": [status.to_dict() for status in self.statuses()]})
+        self.downloads = Downloads(transport, launcher, self.events, self._next_generation)
         self._transport = transport
         self._launcher = launcher
         self._stop_timeout = stop_timeout
@@ -238,11 +240,13 @@ class Herd:
             for worker in list(self._workers):
                 await worker.wait()
             await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.downloads.close()
         await self._transport.aclose()
         self.events.close()
 
     def kill_all(self) -> None:
         """Kill every worker now; :meth:`close` then ends soon."""
+        self.downloads.kill_all()
         for worker in self._workers:
             worker.kill()
 
@@ -312,8 +316,18 @@ class Herd:
         )
 
     def statuses(self) -> list[ModelStatus]:
-        """Return every model's public status, in the catalogue's order; removed ones that still run come last."""
-        return [self.status(entry) for entry in self._entries.values()]
+        """Return every model's public status, in the catalogue's order; removed ones that still run come last,
+        and downloads after all."""
+        downloads = {status.name: status for status in self.downloads.statuses()}
+        # A model that is downloaded at last is in the list already.
+        models = [
+            downloads.pop(entry.name) if entry.name in downloads else self.status(entry)
+            for entry in self._entries.values()
+        ]
+        return [*models, *downloads.values()]
+
+    def _next_generation(self) -> int:
+        return next(self._generations)
 
     def wanted_at_start(self) -> list[str]:
         """Return the names of the models that are to be loaded when the pool opens."""

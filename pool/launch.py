@@ -22,12 +22,14 @@ import msgspec
 
 from llamaherd.transport.channel import Endpoint
 
-__all__ = ["Exit", "LaunchSpec", "Launcher", "LocalLauncher", "Process"]
+__all__ = ["HUB_LOGIN_ENV", "Exit", "LaunchSpec", "Launcher", "LocalLauncher", "Process"]
 
 #: The worker's environment variable that names its parent; read by ``pool/child/guards.py``.
 PARENT_ENV: Final = "LLAMAHERD_PARENT"
+#: The token for the hub: only a worker that downloads is given it.
+HUB_LOGIN_ENV: Final = "HF_TOKEN"
 #: Variables that are the front end's secrets and no business of a worker.
-PRIVATE_ENV: Final = frozenset({"LLAMA_API_KEY", "LLAMAHERD_API_KEY"})
+PRIVATE_ENV: Final = frozenset({"LLAMA_API_KEY", "LLAMAHERD_API_KEY", HUB_LOGIN_ENV, "HUGGING_FACE_HUB_TOKEN"})
 #: Most bytes read from a dead worker's log pipe, which a grandchild may go on filling.
 LAST_WORDS_BYTES: Final = 1024 * 1024
 _READ_BYTES: Final = 65536

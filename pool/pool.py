@@ -4,12 +4,16 @@ import asyncio
 import logging
 import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, Unpack
+
+import msgspec
 
 from llamaherd.pool.adapters import AdapterStatus, check_lora, describe, scales_of
 from llamaherd.pool.chat_params import ChatMessage, TemplateParams
 from llamaherd.pool.config import DEFAULT_STOP_TIMEOUT, BrokenModel, ModelSpec
+from llamaherd.pool.downloads import Job
 from llamaherd.pool.embeddings import (
     Embedding,
     Embeddings,
@@ -27,9 +31,11 @@ from llamaherd.pool.events import Subscription
 from llamaherd.pool.explain import explain_broken
 from llamaherd.pool.generation import Generation
 from llamaherd.pool.herd import Herd
+from llamaherd.pool.hub import cache_folder
 from llamaherd.pool.launch import Launcher, LocalLauncher
 from llamaherd.pool.lifecycle import RUNNING, State
 from llamaherd.pool.machine import usable_cores
+from llamaherd.pool.names import parse_hub_name
 from llamaherd.pool.params import (
     ChatParams,
     GenerateParams,
@@ -48,6 +54,7 @@ from llamaherd.pool.status import ModelStatus
 from llamaherd.transport import make_transport
 from llamaherd.transport.messages import (
     Detokenize,
+    Download,
     Embed,
     Generate,
     PoolMessage,
@@ -446,13 +453,15 @@ class Pool:
 
     def status(self, model: str) -> ModelStatus:
         """Return one model's status, by name or alias. Raises ModelNotFound."""
-        return self._herd.status(self._entry(model))
+        job = self._herd.downloads.find(model)
+        return self._herd.downloads.status(job) if job is not None else self._herd.status(self._entry(model))
 
     def logs(self, model: str) -> tuple[str, ...]:
         """Return the last lines that the model's workers printed, oldest first: at most 1,000 of each replica, which
         follow one another where there are several, with ``#1`` and so on before each line. Raises ModelNotFound.
         """
-        return self._entry(model).logs()
+        job = self._herd.downloads.active(model)
+        return job.log.tail() if job is not None else self._entry(model).logs()
 
     def events(self, since: int | None = None) -> Subscription:
         """Return a stream of events: a snapshot first, then every change in order; see
@@ -490,13 +499,19 @@ class Pool:
         self._herd.accept(Request(self._herd.next_number(), entry, None, Answer(future), priority=entry.spec.priority))
 
     async def unload(self, model: str) -> ModelStatus:
-        """Stop a model's worker and return its status once the process is gone.
+        """Stop a model's worker and return its status once the process is gone. A download is cancelled.
 
         What the worker runs, and what waits for the model, fails with ``WorkerFailed`` (code ``unloaded``).
 
         Raises:
             ModelBusy: it is not running. ModelNotFound.
         """
+        job = self._herd.downloads.active(model)
+        if job is not None:
+            status = self._herd.downloads.status(job)
+            self._herd.downloads.cancel(job)
+            await asyncio.shield(job.ended)
+            return msgspec.structs.replace(status, state=State.UNLOADED, progress=None, pid=None)
         entry = self._entry(model)
         workers = list(entry.workers)
         if entry.state is not State.STOPPING:
@@ -509,7 +524,89 @@ class Pool:
         """Begin to stop a model's worker and return at once. Otherwise as :meth:`unload`; no effect on one that is
         stopping.
         """
-        self._herd.unload(self._entry(model))
+        job = self._herd.downloads.active(model)
+        if job is not None:
+            self._herd.downloads.cancel(job)
+        else:
+            self._herd.unload(self._entry(model))
+
+    # --- downloads ---
+
+    async def download(
+        self,
+        model: str,
+        *,
+        file: str = "",
+        cache: Path | None = None,
+        endpoint: str = "",
+        offline: bool = False,
+        token: str | None = None,
+    ) -> None:
+        """Download a model from the Hugging Face hub into the cache, and return once it is there in whole.
+
+        A worker of its own does it, which takes no place of the models'. ``models()`` shows its progress, events tell
+        of it, and :meth:`unload` cancels it; so does a cancelled wait. A repeat goes on where the last one ended.
+
+        Args:
+            model: ``<user>/<repo>[:<quant>]``.
+            file: A file of the repository, instead of a quant.
+            cache: The cache's folder; None is the one that the environment names.
+            endpoint: The hub's address; empty is the environment's (``HF_ENDPOINT``).
+            offline: Look whether it is in the cache, and ask nobody.
+            token: For private and gated repositories; None is the environment's (``HF_TOKEN``) or the one that was
+                stored by huggingface_hub.
+
+        Raises:
+            DownloadFailed: with the reason; ``retry`` says whether a repeat may help.
+            BadRequest: it is no such name, or such a model is there already. ModelBusy: it is being downloaded
+                already. QueueFull: too many downloads go on. PoolClosed.
+        """
+        job = self._download(model, file, cache, endpoint, offline, token)
+        try:
+            await asyncio.shield(job.ended)
+        except asyncio.CancelledError:
+            self._herd.downloads.cancel(job)
+            raise
+        if job.failure is not None:
+            raise job.failure
+
+    async def start_download(
+        self,
+        model: str,
+        *,
+        file: str = "",
+        cache: Path | None = None,
+        endpoint: str = "",
+        offline: bool = False,
+        token: str | None = None,
+    ) -> None:
+        """Begin a download, and return once the hub has said what there is to fetch, or that there is nothing.
+        Otherwise as :meth:`download`; a cancelled wait lets it go on.
+        """
+        job = self._download(model, file, cache, endpoint, offline, token)
+        await asyncio.shield(job.begun)
+        if job.failure is not None:
+            raise job.failure
+
+    def _download(
+        self, model: str, file: str, cache: Path | None, endpoint: str, offline: bool, token: str | None
+    ) -> Job:
+        if not self._open:
+            raise PoolClosed("the pool is not open")
+        name = parse_hub_name(model)
+        entry = self._herd.find(str(name))
+        if entry is not None and entry.spec.path is not None:
+            raise BadRequest(f"model {_quoted(model)} already exists", code="model_exists")
+        command = Download(
+            model=str(name),
+            repo=name.repo,
+            tag=name.tag,
+            file=file,
+            cache=str(cache or cache_folder()),
+            endpoint=endpoint,
+            offline=offline,
+        )
+        return self._herd.downloads.start(name, command, token)
 
     def start_sleep(self, model: str) -> None:
         """Have a worker free its model but keep its process; the next request wakes it.

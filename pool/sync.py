@@ -8,6 +8,7 @@ also where another loop runs already, as in a notebook; that other loop stands s
 import weakref
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Literal, Self, Unpack, cast, overload
 
@@ -356,6 +357,38 @@ class SyncPool:
     def start_unload(self, model: str) -> None:
         """Begin to stop a model's worker and return at once; see ``Pool.start_unload``."""
         self._loop.call(lambda: self._pool.start_unload(model))
+
+    def download(
+        self,
+        model: str,
+        *,
+        file: str = "",
+        cache: Path | None = None,
+        endpoint: str = "",
+        offline: bool = False,
+        token: str | None = None,
+    ) -> None:
+        """Download a model into the cache; see ``Pool.download``."""
+        self._loop.wait(
+            lambda: self._pool.download(model, file=file, cache=cache, endpoint=endpoint, offline=offline, token=token)
+        )
+
+    def start_download(
+        self,
+        model: str,
+        *,
+        file: str = "",
+        cache: Path | None = None,
+        endpoint: str = "",
+        offline: bool = False,
+        token: str | None = None,
+    ) -> None:
+        """Begin a download; see ``Pool.start_download``."""
+        self._loop.wait(
+            lambda: self._pool.start_download(
+                model, file=file, cache=cache, endpoint=endpoint, offline=offline, token=token
+            )
+        )
 
     def start_sleep(self, model: str) -> None:
         """Have a worker free its model but keep its process; see ``Pool.start_sleep``."""

@@ -36,7 +36,8 @@ BINDINGS = "llamaherd.pool.child.bindings"
 THIRD_PARTY = {
     "llamaherd.http": {"click", "msgspec", "prometheus_client", "rich", "starlette", "uvicorn", "uvloop"},
     "llamaherd.pool": {"msgspec", "rich", "uvloop"},  # the latter two for SyncPool, and only if they are there
-    "llamaherd.pool.child": {"jinja2", "llama_cpp", "msgspec", "numpy"},
+    # The hub's client is for a worker in download mode, and nobody else.
+    "llamaherd.pool.child": {"filelock", "httpx2", "huggingface_hub"} | {"jinja2", "llama_cpp", "msgspec", "numpy"},
     "llamaherd.transport": {"msgspec", "zmq"},
 }
 

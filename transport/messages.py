@@ -23,6 +23,7 @@ __all__ = [
     "Delta",
     "Detokenize",
     "Done",
+    "Download",
     "Embed",
     "EngineOptions",
     "Exit",
@@ -463,6 +464,38 @@ class Load(_Struct, frozen=True, kw_only=True):
     script: dict[str, Any] = {}
 
 
+class Download(_Struct, frozen=True, kw_only=True):
+    """``download``: the only command of a worker in download mode, which holds no model and answers with ``state``
+    messages alone, as llama.cpp's children do.
+
+    While it works: ``{"state": "downloading", "payload": {"url", "downloaded", "total"}}``, bytes of one file, at most
+    every 100 ms for each. At the end the payload is ``{"result": "download_finished"}`` or ``{"result":
+    "download_failed", "reason", "code", "retry", "retry_after"}``, where the latter four are ours. Before the first
+    byte, ours too: ``{"plan": {url: total}}``.
+
+    The token is no part of it: the worker finds it in its environment (``HF_TOKEN``), as the hub's own client does.
+
+    Attributes:
+        model: The name that the pool knows the download by.
+        repo: ``user/repo``.
+        tag: The quant; empty for the default one.
+        file: A file of the repository, instead of a quant.
+        cache: The cache's folder.
+        endpoint: The hub's address; empty for the environment's (``HF_ENDPOINT``).
+        offline: Look into the cache and nowhere else.
+        mmproj: Whether a projector that goes with the model is fetched too.
+    """
+
+    model: str
+    repo: str
+    cache: str
+    tag: str = ""
+    file: str = ""
+    endpoint: str = ""
+    offline: bool = False
+    mmproj: bool = True
+
+
 class Sleep(_Struct, frozen=True, kw_only=True):
     """``sleep``: free model and context, keep the process. Refused (logged) while a request runs."""
 
@@ -595,6 +628,7 @@ PoolMessage: TypeAlias = (
     | Generate
     | Embed
     | Rerank
+    | Download
     | Tokenize
     | Detokenize
     | Template
@@ -613,6 +647,7 @@ Message: TypeAlias = (
     | Stats
     | Exit
     | Load
+    | Download
     | Sleep
     | Wake
     | Generate
@@ -641,6 +676,7 @@ _CHILD_TYPES: Final[dict[str, type[msgspec.Struct]]] = {
 _POOL_TYPES: Final[dict[str, type[msgspec.Struct]]] = {
     "exit": Exit,
     "load": Load,
+    "download": Download,
     "sleep": Sleep,
     "wake": Wake,
     "generate": Generate,

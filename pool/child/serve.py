@@ -15,7 +15,7 @@ import os
 import queue
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from enum import IntEnum
 from typing import Final
 
@@ -29,6 +29,7 @@ from llamaherd.transport.messages import (
     Cancel,
     ChildMessage,
     Detokenize,
+    Download,
     Embed,
     Exit,
     Failed,
@@ -191,6 +192,8 @@ class Service:
                     self._engine.set_threads(command.n, command.batch)
             case Lora():
                 self._scale(command)
+            case Download():
+                self._download(command)
             case Load():
                 self._begin(command)
             case Sleep():
@@ -225,6 +228,14 @@ class Service:
                 request=command.request, message=str(error), fault=fault, code=error.code, details=error.details
             )
             self._channel.send(failure)
+
+    def _download(self, command: Download) -> None:
+        from llamaherd.pool.child.download import run_download
+
+        def report(payload: Mapping[str, object]) -> None:
+            self._channel.send(State(state="downloading", payload=dict(payload)))
+
+        run_download(command, report, self._leaving)
 
     # --- the model's life ---
 
