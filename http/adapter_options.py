@@ -45,12 +45,9 @@ def adapters_of(plain: Sequence[str], scaled: Sequence[str], *, unapplied: bool)
     """
     found = [_adapter(path, 1.0, "'--lora'") for path in _split(plain)]
     for entry in _split(scaled):
-        path, colon, text = entry.rpartition(":")
-        try:
-            scale = float(text)
-        except ValueError:
-            colon = ""
-        if not colon:
+        path, _, text = entry.rpartition(":")
+        scale = _number(text)
+        if not path or scale is None:
             raise click.BadParameter(f"{entry!r} is not PATH:SCALE.", param_hint="'--lora-scaled'")
         found.append(_adapter(path, scale, "'--lora-scaled'"))
     return tuple(Adapter(path=one.path, scale=0.0) for one in found) if unapplied else tuple(found)
@@ -59,6 +56,13 @@ def adapters_of(plain: Sequence[str], scaled: Sequence[str], *, unapplied: bool)
 def _split(values: Sequence[str]) -> list[str]:
     """Split at commas outside of double quotes, as llama-server does."""
     return [path for value in values for row in csv.reader([value]) for path in row if path]
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def _adapter(path: str, scale: float, hint: str) -> Adapter:

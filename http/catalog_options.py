@@ -7,10 +7,22 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
+import msgspec
 
+from llamaherd.http.media_options import PROJECTOR_OPTIONS
 from llamaherd.http.options import alias_option, model_option, models_dir_option
 from llamaherd.http.presets import PresetOptions, explicit_settings
-from llamaherd.pool import DEMO, Catalog, EngineOptions, ModelSpec, Sources, build_catalog, cache_folder, gather
+from llamaherd.pool import (
+    DEMO,
+    BadRequest,
+    Catalog,
+    EngineOptions,
+    ModelSpec,
+    Sources,
+    build_catalog,
+    cache_folder,
+    gather,
+)
 
 __all__ = ["CatalogSettings", "catalog_options"]
 
@@ -33,6 +45,7 @@ _OPTIONS: Final[Sequence[Callable[[_Command], _Command]]] = (
         help="Whether the models of the Hugging Face cache are offered, where no --model is given.",
     ),
     alias_option,
+    *PROJECTOR_OPTIONS,
 )
 
 
@@ -49,6 +62,8 @@ class CatalogSettings:
     models_preset: Path | None
     models_cache: bool
     alias: str
+    mmproj: Path | None
+    mmproj_auto: bool
     explicit: Mapping[str, Any]
 
     @property
@@ -61,13 +76,17 @@ class CatalogSettings:
     ) -> Sources:
         """Return where to look. ``finish`` completes the models that the command line itself names.
 
-        Raises as :func:`~llamaherd.pool.build_catalog`, for the files.
+        Raises as :func:`~llamaherd.pool.build_catalog`, for the files; BadRequest for a projector of no or many models.
         """
+        if self.mmproj is not None and len(self.models) != 1:
+            raise BadRequest(f"a projector belongs to one model, and {len(self.models)} model files are given")
         aliases = [name.strip() for name in self.alias.split(",") if name.strip()]
         cache = cache_folder() if self.models_cache and not self.models else None
         given: tuple[ModelSpec, ...] = ()
         if self.models or (aliases and self.single):
             given = build_catalog(self.models, options=options, aliases=aliases).models
+            if self.mmproj is not None:
+                given = tuple(msgspec.structs.replace(spec, mmproj=self.mmproj.absolute()) for spec in given)
         elif self.single:
             given = build_catalog([DEMO], options=options).models
         return Sources(given=finish(given), models_dir=self.models_dir, cache=cache, presets=self.models_preset)

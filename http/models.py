@@ -73,7 +73,7 @@ def model_json(status: ModelStatus) -> dict[str, Any]:
         "owned_by": "llamacpp",
         "created": _STARTED,
         "status": state,
-        "architecture": {"input_modalities": ["text"], "output_modalities": ["text"]},
+        "architecture": {"input_modalities": status.modalities, "output_modalities": ["text"]},
         "source": status.source,
         "can_remove": status.source == "cache",
     }

@@ -15,6 +15,7 @@ import click
 from llamaherd.http.adapter_options import ADAPTER_OPTIONS, adapters_of
 from llamaherd.http.chat_options import CHAT_OPTIONS, chat_fields
 from llamaherd.http.context_options import CONTEXT_OPTIONS, context_fields
+from llamaherd.http.media_options import MEDIA_OPTIONS
 from llamaherd.pool import DEFAULT_STOP_TIMEOUT, EngineOptions
 
 __all__ = [
@@ -254,6 +255,7 @@ _ENGINE: Final[Sequence[Callable[[_Command], _Command]]] = (
     *CHAT_OPTIONS,
     *ADAPTER_OPTIONS,
     *CONTEXT_OPTIONS,
+    *MEDIA_OPTIONS,
 )
 
 
@@ -293,6 +295,9 @@ def _options(values: dict[str, Any], template: str, chats: dict[str, Any]) -> En
         chat_template=template,
         **chats,
         adapters=values["adapters"],
+        mmproj_offload=values["mmproj_offload"],
+        image_min_tokens=values["image_min_tokens"],
+        image_max_tokens=values["image_max_tokens"],
         **context_fields(values),
     )
 

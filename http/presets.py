@@ -8,10 +8,11 @@ llama-server knows ``load-on-startup``, ``stop-timeout`` and ``dedup-cache-model
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 import click
 
+from llamaherd.http.media_options import PROJECTOR_OPTIONS
 from llamaherd.http.options import Whole, engine_options
 from llamaherd.pool import BadRequest, Draft, EngineOptions, ModelSpec, Setting, find_key
 
@@ -37,10 +38,11 @@ class _Truth(click.ParamType[bool]):
 
 
 _SECONDS: Final = click.FloatRange(-1, _YEAR)
-_MODEL: Final = (
+_MODEL: Final[Sequence[Callable[[Any], Any]]] = (
     click.option("-m", "--model", type=click.Path(path_type=Path), envvar="LLAMA_ARG_MODEL"),
     click.option("-hf", "-hfr", "--hf-repo", default="", envvar="LLAMA_ARG_HF_REPO"),
     click.option("-hff", "--hf-file", default="", envvar="LLAMA_ARG_HF_FILE"),
+    *PROJECTOR_OPTIONS,
     click.option("-a", "--alias", default="", envvar="LLAMA_ARG_ALIAS"),
     click.option("--tags", default="", envvar="LLAMA_ARG_TAGS"),
     click.option("--load-on-startup", type=_Truth(), default=False),
@@ -56,7 +58,7 @@ _MODEL: Final = (
     click.option("--memory", type=Whole(0), default=None),
 )
 #: Which model it is and how it is called, with their defaults: never taken from the command line or the environment.
-_OWN: Final[Mapping[str, Any]] = {"model": None, "hf_repo": "", "hf_file": "", "alias": ""}
+_OWN: Final[Mapping[str, Any]] = {"model": None, "hf_repo": "", "hf_file": "", "alias": "", "mmproj": None}
 #: Two options for one thing: the one that is set last takes the place of the other.
 _EXCLUSIVE: Final = {"template_source": "template_file", "template_file": "template_source"}
 #: Names of llama-server's own templates, without ``chatml``, which is known here too.
@@ -138,7 +140,7 @@ def _model() -> None:
 
 
 for _option in reversed(_MODEL):
-    _model = _option(_model)
+    _model = cast(click.Command, _option(_model))
 
 
 class PresetOptions:
@@ -280,6 +282,8 @@ def _draft(name: str, values: Mapping[str, Any], options: EngineOptions) -> Draf
         hf_repo=values["hf_repo"],
         hf_file=values["hf_file"],
         dedup=values["dedup_cache_models"],
+        mmproj=values["mmproj"].absolute() if values["mmproj"] is not None else None,
+        no_mmproj=not values["mmproj_auto"],
     )
 
 

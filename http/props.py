@@ -41,7 +41,7 @@ def _model(front: Front, status: ModelStatus) -> dict[str, Any]:
     answer: dict[str, Any] = {
         "default_generation_settings": settings,
         "model_alias": status.name,
-        "modalities": {"vision": False, "audio": False},
+        "modalities": {"vision": "image" in status.modalities, "audio": "audio" in status.modalities},
         "build_info": FINGERPRINT,
         "is_sleeping": status.state == State.SLEEPING,
         "status": status.state,

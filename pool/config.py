@@ -196,6 +196,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
         return Load(
             model=self.name,
             path="" if self.path is None else str(self.path),
+            mmproj="" if self.mmproj is None else str(self.mmproj),
             engine=self.engine,
             options=options,
             aliases=self.aliases,

@@ -1,5 +1,6 @@
 """What a model is, read from its GGUF file without loading it."""
 
+import functools
 from pathlib import Path
 from typing import Final
 
@@ -9,7 +10,7 @@ from llamaherd.pool.catalog import model_parts
 from llamaherd.pool.gguf_header import Array, GGUFError, Header, read_header
 from llamaherd.pool.gguf_memory import Attention, RecurrentState, estimate_bytes, kv_bytes
 
-__all__ = ["GGUFError", "ModelFacts", "estimate_bytes", "kv_bytes", "read_facts"]
+__all__ = ["GGUFError", "ModelFacts", "estimate_bytes", "kv_bytes", "modalities_of", "read_facts"]
 
 #: llama.cpp's LLAMA_MAX_LAYERS.
 MAX_LAYERS: Final = 512
@@ -142,6 +143,19 @@ def read_facts(path: Path) -> ModelFacts:
         modalities=_modalities(keys),
         shards=len(parts),
     )
+
+
+@functools.lru_cache(maxsize=4096)
+def modalities_of(projector: Path | None) -> tuple[str, ...]:
+    """Return what a model with this projector takes in: ``text``, and ``image`` and ``audio`` as the file says.
+
+    One that cannot be read adds nothing; its load will fail, and say why.
+    """
+    try:
+        told = read_facts(projector).modalities if projector is not None else ()
+    except GGUFError:
+        told = ()
+    return ("text", *(name for name, word in (("image", "vision"), ("audio", "audio")) if word in told))
 
 
 class _Keys:

@@ -28,6 +28,7 @@ from llamaherd.pool.explain import (
     explain_wait,
     ran_out_of_memory,
 )
+from llamaherd.pool.gguf import modalities_of
 from llamaherd.pool.idle import Rest
 from llamaherd.pool.launch import Exit, Launcher
 from llamaherd.pool.lifecycle import RUNNING, IllegalTransition, State, Trigger, transition
@@ -275,6 +276,7 @@ class Herd:
             source=spec.source,
             args=() if worker is None else tuple(worker.args),
             progress=first.progress,
+            modalities=modalities_of(spec.mmproj),
             info=entry.info,
             failed=error is not None,
             exit_code=first.exit_code if last is None else last.exit_code,

@@ -23,7 +23,8 @@ def expected_memory(spec: ModelSpec) -> int:
         return 0
     try:
         adapters = sum(Path(adapter.path).stat().st_size for adapter in spec.options.adapters)
-        return estimate_bytes(read_facts(spec.path), spec.options) + adapters
+        projector = spec.mmproj.stat().st_size if spec.mmproj is not None else 0
+        return estimate_bytes(read_facts(spec.path), spec.options) + adapters + projector
     except (GGUFError, OSError) as error:
         _log.debug("the memory of %r is not known: %s", spec.name, error)
         return 0

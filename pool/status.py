@@ -56,6 +56,7 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
         source: Where the model comes from: ``preset``, ``models_dir`` or ``cache``.
         args: The worker's command line, without secrets; empty while it has no process.
         progress: While loading: ``stages``, ``current`` and ``value`` (0 to 1), as the worker reported them.
+        modalities: What it takes in: ``text``, and with a projector ``image`` and ``audio``.
         info: The model's facts from its last ``ready``: ``id``, ``meta`` and so on; None before the first.
         failed: Whether the last worker ended with an error.
         exit_code: How the last worker ended, negative for a signal; None if none has.
@@ -78,6 +79,7 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     source: str = "preset"
     args: tuple[str, ...] = ()
     progress: dict[str, Any] | None = None
+    modalities: tuple[str, ...] = ("text",)
     info: dict[str, Any] | None = None
     failed: bool = False
     exit_code: int | None = None

@@ -123,6 +123,9 @@ class EngineOptions(_Struct, frozen=True, kw_only=True):
         reasoning_format: As in :class:`ChatOptions`, of requests that do not say.
         prefill_assistant: An assistant's message at the end of a conversation is continued, if a request does not say.
         adapters: LoRA adapters; their places here are their ids.
+        mmproj_offload: Whether a projector's layers go to a GPU too.
+        image_min_tokens, image_max_tokens: Bounds for an image, where the model takes images of any size; -1 is the
+            model's own.
     """
 
     n_ctx: int = 4096
@@ -156,6 +159,9 @@ class EngineOptions(_Struct, frozen=True, kw_only=True):
     reasoning_format: Literal["auto", "none", "deepseek"] = "auto"
     prefill_assistant: bool = True
     adapters: tuple[Adapter, ...] = ()
+    mmproj_offload: bool = True
+    image_min_tokens: int = -1
+    image_max_tokens: int = -1
 
 
 class Sampling(_Struct, frozen=True, kw_only=True):
@@ -451,12 +457,14 @@ class Load(_Struct, frozen=True, kw_only=True):
     """``load``: the first command of a worker's life; workers are spawned without a model.
 
     Attributes:
+        mmproj: The projector for images and sounds; empty without one.
         engine: ``llama`` or ``fake``.
         script: The fake engine's script, as its module documents; ignored by others.
     """
 
     model: str
     path: str = ""
+    mmproj: str = ""
     engine: str = "llama"
     options: EngineOptions = EngineOptions()
     aliases: tuple[str, ...] = ()

@@ -27,6 +27,8 @@ class Batch:
         self._positions: npt.NDArray[np.int32] = np.zeros(capacity, np.int32)
         self._sequences: npt.NDArray[np.int32] = np.zeros(capacity, np.int32)
         self._outputs: npt.NDArray[np.int8] = np.zeros(capacity, np.int8)
+        #: Embeddings, where the batch is not of tokens.
+        self._rows: npt.NDArray[np.float32] | None = None
         # Single rows go through memoryviews, which cost half of what numpy's own indexing does.
         self._token, self._position = self._tokens.data, self._positions.data
         self._sequence, self._output = self._sequences.data, self._outputs.data
@@ -50,6 +52,7 @@ class Batch:
     def clear(self) -> None:
         """Start a new batch."""
         self.n_rows = 0
+        self._rows = None
 
     def add(self, sequence: int, position: int, token: int) -> int:
         """Append one token whose logits are wanted; return its row."""
@@ -76,9 +79,21 @@ class Batch:
         """Ask for the output of every row so far."""
         self._outputs[: self.n_rows] = 1
 
+    def embed(self, sequence: int, position: int, rows: npt.NDArray[np.float32]) -> None:
+        """Fill the batch with embeddings instead of tokens, from ``position`` on. No logits come of them."""
+        count = len(rows)
+        self._rows = np.ascontiguousarray(rows, np.float32)
+        self._positions[:count] = np.arange(position, position + count, dtype=np.int32)
+        self._sequences[:count] = sequence
+        self._outputs[:count] = 0
+        self.n_rows = count
+
     def decode(self, context: int) -> int:
         """Compute the rows; the codes are those of :func:`bindings.decode`. Returns when the result is there."""
-        code = bindings.decode(context, self._struct, self.n_rows)
+        struct = self._struct
+        if self._rows is not None:
+            struct = bindings.embedding_struct(struct, self._rows.ctypes.data)
+        code = bindings.decode(context, struct, self.n_rows)
         if code == 0:
             bindings.synchronize(context)
             self.n_computed += self.n_rows

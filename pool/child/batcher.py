@@ -13,6 +13,9 @@ waits at the head of the queue; its state comes back from RAM, or it computes it
 was, so no request fails or is cut short because of its neighbours. The oldest always gets on, as one sequence never
 exceeds the cache.
 
+Images and sounds are encoded in a step of their own, and what comes of it is computed in batches of its own; after each
+of these a step belongs to the others.
+
 A batch is computed with one set of LoRA adapters. Sequences of different sets share nothing and take turns.
 """
 
@@ -20,7 +23,7 @@ from collections import deque
 from dataclasses import dataclass
 from itertools import takewhile
 from time import perf_counter
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from llamaherd.pool.child import bindings
 from llamaherd.pool.child.adapters import Adapters, Turns
@@ -36,6 +39,9 @@ from llamaherd.pool.child.shift import cut
 from llamaherd.pool.child.store import Store
 from llamaherd.pool.child.vocab import Vocab
 from llamaherd.transport.messages import ChildMessage, Delta, Done, Failed, TokenProbs
+
+if TYPE_CHECKING:
+    from llamaherd.pool.child.projector import Projector
 
 __all__ = ["Batcher", "Figures"]
 
@@ -84,10 +90,19 @@ class Batcher:
         rules: Which prefixes this model can reuse.
         adapters: The model's LoRA adapters.
         store: Where sequences go that must leave the cache; the batcher clears it at its end.
+        projector: What encodes images and sounds, for sequences that have some.
     """
 
     def __init__(
-        self, context: Context, vocab: Vocab, n_slots: int, rules: Rules, *, adapters: Adapters, store: Store
+        self,
+        context: Context,
+        vocab: Vocab,
+        n_slots: int,
+        rules: Rules,
+        *,
+        adapters: Adapters,
+        store: Store,
+        projector: "Projector | None" = None,
     ) -> None:
         self._context: Final = context
         self._vocab: Final = vocab
@@ -95,6 +110,9 @@ class Batcher:
         self._rules: Final = rules
         self._adapters: Final = adapters
         self._turns: Final = Turns()
+        self._projector: Final = projector
+        #: Whether the last step was about an image or a sound.
+        self._looked = False
         self._cache: Final = Cache(context, rules, store)
         self._store: Final = store
         self._pace: Final = PrefillPace(context.batch.capacity, context.n_ubatch)
@@ -185,7 +203,7 @@ class Batcher:
         alike = (one for one in honest if one.adapters == sequence.adapters)
         before = takewhile(lambda one: one is not sequence, alike)
         kept = (one for one in self._cache.kept if one.adapters == sequence.adapters)
-        return find(sequence.tokens, before, kept, self._rules)
+        return find(sequence.tokens, before, kept, self._rules, sequence.floor)
 
     def _begin(self, sequence: Sequence) -> None:
         """Take over what can be had of the prompt, or wait for it."""
@@ -211,7 +229,9 @@ class Batcher:
             sequence.request.cache_prompt
             and (found := self._store.find(sequence.tokens, sequence.adapters)) is not None
         ):
-            state, length = found
+            state, length = found[0], sequence.floor(found[1])
+            if self._rules.exact and length != state.computed:
+                return False
         if state is None:
             return False
         gain = length - (reuse.length if reuse is not None else 0)
@@ -287,11 +307,15 @@ class Batcher:
         while self._running:
             self._begin_followers()
             self._shift()
-            parts = self._build()
+            ready = self._next()
+            viewer = self._viewer(ready)
+            if viewer is not None and not self._encode(viewer):
+                return []
+            parts = self._build(ready) if viewer is None else self._show(viewer)
             while self._cache.room < batch.n_rows and self._cache.evict():
                 pass
             started = perf_counter()
-            code = batch.decode(self._context.handle)
+            code = self._decode(viewer)
             self._turns.note(perf_counter() - started)
             if code == _DONE:
                 for part in parts:
@@ -328,12 +352,55 @@ class Batcher:
                 self._cache.forget(sequence.slot)
                 self._begin(sequence)
 
-    def _build(self) -> list[_Part]:
+    def _decode(self, viewer: Sequence | None) -> int:
+        batch, chunk = self._context.batch, viewer.chunk if viewer is not None else None
+        if viewer is None or chunk is None:
+            return batch.decode(self._context.handle)
+        self._context.set_causal(not chunk.whole)
+        code = batch.decode(self._context.handle)
+        self._context.set_causal(True)
+        if code == _DONE and viewer.computed + batch.n_rows == chunk.end:
+            chunk.rows = None
+        return code
+
+    def _viewer(self, ready: list[Sequence]) -> Sequence | None:
+        """Return the sequence whose image or sound this step is about; None for a step of tokens."""
+        viewers = [one for one in ready if one.chunk is not None]
+        self._looked = bool(viewers) and not (self._looked and len(viewers) < len(ready))
+        return viewers[0] if self._looked else None
+
+    def _encode(self, viewer: Sequence) -> bool:
+        """Whether the chunk that comes next has its rows. If not, they are computed, which is enough for one step."""
+        chunk = viewer.chunk
+        if chunk is None or self._projector is None or chunk.rows is not None:
+            return True
+        if not self._projector.encode(chunk):
+            reason = bindings.error_lines() or "llama.cpp gave no reason"
+            text = f"an image or sound could not be encoded: {reason}"
+            number = viewer.request.request
+            self._end(viewer, Failed(request=number, message=text, fault="worker", code="encode_failed"))
+        return False
+
+    def _show(self, viewer: Sequence) -> list[_Part]:
+        """Fill the batch with a chunk's rows, or with as many as are due if it need not be whole."""
+        batch, chunk = self._context.batch, viewer.chunk
+        batch.clear()
+        if chunk is None or chunk.rows is None:
+            return []
+        rows = chunk.rows[viewer.computed - chunk.start :]
+        if not chunk.whole:
+            rows = rows[: min(self._pace.tokens(shared=len(self._running) > 1), batch.capacity)]
+        batch.embed(viewer.slot, viewer.computed, rows)
+        return [_Part(viewer, len(rows), -1)]
+
+    def _build(self, ready: list[Sequence]) -> list[_Part]:
         batch = self._context.batch
         batch.clear()
         parts: list[_Part] = []
         prompts: list[Sequence] = []
-        for sequence in self._next():
+        for sequence in ready:
+            if sequence.chunk is not None:
+                continue
             if sequence.pending == 1:
                 row = batch.add(sequence.slot, sequence.computed, sequence.tokens[-1])
                 parts.append(_Part(sequence, 1, row))
@@ -354,7 +421,7 @@ class Batcher:
 
     def _add_prompts(self, prompts: list[Sequence], parts: list[_Part], budget: int) -> None:
         for sequence in prompts:
-            count = min(sequence.pending, budget, self._next_stop(sequence))
+            count = min(sequence.pending, sequence.ahead, budget, self._next_stop(sequence))
             if count == 0:
                 return
             last = count == sequence.pending

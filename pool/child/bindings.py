@@ -42,11 +42,14 @@ __all__ = [
     "decode",
     "embeddings",
     "embeddings_of",
+    "embedding_struct",
     "error_lines",
     "float_rows",
     "forget_log",
     "info_lines",
+    "import_lowlevel",
     "init_backend",
+    "log_callback",
     "logits",
     "memory_can_shift",
     "memory_clear",
@@ -103,6 +106,7 @@ __all__ = [
     "sampler_typical",
     "sampler_xtc",
     "set_adapters",
+    "set_causal_attn",
     "set_embeddings",
     "set_n_threads",
     "state_seq_get_data",
@@ -153,10 +157,10 @@ _i32, _u32, _u64, _f32, _ptr, _bool, _str, _size = (
 )
 
 
-def _import_lowlevel() -> Any:
-    """Import ``llama_cpp.llama_cpp`` without ``llama_cpp/__init__``, which would load five times as much."""
+def import_lowlevel(name: str = "llama_cpp") -> Any:
+    """Import a module of llama-cpp-python without ``llama_cpp/__init__``, which would load five times as much."""
     if "llama_cpp" in sys.modules:
-        return importlib.import_module("llama_cpp.llama_cpp")
+        return importlib.import_module(f"llama_cpp.{name}")
     spec = importlib.util.find_spec("llama_cpp")
     if spec is None or spec.submodule_search_locations is None:
         raise ModuleNotFoundError("llama-cpp-python is not installed", name="llama_cpp")
@@ -164,7 +168,7 @@ def _import_lowlevel() -> Any:
     package.__path__ = list(spec.submodule_search_locations)
     sys.modules["llama_cpp"] = package
     try:
-        return importlib.import_module("llama_cpp.llama_cpp")
+        return importlib.import_module(f"llama_cpp.{name}")
     finally:
         # A later `import llama_cpp` elsewhere must find the real package.
         del sys.modules["llama_cpp"]
@@ -172,7 +176,7 @@ def _import_lowlevel() -> Any:
 
 # ggml_abort would otherwise fork a debugger, which costs half a second and prints nothing useful.
 os.environ.setdefault("GGML_NO_BACKTRACE", "1")
-_low: Any = _import_lowlevel()
+_low: Any = import_lowlevel()
 _long: Any = ctypes.CDLL(_low._lib._name)
 _short: Any = ctypes.PyDLL(_low._lib._name)
 
@@ -215,6 +219,11 @@ def _on_log(level: int, text: bytes, _data: object) -> None:
     line = text[:_LINE_LIMIT].decode("utf-8", "replace").strip()
     if line:
         (_errors if level == _ERROR else _infos).append(line)
+
+
+def log_callback() -> Any:
+    """Return the function that takes log lines, for libraries that have a setter of their own."""
+    return _on_log
 
 
 _abort_type: Any = ctypes.CFUNCTYPE(None, ctypes.c_char_p)
@@ -554,6 +563,19 @@ def batch_struct(token: int, pos: int, n_seq_id: int, seq_id: int, output: int) 
         ctypes.cast(seq_id, ctypes.POINTER(int_pointer)),
         ctypes.cast(output, ctypes.POINTER(ctypes.c_int8)),
     )
+
+
+def embedding_struct(like: Any, rows: int) -> Any:
+    """Return a ``llama_batch`` of embeddings instead of tokens, at an address, with all else as another one has it."""
+    struct = _low.llama_batch()
+    ctypes.pointer(struct)[0] = like
+    struct.token = None
+    struct.embd = ctypes.cast(rows, ctypes.POINTER(_f32))
+    return struct
+
+
+#: Whether tokens see only what is before them; off for images whose parts see each other.
+set_causal_attn: Callable[[int, bool], None] = _bind(_short, "llama_set_causal_attn", None, _ptr, _bool)
 
 
 def decode(context: int, batch: Any, n_tokens: int) -> int:

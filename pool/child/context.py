@@ -233,6 +233,10 @@ class Context:
         """Return how many tokens of a sequence are in the cache."""
         return 0 if self._memory is None else bindings.memory_seq_pos_max(self._memory, sequence) + 1
 
+    def set_causal(self, causal: bool) -> None:
+        """Whether the tokens of the next batches see only what is before them."""
+        bindings.set_causal_attn(self.handle, causal)
+
     def set_threads(self, n: int, batch: int) -> None:
         """Use so many threads from the next decode on."""
         bindings.set_n_threads(self.handle, n, batch)

@@ -36,6 +36,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
         n_ctx: Context cells as allocated (llama.cpp pads the wish).
         size: Bytes of all tensors.
         ftype: The quantisation's name, such as ``Q4_1``.
+        modalities: What it takes in: ``text``, and with a projector ``image`` and ``audio``.
     """
 
     vocab_type: int = 0
@@ -46,10 +47,11 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     n_params: int = 0
     size: int = 0
     ftype: str = ""
+    modalities: tuple[str, ...] = ("text",)
 
     def to_meta(self) -> dict[str, Any]:
         """Return the facts as the ``meta`` object of the ``ready`` message."""
-        return {field: getattr(self, field) for field in self.__struct_fields__}
+        return {field: getattr(self, field) for field in self.__struct_fields__ if field != "modalities"}
 
 
 class EngineError(Exception):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from llamaherd.pool.child import bindings
 from llamaherd.pool.child.engine import EngineError, ModelInfo, Progress, RequestError
+from llamaherd.pool.child.media import has_media
 from llamaherd.pool.child.model import Model, check_file
 from llamaherd.pool.machine import usable_cores
 from llamaherd.transport.messages import (
@@ -72,6 +73,7 @@ class LlamaEngine:
             n_params=model.n_params,
             size=model.size,
             ftype=model.ftype,
+            modalities=self._loaded.modalities,
         )
 
     def unload(self) -> None:
@@ -143,6 +145,8 @@ class LlamaEngine:
 
     def template(self, command: Template) -> str:
         """Return chat messages rendered to the prompt text."""
+        if has_media(command.messages):
+            raise RequestError("a prompt with images or sounds is no text", code="unsupported_content")
         return self._need().chats.prompt(command.messages, command.template_kwargs, command.chat)
 
     def _need(self) -> "Loaded":

@@ -4,24 +4,30 @@ This module brings in what takes long to import: numpy and Jinja. The engine has
 llama.cpp reads the model, which hides most of that time.
 """
 
+from collections.abc import Mapping
+from collections.abc import Sequence as Ordered
 from contextlib import ExitStack
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from llamaherd.pool.child import bindings
-from llamaherd.pool.child.adapters import Adapters
+from llamaherd.pool.child.adapters import Adapters, AdapterSet
 from llamaherd.pool.child.batcher import Batcher
 from llamaherd.pool.child.chat import Chats, Turn
 from llamaherd.pool.child.context import Context
 from llamaherd.pool.child.embedder import Embedder
 from llamaherd.pool.child.engine import RequestError
+from llamaherd.pool.child.media import Media, has_media, take_media
 from llamaherd.pool.child.model import Model
 from llamaherd.pool.child.prefix import Rules
 from llamaherd.pool.child.sampler import Samplers
 from llamaherd.pool.child.sequence import Sequence
 from llamaherd.pool.child.store import Store
 from llamaherd.transport.messages import ChildMessage, Embed, EngineOptions, Generate, Load, Rerank
+
+if TYPE_CHECKING:
+    from llamaherd.pool.child.projector import MediaPrompt, Projector
 
 __all__ = ["Loaded"]
 
@@ -45,6 +51,9 @@ class Loaded:
             options = command.options
             self.adapters: Final = Adapters(model, options.adapters)
             undo.callback(self.adapters.free)
+            self.projector: Final = _projector(command, model, threads)
+            if self.projector is not None:
+                undo.callback(self.projector.free)
             self.context: Final = Context(self.model, _least(options) if options.embedding else options, threads, abort)
             undo.callback(self.context.free)
             vocab = self.model.vocab
@@ -66,6 +75,7 @@ class Loaded:
                 rules,
                 adapters=self.adapters,
                 store=_store(options, rules),
+                projector=self.projector,
             )
             undo.callback(self.batcher.clear)
             self._n_keep: Final = command.options.n_keep
@@ -96,6 +106,14 @@ class Loaded:
     def busy(self) -> bool:
         """Whether a step has something to do or to tell."""
         return self.batcher.busy or self.embedder.busy
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """What the model takes in."""
+        eye = self.projector
+        if eye is None or self.unfit:
+            return ("text",)
+        return ("text", *(("image",) if eye.vision else ()), *(("audio",) if eye.audio else ()))
 
     @property
     def n_ctx(self) -> int:
@@ -134,8 +152,18 @@ class Loaded:
         _check_limits(request)
         self.samplers.check(request.sampling)
         adapters = self.adapters.chosen(request.lora)
-        turn = self._turn(request)
-        prompt = self._tokens(request.prompt if turn is None else turn.prompt)
+        messages, files = self._files_of(request)
+        turn = self._turn(request, messages)
+        media = self._media_prompt(turn, files)
+        try:
+            self._queue(request, turn, adapters, media)
+        except BaseException:
+            if media is not None:
+                media.free()
+            raise
+
+    def _queue(self, request: Generate, turn: Turn | None, adapters: AdapterSet, media: "MediaPrompt | None") -> None:
+        prompt = media.tokens if media is not None else self._tokens(request.prompt if turn is None else turn.prompt)
         limit = self.context.n_ctx_seq
         if not prompt:
             raise RequestError("the prompt is empty", code="empty_prompt")
@@ -143,16 +171,49 @@ class Loaded:
             raise _too_long(len(prompt), limit)
         if request.n_keep is None:
             request = msgspec.structs.replace(request, n_keep=self._n_keep)
-        chain = self.samplers.make(request.sampling, prompt)
-        self.batcher.submit(Sequence(request, prompt, limit, chain, adapters, shifts=self._shifts, turn=turn))
+        if media is not None:
+            self._check_media(media)
+        chain = self.samplers.make(request.sampling, [token for token in prompt if token >= 0] if media else prompt)
+        sequence = Sequence(request, prompt, limit, chain, adapters, shifts=self._shifts, turn=turn, media=media)
+        self.batcher.submit(sequence)
 
-    def _turn(self, request: Generate) -> Turn | None:
+    def _files_of(self, request: Generate) -> tuple[Ordered[Mapping[str, Any]] | None, tuple[Media, ...]]:
+        """Return the messages of a chat with a marker for each image and sound, and these."""
+        if not request.messages or not has_media(request.messages):
+            return request.messages, ()
+        if self.projector is None:
+            raise RequestError(
+                "this model takes text only: it was loaded without a projector for images and sounds (mmproj)",
+                code="unsupported_content",
+            )
+        return take_media(request.messages, self.projector.marker)
+
+    def _media_prompt(self, turn: Turn | None, files: tuple[Media, ...]) -> "MediaPrompt | None":
+        """Return the prompt of a chat with images or sounds; None for any other request."""
+        if turn is None or not files or self.projector is None:
+            return None
+        self._check_length(turn.prompt)
+        return self.projector.read(turn.prompt, files)
+
+    def _check_media(self, media: "MediaPrompt") -> None:
+        if media.chunks and media.chunks[-1].end == len(media.tokens):
+            raise RequestError("the prompt ends with an image or a sound; text must follow", code="invalid_media")
+        for chunk in media.chunks:
+            length = chunk.end - chunk.start
+            if chunk.whole and length > self.context.n_ubatch:
+                raise RequestError(
+                    f"an image has {length} tokens, which this model wants in one physical batch of at most "
+                    f"{self.context.n_ubatch}; set n_ubatch to {length} or more",
+                    code="media_too_large",
+                )
+
+    def _turn(self, request: Generate, messages: Ordered[Mapping[str, Any]] | None) -> Turn | None:
         """Return what a conversation comes to; None for a prompt."""
         if (request.prompt is None) == (request.messages is None):
             raise RequestError("exactly one of prompt and messages must be given")
-        if request.messages is None:
+        if messages is None:
             return None
-        return self.chats.turn(request.messages, request.template_kwargs, request.chat)
+        return self.chats.turn(messages, request.template_kwargs, request.chat)
 
     def _tokens(self, prompt: str | tuple[int, ...] | None) -> list[int]:
         vocab, limit = self.model.vocab, self.context.n_ctx_seq
@@ -162,10 +223,23 @@ class Loaded:
             vocab.check(prompt)
             return list(prompt)
         text = prompt or ""
-        least = vocab.least_tokens(len(text), limit)
+        self._check_length(text)
+        return vocab.tokenize(text, add_special=True, parse_special=True)
+
+    def _check_length(self, text: str) -> None:
+        """Raise RequestError for a text that is so long that counting its tokens is not worth the time."""
+        limit = self.context.n_ctx_seq
+        least = self.model.vocab.least_tokens(len(text), limit)
         if least >= limit:
             raise _too_long(least, limit, "at least ")
-        return vocab.tokenize(text, add_special=True, parse_special=True)
+
+
+def _projector(command: Load, model: Model, threads: tuple[int, int]) -> "Projector | None":
+    if not command.mmproj:
+        return None
+    from llamaherd.pool.child.projector import Projector  # brings a library that most models have no use for
+
+    return Projector(command.mmproj, model, command.options, threads[1])
 
 
 def _store(options: EngineOptions, rules: Rules) -> Store:

@@ -81,24 +81,35 @@ def _view(tokens: "array[int]") -> npt.NDArray[np.intc]:
     return np.frombuffer(tokens, np.intc)
 
 
-def find(tokens: "array[int]", running: Iterable[Donor], cached: Iterable[Donor], rules: Rules) -> Reuse | None:
+def _anywhere(length: int) -> int:
+    return length
+
+
+def find(
+    tokens: "array[int]",
+    running: Iterable[Donor],
+    cached: Iterable[Donor],
+    rules: Rules,
+    floor: Callable[[int], int] = _anywhere,
+) -> Reuse | None:
     """Return the longest prefix that another sequence has, or soon will have; None when there is nothing to reuse.
 
     At least the last token is left to compute: its logits are needed. Of equals the first one wins, and a running
     donor before a cached one, as its cells are held anyway. A running donor that will soon have clearly more than what
-    is there now is worth waiting for.
+    is there now is worth waiting for. ``floor`` returns the largest length, up to a given one, at which the
+    tokens may be cut.
     """
     most = len(tokens) - 1
     now: Reuse | None = None
     later: Reuse | None = None
     for donor in running:
-        common = min(common_length(tokens, donor.tokens), most)
-        now = _longer(now, Reuse(donor, rules.usable(donor, common), ready=True))
+        common = floor(min(common_length(tokens, donor.tokens), most))
+        now = _longer(now, Reuse(donor, rules.usable(donor, floor(min(common, donor.computed))), ready=True))
         if common > donor.computed:
             later = _longer(later, Reuse(donor, common, ready=False))
     for donor in cached:
-        common = min(common_length(tokens, donor.tokens), most)
-        now = _longer(now, Reuse(donor, rules.usable(donor, common), ready=True))
+        common = floor(min(common_length(tokens, donor.tokens), most))
+        now = _longer(now, Reuse(donor, rules.usable(donor, floor(min(common, donor.computed))), ready=True))
     if later is not None and later.length >= _WORTH_WAITING + (now.length if now is not None else 0):
         return later
     return now

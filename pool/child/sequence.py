@@ -2,7 +2,7 @@
 
 from array import array
 from time import perf_counter
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from llamaherd.pool.child.adapters import AdapterSet
 from llamaherd.pool.child.chat import Turn
@@ -12,6 +12,9 @@ from llamaherd.pool.child.store import State
 from llamaherd.pool.child.text import TextStream
 from llamaherd.pool.child.vocab import Vocab
 from llamaherd.transport.messages import Delta, Done, FinishReason, Generate, Timings, TokenProbs, Usage
+
+if TYPE_CHECKING:  # it brings a library that most models have no use for
+    from llamaherd.pool.child.projector import Chunk, MediaPrompt
 
 __all__ = ["Sequence"]
 
@@ -26,6 +29,7 @@ class Sequence:
     Args:
         context: Most tokens that it may have at a time.
         shifts: Whether it goes on beyond that, by context shifts.
+        media: The images and sounds of its prompt, which it frees at its end; they rule out context shifts.
 
     Attributes:
         saved: Its state, while it waits to go on after a preemption; None if there is none.
@@ -47,13 +51,16 @@ class Sequence:
         *,
         shifts: bool = False,
         turn: Turn | None = None,
+        media: "MediaPrompt | None" = None,
     ) -> None:
         self.request: Final = request
         self.tokens: Final = array("i", prompt)
         self.n_prompt: Final = len(prompt)
         self.n_generated = 0
         self._context: Final = context
-        self._shifts: Final = shifts
+        self._shifts: Final = shifts and media is None
+        self._media: Final = media
+        self._chunks: Final = media.chunks if media is not None else ()
         self._shifted = False
         #: Most tokens at a time, prompt included.
         self.limit: Final = context if request.max_tokens < 0 else min(context, len(prompt) + request.max_tokens)
@@ -81,6 +88,27 @@ class Sequence:
     def pending(self) -> int:
         """Tokens that are not computed yet; 1 while it generates."""
         return len(self.tokens) - self.computed
+
+    @property
+    def chunk(self) -> "Chunk | None":
+        """The image or sound that is to be computed next; None before a token."""
+        for chunk in self._chunks:
+            if chunk.start <= self.computed < chunk.end:
+                return chunk
+        return None
+
+    @property
+    def ahead(self) -> int:
+        """Tokens to compute before the next image or sound, or the end."""
+        starts = [chunk.start - self.computed for chunk in self._chunks if chunk.start >= self.computed]
+        return min(starts, default=self.pending)
+
+    def floor(self, length: int) -> int:
+        """Return the most of the first ``length`` tokens that do not end within an image or sound."""
+        for chunk in self._chunks:
+            if chunk.start < length < chunk.end:
+                return chunk.start
+        return length
 
     @property
     def full(self) -> bool:
@@ -179,6 +207,8 @@ class Sequence:
         )
 
     def free(self) -> None:
-        """Release the samplers. Idempotent."""
+        """Release the samplers and the media. Idempotent."""
         if self.chain is not None:
             self.chain.free()
+        if self._media is not None:
+            self._media.free()

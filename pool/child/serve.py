@@ -324,6 +324,7 @@ def ready_payload(command: Load, info: ModelInfo) -> dict[str, object]:
         "object": "model",
         "owned_by": "llamacpp",
         "meta": info.to_meta(),
+        "architecture": {"input_modalities": list(info.modalities), "output_modalities": ["text"]},
     }
 
 

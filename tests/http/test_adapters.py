@@ -69,7 +69,8 @@ def test_every_way_to_generate_takes_the_field(client: httpx2.Client) -> None:
         ("/v1/completions", PROMPT),
         ("/v1/chat/completions", {**PROMPT, "messages": [{"role": "user", "content": "hello there"}]}),
     ):
-        answers = [client.post(path, json={**body, "lora": lora}).json() for lora in ([], ON)]
+        wishes: list[list[dict[str, Any]]] = [[], ON]
+        answers = [client.post(path, json={**body, "lora": lora}).json() for lora in wishes]
         said = [answer["choices"][0].get("text") or answer["choices"][0]["message"]["content"] for answer in answers]
         assert said[0] != said[1]
     settings = client.post("/completion", json={**PROMPT, "lora": ON}).json()["generation_settings"]

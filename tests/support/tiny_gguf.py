@@ -11,6 +11,7 @@
 ``rank``         reranker: BERT with a classifier head
 ``lora``         adapter for ``random``
 ``mmproj``       image projector for ``random``: 32 x 32 pixels become 16 tokens
+``gemma3-eye``   the same, whose parts see each other in the model
 ``mamba``        recurrent model
 ``gemma2``       sliding-window attention, 16 tokens wide
 ===============  ============================================================================================
@@ -392,40 +393,53 @@ def write_lora(
     file.close()
 
 
-def write_mmproj(path: Path, *, seed: int = 0, image: int = 32, patch: int = 8) -> None:
-    """Write a vision projector whose output fits the llamas of this module."""
+def write_mmproj(
+    path: Path, *, kind: str = "mlp", seed: int = 0, image: int = 32, patch: int = 8, output: int = _WIDTH
+) -> None:
+    """Write a vision projector whose output fits the llamas of this module, unless another ``output`` width is given.
+
+    ``kind`` is the projector's type: ``mlp``, or ``gemma3``, the parts of whose images see each other in the model.
+    """
     file, width, hidden = _File(path, "clip", seed), 32, 64
     keys = file.keys
     keys.add_type("mmproj")
     keys.add_bool("clip.has_vision_encoder", True)
     keys.add_bool("clip.use_gelu", True)
-    keys.add_string("clip.projector_type", "mlp")
+    keys.add_string("clip.projector_type", kind)
     keys.add_file_type(gguf.LlamaFileType.ALL_F32)
     for name, value in (
         ("embedding_length", width),
         ("attention.head_count", 2),
         ("feed_forward_length", hidden),
         ("block_count", _LAYERS),
-        ("projection_dim", _WIDTH),
+        ("projection_dim", output),
         ("image_size", image),
         ("patch_size", patch),
+        ("projector.scale_factor", 1),
     ):
         keys.add_uint32(f"clip.vision.{name}", value)
     keys.add_float32("clip.vision.attention.layer_norm_epsilon", 1e-5)
     keys.add_array("clip.vision.image_mean", [0.5] * 3)
     keys.add_array("clip.vision.image_std", [0.5] * 3)
-    file.add("v.class_embd", file.normal(width))
     file.add("v.patch_embd.weight", file.normal(width, 3, patch, patch))
-    file.add("v.position_embd.weight", file.normal((image // patch) ** 2 + 1, width))
-    _clip_layers(file, width, hidden)
-    for name, columns in (("mm.0", width), ("mm.2", _WIDTH)):
-        file.add(name + ".weight", file.normal(_WIDTH, columns))
-        file.add(name + ".bias", np.zeros(_WIDTH))
+    patches = (image // patch) ** 2
+    if kind == "gemma3":
+        file.add("v.position_embd.weight", file.normal(patches, width))
+        _clip_layers(file, width, hidden, "v.post_ln")
+        file.add_ones("mm.soft_emb_norm.weight", size=width)
+        file.add("mm.input_projection.weight", file.normal(width, output))
+    else:
+        file.add("v.class_embd", file.normal(width))
+        file.add("v.position_embd.weight", file.normal(patches + 1, width))
+        _clip_layers(file, width, hidden, "v.pre_ln")
+        for name, columns in (("mm.0", width), ("mm.2", output)):
+            file.add(name + ".weight", file.normal(output, columns))
+            file.add(name + ".bias", np.zeros(output))
     file.close()
 
 
-def _clip_layers(file: _File, width: int, hidden: int) -> None:
-    norms, linears = ["v.pre_ln"], list[tuple[str, int, int]]()
+def _clip_layers(file: _File, width: int, hidden: int, norm: str) -> None:
+    norms, linears = [norm], list[tuple[str, int, int]]()
     for layer in range(_LAYERS):
         at = f"v.blk.{layer}."
         norms += [at + "ln1", at + "ln2"]
@@ -521,6 +535,7 @@ _MODELS: Final[dict[str, Callable[[Path], None]]] = {
     "rank": functools.partial(write_bert, rank=True),
     "lora": write_lora,
     "mmproj": write_mmproj,
+    "gemma3-eye": functools.partial(write_mmproj, kind="gemma3"),
     "mamba": write_mamba,
     "gemma2": write_gemma2,
 }

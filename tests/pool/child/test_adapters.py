@@ -243,6 +243,8 @@ def _broken(folder: Path, kind: str) -> Path:
             write_lora(path, invocation=(5, 6))
         case "half":
             write_lora(path, half=True)
+        case _:
+            assert kind == "missing"
     return path
 
 

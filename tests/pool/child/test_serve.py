@@ -109,7 +109,7 @@ def test_a_load_reports_progress_in_the_references_form_and_then_the_models_fact
     assert values == [0.0, 0.5, 1.0]
     assert states[0].payload == {"stages": ["text_model"], "current": "text_model", "value": 0.0}
     assert states[-1].payload is not None
-    assert set(states[-1].payload) == {"id", "aliases", "tags", "object", "owned_by", "meta"}
+    assert set(states[-1].payload) == {"id", "aliases", "tags", "object", "owned_by", "meta", "architecture"}
 
 
 def test_a_fine_grained_load_does_not_flood(shop: Shop) -> None:

@@ -1,0 +1,324 @@
+"""Images in chats: what they change, what they share, and what they do not disturb."""
+
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+import pytest
+
+from engine_driver import GREEDY, Collected, collect, drain, load_command
+from llamaherd.pool.child import projector
+from llamaherd.pool.child.engine import EngineError, RequestError
+from llamaherd.pool.child.llama_engine import LlamaEngine
+from llamaherd.transport.messages import Generate, Load, Sampling
+from pictures import BLUE, RED, image_part, png
+from tiny_gguf import tiny_model, write_mmproj
+
+GREEN = png((0, 255, 0))
+
+
+def load_with(eye: str = "mmproj", **options: Any) -> Load:
+    return msgspec.structs.replace(load_command("random", **options), mmproj=str(tiny_model(eye)))
+
+
+@contextmanager
+def seeing(eye: str = "mmproj", **options: Any) -> Generator[LlamaEngine]:
+    engine = LlamaEngine()
+    engine.load(load_with(eye, **options), lambda _fraction: True)
+    try:
+        yield engine
+    finally:
+        engine.unload()
+
+
+def show(*images: bytes, text: str = "what is this?") -> tuple[dict[str, Any], ...]:
+    return ({"role": "user", "content": [*map(image_part, images), {"type": "text", "text": text}]},)
+
+
+def request(number: int, messages: Sequence[dict[str, Any]], *, length: int = 12, **fields: Any) -> Generate:
+    return Generate(
+        request=number,
+        messages=tuple(messages),
+        max_tokens=length,
+        ignore_eos=True,
+        sampling=fields.pop("sampling", GREEDY),
+        **fields,
+    )
+
+
+def run(engine: LlamaEngine, messages: Sequence[dict[str, Any]], **fields: Any) -> Collected:
+    engine.submit(request(1, messages, **fields))
+    return drain(engine)[1]
+
+
+def alone(engine: LlamaEngine, messages: Sequence[dict[str, Any]], **fields: Any) -> list[int]:
+    return run(engine, messages, cache_prompt=False, **fields).tokens
+
+
+def usage(got: Collected) -> tuple[int, int]:
+    assert got.done is not None
+    return got.done.usage.prompt_tokens, got.done.usage.cached_tokens
+
+
+SAY: tuple[dict[str, Any], ...] = ({"role": "user", "content": "what is this?"},)
+
+
+def test_an_image_changes_the_answer_and_the_same_one_does_not() -> None:
+    with seeing() as engine:
+        red, blue, again = (alone(engine, show(image)) for image in (RED, BLUE, RED))
+        without = alone(engine, SAY)
+    assert red == again
+    assert len({tuple(one) for one in (red, blue, without)}) == 3
+
+
+def test_an_image_takes_the_tokens_that_its_projector_says() -> None:
+    with seeing() as engine:
+        with_image, text = usage(run(engine, show(RED))), usage(run(engine, SAY))
+    assert with_image[0] == text[0] + 16 + 1, "and the newline between parts"
+
+
+def test_the_order_of_images_matters() -> None:
+    with seeing() as engine:
+        one, other = alone(engine, show(RED, BLUE)), alone(engine, show(BLUE, RED))
+    assert one != other
+
+
+@pytest.mark.parametrize("options", [{}, {"n_batch": 8, "n_ubatch": 8}, {"n_parallel": 1}])
+def test_images_and_texts_side_by_side_get_what_each_gets_alone(options: dict[str, Any]) -> None:
+    chats = (show(RED), SAY, show(BLUE, GREEN), show(RED, text="and this?"), SAY)
+    with seeing(**options) as engine:
+        expected = [alone(engine, chat, length=20) for chat in chats]
+        for number, chat in enumerate(chats):
+            engine.submit(request(number, chat, length=20))
+        got = drain(engine)
+    assert [got[number].tokens for number in range(len(chats))] == expected
+
+
+def test_the_others_get_a_token_between_any_two_steps_of_an_image() -> None:
+    with seeing(n_parallel=2) as engine:
+        collected: dict[int, Collected] = {}
+        engine.submit(request(0, SAY, length=200))
+        collect(engine.step(), collected)
+        engine.submit(request(1, show(RED, BLUE, GREEN), length=4))
+        silent = 0
+        while engine.busy and 1 not in collected:
+            before = len(collected[0].tokens)
+            collect(engine.step(), collected)
+            silent = silent + 1 if len(collected[0].tokens) == before else 0
+            assert silent <= 1
+        drain(engine, collected)
+    assert len(collected[0].tokens) == 200
+
+
+# --- what is shared ---
+
+
+def test_an_image_that_comes_again_is_not_computed_again() -> None:
+    with seeing() as engine:
+        expected = alone(engine, show(RED, text="and now?"))
+        first, again, other_text = (
+            run(engine, show(RED)),
+            run(engine, show(RED)),
+            run(engine, show(RED, text="and now?")),
+        )
+    total = usage(first)[0]
+    assert usage(first)[1] == 0
+    assert usage(again)[1] == total - 1
+    assert usage(other_text)[1] > 16
+    assert again.tokens == first.tokens
+    assert other_text.tokens == expected
+
+
+def test_different_images_never_share_their_cells() -> None:
+    with seeing() as engine:
+        expected = alone(engine, show(BLUE))
+        run(engine, show(RED))
+        blue = run(engine, show(BLUE))
+        head = usage(run(engine, show(GREEN)))[1]
+    assert blue.tokens == expected
+    assert usage(blue)[1] == head, "what stands before the image, and nothing of it"
+    assert 0 < head < 32
+
+
+def test_requests_that_show_the_same_image_at_once_share_it() -> None:
+    with seeing() as engine:
+        expected = alone(engine, show(RED, BLUE))
+        for number in range(3):
+            engine.submit(request(number, show(RED, BLUE)))
+        got = drain(engine)
+    assert [got[number].tokens for number in range(3)] == [expected] * 3
+    assert [usage(got[number])[1] for number in range(3)] == [0, usage(got[0])[0] - 1, usage(got[0])[0] - 1]
+
+
+def test_an_image_that_was_half_computed_is_not_half_taken_over() -> None:
+    with seeing(n_batch=8, n_ubatch=8, n_parallel=1) as engine:
+        for steps in range(12):
+            chat = show(png((steps, 0, 200)))
+            expected = alone(engine, chat)
+            engine.submit(request(7, chat))
+            for _ in range(steps):
+                engine.step()
+            engine.cancel(7)
+            drain(engine)
+            assert run(engine, chat).tokens == expected
+
+
+def test_a_conversation_goes_on_after_its_image() -> None:
+    with seeing() as engine:
+        first = run(engine, show(RED))
+        more = (*show(RED), {"role": "assistant", "content": "a"}, {"role": "user", "content": "sure?"})
+        expected = alone(engine, more)
+        second = run(engine, more)
+    assert second.tokens == expected
+    assert usage(second)[1] >= usage(first)[0] - 12
+
+
+@pytest.mark.parametrize("cache_ram", [0, 64])
+def test_images_that_must_leave_the_cache_come_back(cache_ram: int) -> None:
+    chats = (show(RED, text="a" * 60), show(BLUE, text="b" * 60), show(GREEN, text="c" * 60))
+    with seeing(n_ctx=256, n_parallel=3, cache_ram=cache_ram) as engine:
+        expected = [alone(engine, chat, length=80) for chat in chats]
+        for number, chat in enumerate(chats):
+            engine.submit(request(number, chat, length=80))
+        got = drain(engine)
+        again = [run(engine, chat, length=80).tokens for chat in chats]
+    assert [got[number].tokens for number in range(3)] == expected
+    assert again == expected
+
+
+def test_samplers_that_look_back_see_tokens_only() -> None:
+    sampling = Sampling(temperature=0, repeat_penalty=1.3, repeat_last_n=-1, dry_multiplier=1.0)
+    with seeing() as engine:
+        assert len(run(engine, show(RED), sampling=sampling).tokens) == 12
+
+
+# --- parts that see each other ---
+
+
+def test_an_image_whose_parts_see_each_other_is_computed_at_once() -> None:
+    chats = (show(RED), SAY, show(BLUE, GREEN))
+    with seeing("gemma3-eye", n_parallel=3) as engine:
+        expected = [alone(engine, chat, length=20) for chat in chats]
+        for number, chat in enumerate(chats):
+            engine.submit(request(number, chat, length=20))
+        got = drain(engine)
+        assert usage(run(engine, show(RED)))[1] > 16
+        assert alone(engine, chats[1], length=20) == expected[1], "tokens see only what is before them, as ever"
+    assert [got[number].tokens for number in range(3)] == expected
+
+
+def test_it_does_not_depend_on_what_else_a_batch_could_hold() -> None:
+    outputs: list[list[int]] = []
+    for size in (16, 64):
+        with seeing("gemma3-eye", n_batch=size, n_ubatch=size) as engine:
+            outputs.append(alone(engine, show(RED)))
+    assert outputs[0] == outputs[1]
+
+
+def test_one_that_is_too_large_for_a_physical_batch_is_refused() -> None:
+    with seeing("gemma3-eye", n_batch=64, n_ubatch=15) as engine:
+        error = refusal(engine, show(RED))
+        assert error.code == "media_too_large"
+        assert "n_ubatch to 16" in str(error)
+        assert alone(engine, SAY)
+
+
+# --- the projector ---
+
+
+def test_embeddings_are_kept_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(projector, "_KEPT_BYTES", 3 * 16 * 64 * 4)
+    monkeypatch.setattr(projector, "_MOST_FILES", 2)
+    images = [png((shade, 0, 0)) for shade in range(0, 250, 25)]
+    with seeing() as engine:
+        expected = [alone(engine, show(image)) for image in images]
+        assert [alone(engine, show(image)) for image in reversed(images)] == expected[::-1]
+        assert [run(engine, show(image)).tokens for image in images] == expected
+
+
+def test_what_a_model_takes_in_is_reported() -> None:
+    engine = LlamaEngine()
+    assert engine.load(load_with(), lambda _: True).modalities == ("text", "image")
+    engine.unload()
+    assert engine.load(load_command("random"), lambda _: True).modalities == ("text",)
+    engine.unload()
+
+
+@pytest.mark.parametrize("other", ["random", "lora", "bert"])
+def test_a_file_that_is_no_projector_fails_the_load(other: str) -> None:
+    engine = LlamaEngine()
+    with pytest.raises(EngineError, match="cannot be loaded") as caught:
+        engine.load(load_with(other), lambda _: True)
+    assert caught.value.code == "projector_invalid"
+    engine.load(load_with(), lambda _: True)
+    engine.unload()
+
+
+def test_a_projector_of_another_model_or_a_damaged_one_fails_the_load(tmp_path: Any) -> None:
+    wrong, cut = tmp_path / "wrong.gguf", tmp_path / "cut.gguf"
+    write_mmproj(wrong, output=32)
+    cut.write_bytes(tiny_model("mmproj").read_bytes()[:-5000])
+    for path, reason in ((wrong, "mismatch"), (cut, "cannot be loaded"), (tmp_path / "gone", "does not exist")):
+        command = msgspec.structs.replace(load_command("random"), mmproj=str(path))
+        with pytest.raises(EngineError, match=reason):
+            LlamaEngine().load(command, lambda _: True)
+
+
+def test_loading_and_unloading_leaves_nothing_behind() -> None:
+    outputs: list[list[int]] = []
+    engine = LlamaEngine()
+    for _ in range(3):
+        engine.load(load_with(), lambda _: True)
+        outputs.append(alone(engine, show(RED)))
+        engine.unload()
+    assert outputs[0] == outputs[1] == outputs[2]
+
+
+# --- what is refused ---
+
+
+def refusal(engine: LlamaEngine, messages: Sequence[dict[str, Any]], **fields: Any) -> RequestError:
+    with pytest.raises(RequestError) as caught:
+        engine.submit(request(1, messages, **fields))
+    assert not engine.busy
+    return caught.value
+
+
+def test_a_model_without_a_projector_says_so() -> None:
+    engine = LlamaEngine()
+    engine.load(load_command("random"), lambda _: True)
+    error = refusal(engine, show(RED))
+    engine.unload()
+    assert error.code == "unsupported_content"
+    assert "mmproj" in str(error)
+
+
+def test_what_cannot_be_shown_is_its_callers_error() -> None:
+    with seeing() as engine:
+        expected = alone(engine, show(RED))
+        assert "damaged" in str(refusal(engine, show(RED[:60])))
+        assert "no format" in str(refusal(engine, show(b"not a picture")))
+        sound = {"type": "input_audio", "input_audio": {"data": "UklGRg==", "format": "wav"}}
+        assert "format" in str(refusal(engine, [{"role": "user", "content": [sound]}]))
+        assert refusal(engine, show(*[RED] * 33)).code == "invalid_media"
+        assert refusal(engine, show(RED, text="x" * 5000)).code == "context_length_exceeded"
+        assert alone(engine, show(RED)) == expected
+
+
+def test_a_text_cannot_pass_for_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("secrets.token_hex", lambda count: "0" * 2 * count)
+    marker = f"<__media_{'0' * 32}__>"
+    with seeing() as engine:
+        for text in ("<__media__>", "<image>"):
+            assert usage(run(engine, show(RED, text=text)))[0] > 16
+        assert refusal(engine, show(RED, text=f"look: {marker}")).code == "template_failed"
+        words = usage(run(engine, ({"role": "user", "content": f"look: {marker}"},)))[0]
+        assert words > len(marker), "the marker was spelled"
+
+
+def test_images_rule_out_context_shifts() -> None:
+    with seeing(n_ctx=256, context_shift=True, n_parallel=1) as engine:
+        got = run(engine, show(RED), length=-1)
+    assert got.reason == "length"
+    assert usage(got)[0] + len(got.tokens) == 256
