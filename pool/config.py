@@ -10,6 +10,7 @@ from llamaherd.pool.errors import BadRequest
 from llamaherd.transport.messages import Adapter, EngineOptions, Load, Unknown, decode, encode
 
 __all__ = [
+    "DEFAULT_DRAIN_TIMEOUT",
     "DEFAULT_STOP_TIMEOUT",
     "MAX_NAME_LENGTH",
     "MOST_SCALE",
@@ -25,6 +26,8 @@ __all__ = [
 
 #: Seconds between the exit command and the kill; the reference's default.
 DEFAULT_STOP_TIMEOUT: Final = 10.0
+#: Seconds that requests have to come to their end when a pool drains.
+DEFAULT_DRAIN_TIMEOUT: Final = 30.0
 #: Seconds without a sign of life after which a load is given up.
 DEFAULT_LOAD_STALL: Final = 300.0
 MAX_NAME_LENGTH: Final = 256

@@ -80,7 +80,7 @@ class Herd:
     """See the module's text. :class:`~llamaherd.pool.pool.Pool` is its public face and documents what callers may
     count on.
 
-    Implements :class:`~llamaherd.pool.schedule.Effects` and :class:`~llamaherd.pool.worker.Owner`.
+    Implements :class:`~llamaherd.pool.effects.Effects` and :class:`~llamaherd.pool.worker.Owner`.
     """
 
     def __init__(
@@ -263,7 +263,8 @@ class Herd:
 
     def status(self, entry: Entry) -> ModelStatus:
         """Return a model's public status."""
-        waiting = self.waiting(entry)
+        known = self._entries.get(entry.name) is entry  # or it was removed while somebody waited for its end
+        waiting = self.waiting(entry) if known else ()
         spec, worker, last = entry.spec, entry.worker, entry.last_end
         first = next((one for one in entry.replicas if one.worker is worker), entry.replicas[0])
         error = str(explain_broken(entry)) if entry.broken else None if last is None else str(last.error)
@@ -282,12 +283,12 @@ class Herd:
             exit_code=first.exit_code if last is None else last.exit_code,
             error=error,
             pid=None if worker is None else worker.pid,
-            in_flight=self._scheduler.in_flight(entry.name),
+            in_flight=self._scheduler.in_flight(entry.name) if known else 0,
             queued=len(waiting),
             waiting=waiting,
-            memory=self._scheduler.memory(entry.name),
+            memory=self._scheduler.memory(entry.name) if known else 0,
             slots=spec.options.n_parallel,
-            replicas=tuple(self._replica_status(replica) for replica in self._shown(entry)),
+            replicas=tuple(self._replica_status(replica) for replica in self._shown(entry)) if known else (),
         )
 
     @staticmethod

@@ -1,6 +1,7 @@
 """The Pool: what a program uses. It checks what callers say, and asks the herd."""
 
 import asyncio
+import contextlib
 import logging
 import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -12,7 +13,7 @@ import msgspec
 
 from llamaherd.pool.adapters import AdapterStatus, check_lora, describe, scales_of
 from llamaherd.pool.chat_params import ChatMessage, TemplateParams
-from llamaherd.pool.config import DEFAULT_STOP_TIMEOUT, BrokenModel, ModelSpec
+from llamaherd.pool.config import DEFAULT_DRAIN_TIMEOUT, DEFAULT_STOP_TIMEOUT, BrokenModel, ModelSpec
 from llamaherd.pool.downloads import Job
 from llamaherd.pool.embeddings import (
     Embedding,
@@ -174,6 +175,23 @@ class Pool:
             self._herd.kill_all()
             await asyncio.shield(self._closing)
             raise
+
+    async def drain(self, limit: float = DEFAULT_DRAIN_TIMEOUT) -> None:
+        """Refuse what is new, let what waits or runs come to its end, and close as :meth:`aclose` does, when nothing is
+        left or ``limit`` seconds have passed.
+
+        A cancelled call does not close; the pool goes on refusing.
+
+        Raises:
+            BadRequest: ``limit`` is no time.
+        """
+        if not 0 <= limit < float("inf"):
+            raise BadRequest("limit must be a finite number of seconds, 0 or more")
+        self._open = False
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit):
+                await self._herd.rest()
+        await self.aclose()
 
     # --- requests ---
 

@@ -1,8 +1,9 @@
 """Room for processes: places and bytes, what there is of them and what is taken."""
 
 from dataclasses import dataclass
+from typing import Final
 
-__all__ = ["Limits", "Room"]
+__all__ = ["Ledger", "Limits", "Room"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,3 +45,45 @@ class Room:
 
     def __sub__(self, other: "Room") -> "Room":
         return Room(self.places - other.places, self.memory - other.memory)
+
+
+class Ledger:
+    """What all processes take, and those of them that are told to stop.
+
+    With a memory budget, a process that is told to stop and whose bytes are known gives up its place at once, and its
+    bytes when it is gone. So the next one can start beside it, but only where both are known to fit.
+
+    Attributes:
+        used: What is taken now.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits: Final = limits
+        self.used = Room()
+        self._leaving = Room()
+        self._ghosts = 0
+
+    def count(self, memory: int, *, stopping: bool, sign: int) -> None:
+        """A process takes (1), or no longer takes (-1), so many bytes; 0 if nobody knows how many."""
+        ghost = stopping and self._limits.memory_budget > 0 and memory > 0
+        room = Room(0 if ghost else sign, sign * memory)
+        self.used += room
+        if stopping:
+            self._leaving += room
+            self._ghosts += sign * ghost
+
+    def need(self, memory: int) -> Room:
+        """Return what a start takes. What is not known may not start beside what is leaving."""
+        return Room(1 if memory else 1 + self._ghosts, memory)
+
+    def fits(self, need: Room) -> bool:
+        """Whether there is so much room now."""
+        return self._limits.allow(self.used + need)
+
+    def will_fit(self, need: Room) -> bool:
+        """Whether there is so much room once what is told to stop is gone."""
+        return self._limits.allow(self.after_exits(need))
+
+    def after_exits(self, need: Room) -> Room:
+        """Return what is taken once what is told to stop is gone, and something has started."""
+        return self.used - self._leaving + need

@@ -3,11 +3,14 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from llamaherd.pool.affinity import Prefixes
 
-__all__ = ["Instance", "Key", "Model", "Phase", "Waiting"]
+__all__ = ["AFFINITY_SLACK", "Instance", "Key", "Model", "Phase", "Waiting"]
+
+#: How many more requests than the least busy one an instance may have, and still be preferred for its prefix.
+AFFINITY_SLACK: Final = 2
 
 #: A model's name and the number of one of its replicas, from 0 on.
 Key: TypeAlias = tuple[str, int]
@@ -150,6 +153,22 @@ class Model:
     def drained(self) -> bool:
         """Whether any instance is drained for another model."""
         return any(instance.drained_for is not None for instance in self.instances)
+
+    @property
+    def lacks_slots(self) -> bool:
+        """Whether more wait than the instances that are awake or starting will take."""
+        awake = any(one.live and one.phase is not Phase.ASLEEP for one in self.instances)
+        return not awake or (self.slots > 0 and self.holding > self.coming and not self.drained)
+
+    def choose(self, waiting: Waiting) -> Instance | None:
+        """Return the instance that a request would go to now; None if it has to wait."""
+        able = [instance for instance in self.instances if instance.takes(waiting)]
+        if len(able) <= 1:
+            return able[0] if able else None
+        least = min(instance.in_flight for instance in able)
+        near = [instance for instance in able if instance.in_flight <= least + AFFINITY_SLACK]
+        # The first of equals, so that the later ones come to rest when there is less to do.
+        return max(near, key=lambda one: (one.prefixes.match(waiting.prefix), -one.in_flight, -one.index))
 
     def resize(self, replicas: int) -> None:
         """Have so many replicas from now on; places of absent ones beyond them go, the others are the caller's."""

@@ -30,46 +30,17 @@ A model has one process or several, its *instances*, numbered from 0 on. The rul
 """
 
 from collections.abc import Iterator
-from typing import Final, Protocol
+from typing import Final
 
-from llamaherd.pool.errors import RETRY_AFTER, PoolError, QueueFull
-from llamaherd.pool.room import Limits, Room
+from llamaherd.pool.effects import Effects
+from llamaherd.pool.errors import PoolError
+from llamaherd.pool.eviction import dispensable, drainable, hopeless
+from llamaherd.pool.line import Line
+from llamaherd.pool.room import Ledger, Limits, Room
 from llamaherd.pool.roster import Instance, Key, Model, Phase, Waiting
 from llamaherd.pool.threads import ThreadBudget
 
-__all__ = ["AFFINITY_SLACK", "Effects", "Limits", "Phase", "Scheduler"]
-
-#: How many more requests than the least busy one an instance may have, and still be preferred for its prefix.
-AFFINITY_SLACK: Final = 2
-_MIB: Final = 1024 * 1024
-
-
-class Effects(Protocol):
-    """What the scheduler decides. Implementations take note and return; they do not call back into the scheduler."""
-
-    def start(self, model: str, replica: int) -> None:
-        """Start a worker for the model. Answered by ``ready`` or ``exited``."""
-        ...
-
-    def wake(self, model: str, replica: int) -> None:
-        """Have a sleeping worker load its model again. Answered by ``ready`` or ``exited``."""
-        ...
-
-    def stop(self, model: str, replica: int) -> None:
-        """Stop a worker. Answered by ``exited``."""
-        ...
-
-    def grant(self, ticket: int, replica: int) -> None:
-        """Send the request to its model's worker. Answered by ``finish``, if it holds the model."""
-        ...
-
-    def reject(self, ticket: int, error: PoolError) -> None:
-        """End a request that was never granted."""
-        ...
-
-    def threads(self, model: str, replica: int, n: int) -> None:
-        """Tell a worker how many threads to compute with."""
-        ...
+__all__ = ["Limits", "Phase", "Scheduler"]
 
 
 class Scheduler:
@@ -79,27 +50,21 @@ class Scheduler:
         self._effects: Final = effects
         self._limits: Final = limits or Limits()
         self._models: dict[str, Model] = {}
-        self._waiting: dict[int, Waiting] = {}
+        self._line: Final = Line(self._limits)
+        self._ledger: Final = Ledger(self._limits)
         self._granted: dict[int, Instance] = {}
-        #: What events look at instead of at all models: those that someone waits for, the instances that are busy,
-        #: those that are drained, and those that retire.
-        self._wanted: dict[str, Model] = {}
+        #: What events look at instead of at all instances: those that are busy, that are drained, and that retire.
         self._busy: dict[Key, None] = {}
         self._drained: dict[Key, Instance] = {}
         self._retiring: dict[Key, Instance] = {}
-        #: Taken by all processes, and by those of them that are told to stop; and how many of these gave up their
-        #: places already.
-        self._used = Room()
-        self._leaving = Room()
-        self._ghosts = 0
         self._clock = 0
         self._budget: ThreadBudget[Key] = ThreadBudget(self._limits.cores)
 
     def __repr__(self) -> str:
         return (
-            f"<Scheduler [Models: {self._used.places} of {self._limits.models_max or 'any'} running, "
+            f"<Scheduler [Models: {self._ledger.used.places} of {self._limits.models_max or 'any'} running, "
             f"{len(self._busy)} busy"
-            f" | Requests: {len(self._granted)} granted, {len(self._waiting)} waiting]>"
+            f" | Requests: {len(self._granted)} granted, {len(self._line)} waiting]>"
         )
 
     # --- what may be read ---
@@ -219,21 +184,19 @@ class Scheduler:
         """
         entry = self._models[model]
         waiting = Waiting(ticket, entry, priority, holds, prefix)
-        if entry.waiting or self._choose(waiting) is None:
-            refusal = self._refusal(entry)
+        if entry.waiting or entry.choose(waiting) is None:
+            refusal = self._line.refusal(entry)
             if refusal is not None:
                 self._effects.reject(ticket, refusal)
                 return
-        self._waiting[ticket] = waiting
-        entry.put(waiting)
-        self._wanted[model] = entry
+        self._line.put(waiting)
         self._decide()
 
     def cancel(self, ticket: int) -> bool:
         """The caller of a waiting request has left. Returns False, and does nothing, if it is not waiting (any
         more).
         """
-        if self._take_waiting(ticket) is None:
+        if self._line.take(ticket) is None:
             return False
         self._decide()
         return True
@@ -339,7 +302,7 @@ class Scheduler:
         for instance in [one for one in self._retiring.values() if not one.in_flight]:
             self._stop(instance)
         self._grant_ready()
-        if self._waiting:
+        if len(self._line):
             self._wake_sleepers()
             self._make_way()
             if self._drained:
@@ -352,11 +315,11 @@ class Scheduler:
 
     def _grant_ready(self) -> None:
         """Grant what waits where there are free slots, and count whom that overtakes."""
-        hungry = [model for model in self._wanted.values() if model.hungry]
-        for model in list(self._wanted.values()):
+        hungry = self._line.hungry
+        for model in list(self._line.wanted.values()):
             while model.waiting:
                 head = model.head
-                instance = self._choose(head)
+                instance = model.choose(head)
                 if instance is None:
                     break
                 self._grant(head, instance)
@@ -364,18 +327,8 @@ class Scheduler:
                     for other in hungry:
                         other.overtaken += 1
 
-    def _choose(self, waiting: Waiting) -> Instance | None:
-        """Return the instance that a request would go to now; None if it has to wait. Rule 2."""
-        able = [instance for instance in waiting.model.instances if instance.takes(waiting)]
-        if len(able) <= 1:
-            return able[0] if able else None
-        least = min(instance.in_flight for instance in able)
-        near = [instance for instance in able if instance.in_flight <= least + AFFINITY_SLACK]
-        # The first of equals, so that the later ones come to rest when there is less to do.
-        return max(near, key=lambda one: (one.prefixes.match(waiting.prefix), -one.in_flight, -one.index))
-
     def _grant(self, waiting: Waiting, instance: Instance) -> None:
-        self._take_waiting(waiting.ticket)
+        self._line.take(waiting.ticket)
         self._touch(instance)
         waiting.model.overtaken = 0
         if waiting.holds:
@@ -388,29 +341,23 @@ class Scheduler:
 
     def _wake_sleepers(self) -> None:
         """Wake as many of the sleeping instances as those who wait need."""
-        for model in self._wanted.values():
+        for model in self._line.wanted.values():
             for instance in model.instances:
-                if instance.phase is Phase.ASLEEP and not instance.retiring and self._lacks_slots(model):
+                if instance.phase is Phase.ASLEEP and not instance.retiring and model.lacks_slots:
                     instance.phase = Phase.STARTING
                     self._effects.wake(model.name, instance.index)
-
-    @staticmethod
-    def _lacks_slots(model: Model) -> bool:
-        """Whether more wait than the instances that are awake or starting will take."""
-        awake = any(one.live and one.phase is not Phase.ASLEEP for one in model.instances)
-        return not awake or (model.slots > 0 and model.holding > model.coming and not model.drained)
 
     def _make_way(self) -> None:
         """Start what is needed, as far as there is room or room can be made."""
         promised = Room()
         for model in self._hungry_in_turn():
-            need = promised + self._need(model)
-            refusal = self._hopeless(model)
+            need = promised + self._ledger.need(model.memory)
+            refusal = hopeless(model, self._models.values(), self._limits)
             if refusal is not None:
                 self._reject_waiting(model, refusal)
-            elif self._limits.allow(self._used + need):
+            elif self._ledger.fits(need):
                 self._start(model)
-            elif self._limits.allow(self._used - self._leaving + need) or self._make_room(need):
+            elif self._ledger.will_fit(need) or self._make_room(need):
                 promised = need  # its room comes with the exits of what was stopped
             elif model.overtaken >= self._limits.max_overtakes:
                 self._drain_for(model)
@@ -418,25 +365,21 @@ class Scheduler:
 
     def _grow(self) -> None:
         """Start further replicas where too many wait, as far as there is room to spare. Rule 6."""
-        if any(model.hungry for model in self._wanted.values()):
+        if self._line.hungry:
             return
-        for model in list(self._wanted.values()):
+        for model in list(self._line.wanted.values()):
             while (
                 model.replicas > 1
                 and not model.stunted
-                and self._lacks_slots(model)
+                and model.lacks_slots
                 and model.startable is not None
-                and self._limits.allow(self._used + self._need(model))
+                and self._ledger.fits(self._ledger.need(model.memory))
             ):
                 self._start(model)
 
-    def _need(self, model: Model) -> Room:
-        """Return what a start of the model takes. Beside a process that is leaving, only what is known may start."""
-        return Room(1 if model.memory else 1 + self._ghosts, model.memory)
-
     def _hungry_in_turn(self) -> Iterator[Model]:
         """Yield the models that wait for a process, in the order in which they get room."""
-        hungry = [model for model in self._wanted.values() if model.hungry]
+        hungry = self._line.hungry
         yield from sorted(hungry, key=self._turn) if len(hungry) > 1 else hungry
 
     def _turn(self, model: Model) -> tuple[bool, int, int]:
@@ -456,8 +399,8 @@ class Scheduler:
 
     def _make_room(self, need: Room) -> bool:
         """Stop idle instances, as many as it takes; none if all of them do not do. Rule 4."""
-        idle = self._dispensable()
-        left = self._used - self._leaving + need
+        idle = dispensable(self._models.values())
+        left = self._ledger.after_exits(need)
         for count, instance in enumerate(idle, start=1):
             left -= Room(1, instance.memory)
             if self._limits.allow(left):
@@ -465,21 +408,6 @@ class Scheduler:
                     self._stop(victim)
                 return True
         return False
-
-    def _dispensable(self) -> list[Instance]:
-        """Return the instances that may be stopped for room, in the order in which they go."""
-        found: list[tuple[bool, bool, int, Instance]] = []
-        for model in self._models.values():
-            live = sum(instance.live for instance in model.instances)
-            idle = [one for one in model.instances if one.phase in (Phase.READY, Phase.ASLEEP) and not one.in_flight]
-            for instance in sorted(idle, key=lambda one: one.last_used):
-                last = live <= 1
-                if (model.waiting and instance.drained_for is None) or (last and model.pinned) or instance.retiring:
-                    continue
-                live -= 1
-                found.append((instance.drained_for is None, last, instance.last_used, instance))
-        found.sort(key=lambda entry: entry[:3])
-        return [instance for *_, instance in found]
 
     def _stop(self, instance: Instance) -> None:
         self._release(instance)
@@ -499,40 +427,17 @@ class Scheduler:
         """Stop something idle for a model whose load found too little memory. Rule 10."""
         if not model.waiting or model.live or model.second_try:
             return False
-        victim = next(iter(self._dispensable()), None)
+        victim = next(iter(dispensable(self._models.values())), None)
         if victim is None:
             return False
         self._stop(victim)
         model.second_try, model.victim = True, victim
         return True
 
-    def _hopeless(self, model: Model) -> QueueFull | None:
-        """Return why a model can never start: it is too large, or what is pinned leaves no room; None if it can."""
-        room = Room(1, model.memory)
-        if not self._limits.allow(room):
-            return _too_large(model.name, model.memory, self._limits.memory_budget)
-        held = room
-        for other in self._models.values():
-            if other.pinned:
-                held += max((Room(1, one.memory) for one in other.instances if one.live), default=Room(), key=_memory)
-        return None if self._limits.allow(held) else _no_room(model.name)
-
     # --- draining ---
 
     def _drain_for(self, wanted: Model) -> None:
-        ready = [
-            instance
-            for model in self._models.values()
-            if not model.pinned
-            for instance in model.instances
-            if instance.phase is Phase.READY and not instance.retiring
-        ]
-        drained = sum(instance.drained_for is wanted for instance in ready)
-        candidates = sorted(
-            (instance for instance in ready if instance.drained_for is None),
-            key=lambda instance: (instance.in_flight, instance.last_used),
-        )
-        for instance in candidates[: wanted.overtaken // self._limits.max_overtakes - drained]:
+        for instance in drainable(self._models.values(), wanted, self._limits.max_overtakes):
             instance.drained_for = wanted
             self._drained[instance.key] = instance
 
@@ -548,31 +453,9 @@ class Scheduler:
 
     # --- bookkeeping ---
 
-    def _refusal(self, model: Model) -> QueueFull | None:
-        limits = self._limits
-        if limits.queue_max_per_model and model.waiting >= limits.queue_max_per_model:
-            text = f"{model.waiting} requests wait for model {model.name!r} already, and the limit is"
-            return QueueFull(
-                f"{text} {limits.queue_max_per_model}", code="queue_full", retry=True, retry_after=RETRY_AFTER
-            )
-        if limits.queue_max and len(self._waiting) >= limits.queue_max:
-            text = f"{len(self._waiting)} requests wait already, and the limit is {limits.queue_max}"
-            return QueueFull(text, code="queue_full", retry=True, retry_after=RETRY_AFTER)
-        return None
-
-    def _take_waiting(self, ticket: int) -> Waiting | None:
-        waiting = self._waiting.pop(ticket, None)
-        if waiting is not None:
-            model = waiting.model
-            model.remove(waiting)
-            if not model.waiting:
-                model.overtaken = 0
-                del self._wanted[model.name]
-        return waiting
-
     def _reject_waiting(self, model: Model, error: PoolError) -> None:
         for waiting in list(model.in_turn()):
-            self._take_waiting(waiting.ticket)
+            self._line.take(waiting.ticket)
             self._effects.reject(waiting.ticket, error)
 
     def _forget_granted(self, instance: Instance) -> None:
@@ -588,30 +471,9 @@ class Scheduler:
         self._count(instance, +1)
 
     def _count(self, instance: Instance, sign: int) -> None:
-        """Count what an instance takes, or (with -1) took. Rule 3."""
-        if instance.phase is Phase.ABSENT:
-            return
-        memory = instance.memory
-        ghost = instance.phase is Phase.STOPPING and self._limits.memory_budget > 0 and memory > 0
-        room = Room(0 if ghost else sign, sign * memory)
-        self._used += room
-        if instance.phase is Phase.STOPPING:
-            self._leaving += room
-            self._ghosts += sign * ghost
+        if instance.phase is not Phase.ABSENT:
+            self._ledger.count(instance.memory, stopping=instance.phase is Phase.STOPPING, sign=sign)
 
     def _touch(self, instance: Instance) -> None:
         self._clock += 1
         instance.last_used = self._clock
-
-
-def _memory(room: Room) -> int:
-    return room.memory
-
-
-def _no_room(model: str) -> QueueFull:
-    return QueueFull(f"model {model!r} cannot be loaded: what pinned models hold leaves no room for it", code="no_room")
-
-
-def _too_large(model: str, memory: int, budget: int) -> QueueFull:
-    figures = f"it needs about {memory // _MIB} MiB, and the memory budget is {budget // _MIB} MiB"
-    return QueueFull(f"model {model!r} cannot be loaded: {figures}", code="too_large")

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, Self, Unpack, cast, overload
 
 from llamaherd.pool.adapters import AdapterStatus
 from llamaherd.pool.chat_params import ChatMessage, TemplateParams
-from llamaherd.pool.config import DEFAULT_STOP_TIMEOUT, BrokenModel, ModelSpec
+from llamaherd.pool.config import DEFAULT_DRAIN_TIMEOUT, DEFAULT_STOP_TIMEOUT, BrokenModel, ModelSpec
 from llamaherd.pool.embeddings import Embeddings, Ranking
 from llamaherd.pool.errors import BadRequest, PoolClosed, PoolError
 from llamaherd.pool.generation import Completion, Generation
@@ -101,6 +101,13 @@ class SyncPool:
         """
         self._opened = True
         self._loop.close()
+
+    def drain(self, limit: float = DEFAULT_DRAIN_TIMEOUT) -> None:
+        """Let what waits or runs come to its end within so many seconds, and stop all workers; see ``Pool.drain``.
+
+        Answers that are not read yet can be read until :meth:`close`.
+        """
+        self._loop.wait(lambda: self._pool.drain(limit))
 
     def __enter__(self) -> Self:
         return self.open()

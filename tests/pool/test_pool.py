@@ -389,6 +389,52 @@ def test_wrong_limits_and_unknown_transports_are_refused() -> None:
         Herd(transport="carrier pigeon")
 
 
+def test_a_pool_that_drains_finishes_what_it_has_and_refuses_what_is_new(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+
+    async def scene() -> None:
+        async with Herd([fake("m", n_parallel=1, step_gate=str(gate), gate_at=1)]) as pool:
+            running, waiting = pool.complete("m", "one two"), pool.complete("m", "three four")
+            assert (await anext(running)).text == "one"
+            draining = asyncio.ensure_future(pool.drain())
+            await asyncio.sleep(0)
+            with pytest.raises(PoolClosed):
+                pool.complete("m", "hello")
+            gate.touch()
+            assert [piece.text async for piece in running] == [" two", ""]
+            assert (await waiting.collect()).text == "three four"
+            await draining
+            assert pool.status("m").state is State.UNLOADED
+
+    run(scene())
+
+
+def test_a_pool_that_drains_waits_no_longer_than_it_is_told() -> None:
+    async def scene() -> None:
+        async with Herd([fake("m", pieces=("x",), repeat=10**6, step_seconds=0.001)]) as pool:
+            running = pool.complete("m", "go")
+            await anext(running)
+            with pytest.raises(BadRequest, match="limit"):
+                await pool.drain(-1.0)
+            await pool.drain(0.05)
+            assert pool.status("m").pid is None
+            with pytest.raises(PoolClosed):
+                async for _ in running:
+                    pass
+
+    run(scene())
+
+
+def test_a_pool_without_requests_drains_at_once() -> None:
+    async def scene() -> None:
+        async with Herd([fake("m")]) as pool:
+            await pool.load("m")
+            await pool.drain(3600)
+            assert pool.status("m").pid is None
+
+    run(scene())
+
+
 def test_a_closed_pool_refuses_and_fails_what_it_held() -> None:
     async def scene() -> None:
         pool = Herd([fake("m", pieces=("x",), repeat=10**6, step_seconds=0.001), fake("other")], models_max=1)

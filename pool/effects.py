@@ -1,0 +1,35 @@
+"""What the scheduler may have done: the interface between deciding and doing."""
+
+from typing import Protocol
+
+from llamaherd.pool.errors import PoolError
+
+__all__ = ["Effects"]
+
+
+class Effects(Protocol):
+    """What the scheduler decides. Implementations take note and return; they do not call back into the scheduler."""
+
+    def start(self, model: str, replica: int) -> None:
+        """Start a worker for the model. Answered by ``ready`` or ``exited``."""
+        ...
+
+    def wake(self, model: str, replica: int) -> None:
+        """Have a sleeping worker load its model again. Answered by ``ready`` or ``exited``."""
+        ...
+
+    def stop(self, model: str, replica: int) -> None:
+        """Stop a worker. Answered by ``exited``."""
+        ...
+
+    def grant(self, ticket: int, replica: int) -> None:
+        """Send the request to its model's worker. Answered by ``finish``, if it holds the model."""
+        ...
+
+    def reject(self, ticket: int, error: PoolError) -> None:
+        """End a request that was never granted."""
+        ...
+
+    def threads(self, model: str, replica: int, n: int) -> None:
+        """Tell a worker how many threads to compute with."""
+        ...
