@@ -145,7 +145,8 @@ class Generation(AsyncIterator[Piece]):
         """Add what one decode step brought. Called by the pool."""
         if self._ended:
             return
-        if len(self._pieces) >= MAX_WAITING_PIECES:
+        # What follows a surplus belongs behind it, however much was read meanwhile.
+        if self._surplus or len(self._pieces) >= MAX_WAITING_PIECES:
             self._surplus.append(delta)
             if len(self._surplus) >= MAX_SURPLUS:
                 self._surplus = [self._joined()]

@@ -40,6 +40,26 @@ def test_pieces_come_in_order_and_the_last_has_the_reason() -> None:
     run(scene())
 
 
+@given(st.lists(st.tuples(st.integers(0, 200), st.integers(0, 100)), max_size=12))
+def test_a_reader_at_any_pace_gets_every_piece_in_its_order(turns: list[tuple[int, int]]) -> None:
+    async def scene() -> None:
+        generation = Caller().generation
+        written: list[str] = []
+        read: list[str] = []
+        for feeds, reads in turns:
+            for _ in range(feeds):
+                written.append(f"{len(written)} ")
+                generation.feed(Delta(1, written[-1]))
+            for _ in range(reads):
+                if len("".join(read)) < len("".join(written)):
+                    read.append((await anext(generation)).text)
+        generation.finish(DONE)
+        read += [piece.text async for piece in generation]
+        assert "".join(read) == "".join(written)
+
+    run(scene())
+
+
 def test_a_waiting_reader_is_woken() -> None:
     async def scene() -> None:
         caller = Caller()
