@@ -8,6 +8,7 @@ from llamaherd.pool.child.calls_tagged import kinds_of
 from llamaherd.pool.child.conversation import describe_tools, text_of, with_instruction
 from llamaherd.pool.child.dialect import Dialect, dialect_of
 from llamaherd.pool.child.engine import RequestError
+from llamaherd.pool.child.harmony import HARMONY, HarmonyReply, is_harmony, opened_message
 from llamaherd.pool.child.reply import Reply
 from llamaherd.pool.child.template import ChatTemplate
 from llamaherd.pool.child.thinking import Tags, tags_of
@@ -66,51 +67,49 @@ class Chats:
 
     def turn(self, messages: Messages, variables: Mapping[str, Any], options: ChatOptions | None) -> Turn:
         """Return the prompt of a conversation, and what reads the answer. Raises RequestError."""
-        options = options or ChatOptions()
-        template = self._for_tools if options.tools else self._default
-        continuation = self._continuation(messages, options)
+        plan = self._plan(options or ChatOptions())
+        template, options = plan.template, plan.options
         variables = {
             "add_generation_prompt": options.add_generation_prompt,
             **self._options.template_kwargs,
             **variables,
         }
+        if plan.takes_tools:
+            variables["tools"] = list(options.tools)
+        elif plan.calling:
+            instruction = describe_tools(options.tools, choice=options.tool_choice, parallel=plan.parallel)
+            messages = with_instruction(messages, instruction)
+        continuation = self._continuation(messages, options)
+        part = ""
+        if continuation:
+            prompt, part = _continued(template, messages, variables, plan.tags, continuation)
+        else:
+            prompt = template.render(messages, variables)
+        controls = self._controls_of(plan.tags, plan.dialect)
+        return Turn(prompt, _reply(plan, prompt, part, frozenset(controls)), frozenset(controls.values()))
+
+    def _plan(self, options: ChatOptions) -> "_Plan":
+        template = self._for_tools if options.tools else self._default
         calling = bool(options.tools) and options.tool_choice != "none"
         takes_tools = bool(options.tools) and template.traits.takes_tools
-        if takes_tools:
-            variables["tools"] = list(options.tools)
         parallel = options.parallel_tool_calls
         if calling and parallel is None:
             parallel = template.traits.takes_parallel_calls or not takes_tools
-        if calling and not takes_tools:
-            instruction = describe_tools(options.tools, choice=options.tool_choice, parallel=bool(parallel))
-            messages = with_instruction(messages, instruction)
-        tags = tags_of(template.source)
-        if continuation:
-            prompt, reasoning = _continued(template, messages, variables, tags, continuation)
-        else:
-            prompt, reasoning = template.render(messages, variables), None
-        dialect = dialect_of(template.source, takes_tools=takes_tools) if calling else None
-        opened = reasoning if reasoning is not None else tags is not None and tags.opened_by(prompt)
-        # What continues content has its reasoning behind it.
-        split = (
-            None
-            if (options.reasoning_format or self._options.reasoning_format) == "none" or reasoning is False
-            else tags
+        dialect = None
+        if is_harmony(template.source):
+            dialect = HARMONY
+        elif calling:
+            dialect = dialect_of(template.source, takes_tools=takes_tools)
+        return _Plan(
+            template=template,
+            options=options,
+            calling=calling,
+            takes_tools=takes_tools,
+            parallel=bool(parallel),
+            dialect=dialect,
+            tags=tags_of(template.source),
+            split=(options.reasoning_format or self._options.reasoning_format) != "none",
         )
-        controls = self._controls_of(tags, dialect)
-        reply = None
-        if dialect is not None or split is not None:
-            reply = Reply(
-                tags=split,
-                opened=opened,
-                continued=bool(reasoning),
-                dialect=dialect,
-                calls=_calls(options, dialect),
-                kinds=kinds_of(options.tools),
-                parallel=bool(parallel),
-                silent=frozenset(controls),
-            )
-        return Turn(prompt, reply, frozenset(controls.values()))
 
     def _continuation(self, messages: Messages, options: ChatOptions) -> str:
         """Return which part of the last message is continued; empty for none."""
@@ -138,17 +137,65 @@ class Chats:
         return tokens[0] if len(tokens) == 1 and not self._vocab.piece(tokens[0]) else None
 
 
-def _calls(options: ChatOptions, dialect: Dialect | None) -> Calls | None:
-    if dialect is None:
+class _Plan(NamedTuple):
+    """What a request comes to before its messages are looked at.
+
+    Attributes:
+        calling: Whether the answer may hold calls.
+        takes_tools: Whether the template tells of the tools.
+        split: Whether reasoning is told apart.
+    """
+
+    template: ChatTemplate
+    options: ChatOptions
+    calling: bool
+    takes_tools: bool
+    parallel: bool
+    dialect: Dialect | None
+    tags: Tags | None
+    split: bool
+
+    @property
+    def names(self) -> list[str]:
+        """The functions that may be called."""
+        if not self.calling:
+            return []
+        return (
+            [self.options.tool_name]
+            if self.options.tool_name
+            else [tool["function"]["name"] for tool in self.options.tools]
+        )
+
+
+def _reply(plan: _Plan, prompt: str, part: str, silent: frozenset[str]) -> Reply | None:
+    """Return what reads the answer to a prompt that continues a part of a message, or none; None for plain content."""
+    dialect = plan.dialect
+    calls = Calls(plan.names, dialect.new_id) if dialect is not None else None
+    if dialect is HARMONY:
+        within = {"reasoning": "analysis", "content": "final"}.get(part, "")
+        return HarmonyReply(
+            split=plan.split, within=within, continued=part == "reasoning", calls=calls, parallel=plan.parallel
+        )
+    # What continues content has its reasoning behind it.
+    tags = plan.tags if plan.split and part != "content" else None
+    if dialect is None and tags is None:
         return None
-    names = [tool["function"]["name"] for tool in options.tools]
-    return Calls([options.tool_name] if options.tool_name else names, dialect.new_id)
+    return Reply(
+        tags=tags,
+        opened=part == "reasoning" or (tags is not None and tags.opened_by(prompt)),
+        continued=part == "reasoning",
+        dialect=dialect,
+        calls=calls,
+        kinds=kinds_of(plan.options.tools),
+        parallel=plan.parallel,
+        silent=silent,
+    )
 
 
 def _continued(
     template: ChatTemplate, messages: Messages, variables: Mapping[str, Any], tags: Tags | None, part: str
-) -> tuple[str, bool]:
-    """Return the prompt that ends within the last message, and whether it ends in its reasoning.
+) -> tuple[str, str]:
+    """Return the prompt that ends within the last message, and in which part of it.
 
     As the reference does it: the turn is opened as for a new answer, what that opens of reasoning is replaced by the
     message's own, and its content follows.
@@ -156,24 +203,27 @@ def _continued(
     *before, last = messages
     content, reasoning = text_of(last.get("content")), last.get("reasoning_content")
     reasoning = reasoning if isinstance(reasoning, str) else ""
+    harmony = is_harmony(template.source)
     if last.get("tool_calls"):
         raise RequestError("an assistant message that contains tool calls cannot be continued")
-    in_reasoning = part == "reasoning" or (part == "auto" and bool(reasoning) and not content)
-    if in_reasoning and tags is None:
+    if part == "auto":
+        part = "reasoning" if reasoning and not content else "content"
+    if part == "reasoning" and tags is None and not harmony:
         raise RequestError("this model's chat template has no reasoning to continue")
     closed = template.render(before, {**variables, "add_generation_prompt": False}) if before else ""
+    if harmony:
+        return closed + opened_message(reasoning, content if part == "content" else None), part
     prompt = template.render(before, {**variables, "add_generation_prompt": True})
     if tags is not None:
         start, end = template.traits.reasoning_frame(tags.start, tags.end) or (
             f"{tags.start}\n",
             f"\n{tags.end}\n\n",
         )
-        shared = _shared_length(closed, prompt)
-        cut = prompt.find(tags.start, shared)
+        cut = prompt.find(tags.start, _shared_length(closed, prompt))
         prompt = (prompt[:cut] if cut >= 0 else prompt) + start + reasoning
-        if not in_reasoning:
+        if part == "content":
             prompt += end
-    return prompt if in_reasoning else prompt + content, in_reasoning
+    return prompt + content if part == "content" else prompt, part
 
 
 def _shared_length(one: str, other: str) -> int:

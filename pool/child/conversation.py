@@ -22,16 +22,21 @@ _CHOICE: Final = {
 }
 
 
-def prepared(messages: Sequence[Mapping[str, Any]], traits: Traits, *, has_developer: bool) -> list[Message]:
+def prepared(messages: Sequence[Mapping[str, Any]], traits: Traits, *, harmony: bool = False) -> list[Message]:
     """Return messages as a template with these traits wants them. Raises RequestError.
 
     Args:
-        has_developer: Whether the template knows the role ``developer``.
+        harmony: Whether the template speaks OpenAI's harmony format, in which ``developer`` is a role of its own and
+            reasoning is called ``thinking``.
     """
     result = [_plain(message) for message in messages]
     for message in result:
-        if message["role"] == "developer" and not has_developer:
+        if message["role"] == "developer" and not harmony:
             message["role"] = "system"
+        if harmony and message.get("reasoning_content"):
+            message["thinking"] = message["reasoning_content"]
+            if message.get("tool_calls"):
+                message["content"] = ""
     if any(message.get("tool_calls") or message["role"] == "tool" for message in result):
         result = _with_arguments(result, traits) if traits.takes_calls else _calls_as_text(result)
     if result and result[0]["role"] == "system" and not traits.takes_system:

@@ -31,8 +31,8 @@ _MOST_SOURCE: Final = 1_000_000
 #: Time for one prompt, and for one of the questions that find out what a template can do.
 _SECONDS: Final = 5.0
 _PROBE_SECONDS: Final = 1.0
-#: Templates of models that know the role ``developer`` speak of channels.
-_DEVELOPER: Final = "<|channel|>"
+#: Templates of models that know the role ``developer``, and call reasoning ``thinking``, speak of channels.
+_CHANNEL: Final = "<|channel|>"
 #: What switches off that old reasoning is kept in the prompt, or on; every family has its own word for it.
 _FORGET_REASONING: Final = ("clear_thinking", "truncate_history_thinking", "drop_thinking")
 _ERROR_LIMIT: Final = 500
@@ -67,7 +67,7 @@ class ChatTemplate:
             RequestError: ``template_invalid`` when it does not compile, ``template_failed`` when it refused the
                 messages or went out of bounds, ``unsupported_content`` for parts that are not text.
         """
-        return self.run(prepared(messages, self.traits, has_developer=_DEVELOPER in self.source), variables)
+        return self.run(prepared(messages, self.traits, harmony=_CHANNEL in self.source), variables)
 
     @cached_property
     def traits(self) -> Traits:

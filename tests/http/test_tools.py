@@ -17,6 +17,7 @@ from chat_templates import (
     DEEPSEEK,
     GEMMA4,
     GEMMA_PLAIN,
+    HARMONY,
     HERMES,
     LLAMA3,
     MISTRAL,
@@ -108,6 +109,12 @@ FAMILIES: Final = {
         ),
         ("<|START_THINKING|>", "<|END_THINKING|>", "<|START_ACTION|>", "<|END_ACTION|>"),
         reasoning="Hm.",
+    ),
+    "gpt-oss": Family(
+        HARMONY,
+        ("▁to=functions.get_weather", "<|channel|>", "commentary▁json", "<|message|>", '{"city":', '▁"Paris"}'),
+        ("<|channel|>", "<|message|>", "<|start|>", "<|end|>", "<|call|>", "<|constrain|>"),
+        ("t",),
     ),
     "deepseek": Family(
         DEEPSEEK,

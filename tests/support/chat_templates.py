@@ -12,6 +12,7 @@ __all__ = [
     "DEEPSEEK",
     "GEMMA4",
     "GEMMA_PLAIN",
+    "HARMONY",
     "HERMES",
     "LLAMA3",
     "MISTRAL",
@@ -143,6 +144,18 @@ DEEPSEEK: Final = (
     "{{ call.function.name }}<｜tool▁sep｜>{{ call.function.arguments }}<｜tool▁call▁end｜>{% endfor %}"
     "<｜tool▁calls▁end｜>{% else %}<{{ m.role }}>{{ m.content }}\n{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<assistant>\n</think>{% endif %}"
+)
+
+#: gpt-oss: a channel for each part of an answer, the recipient of a call in its header.
+HARMONY: Final = (
+    "{% if tools %}<|start|>developer<|message|>{% for tool in tools %}type {{ tool.function.name }} = "
+    "{{ tool.function.parameters | tojson }}\n{% endfor %}<|end|>{% endif %}{% for m in messages %}"
+    "{% if m.role == 'assistant' %}{% if m.thinking %}<|start|>assistant<|channel|>analysis<|message|>{{ m.thinking }}"
+    "<|end|>{% endif %}{% if m.tool_calls %}<|start|>assistant to=functions.{{ m.tool_calls[0].function.name }}"
+    "<|channel|>commentary json<|message|>{{ m.tool_calls[0].function.arguments | tojson }}<|call|>"
+    "{% else %}<|start|>assistant<|channel|>final<|message|>{{ m.content }}<|end|>{% endif %}"
+    "{% else %}<|start|>{{ m.role }}<|message|>{{ m.content }}<|end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant{% endif %}"
 )
 
 #: By the name of the dialect that must be found in each.

@@ -10,6 +10,7 @@ from chat_templates import (
     ALWAYS_THINKS,
     DEEPSEEK,
     GEMMA_PLAIN,
+    HARMONY,
     HERMES,
     LLAMA3,
     MISTRAL,
@@ -218,6 +219,26 @@ def test_the_format_none_leaves_reasoning_where_it_is(vocab: Vocab) -> None:
 def test_preserve_reasoning_is_said_in_the_templates_words(vocab: Vocab) -> None:
     source = "{{ clear_thinking }}{{ preserve_thinking }}"
     assert prompt(vocab, source, USER, preserve_reasoning=True) == "FalseTrue"
+
+
+def test_gpt_oss_gets_reasoning_in_its_own_words(vocab: Vocab) -> None:
+    called = {**CALLED, "reasoning_content": "Hm."}
+    text = prompt(vocab, HARMONY, USER, called, RESULT, options=TOOLS)
+    assert "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant to=functions.get_weather" in text
+    read = turn(vocab, HARMONY, USER)
+    assert said(read, "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Yes.") == (
+        "Yes.",
+        "Hm.",
+    )
+
+
+def test_gpt_oss_goes_on_in_the_right_channel(vocab: Vocab) -> None:
+    content = continued(vocab, HARMONY, {**BEGUN, "reasoning_content": "Hm."})
+    assert content.prompt.endswith("analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>It is")
+    assert said(content, " noon.") == (" noon.", "")
+    thought = continued(vocab, HARMONY, {"role": "assistant", "content": "", "reasoning_content": "Let me"})
+    assert thought.prompt.endswith("<|start|>assistant<|channel|>analysis<|message|>Let me")
+    assert said(thought, " see.") == ("", " see.")
 
 
 # --- what is continued ------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from chat_templates import TEMPLATES
 from llamaherd.pool.child.calls import Calls
 from llamaherd.pool.child.dialect import GENERIC, PLAIN, Dialect, dialect_of
+from llamaherd.pool.child.harmony import HarmonyReply
 from llamaherd.pool.child.reply import Reply
 from llamaherd.pool.child.thinking import Tags
 
@@ -40,7 +41,10 @@ def a_reply(dialect: str | Dialect | None, **more: Any) -> Reply:
 
 
 def read(pieces: Sequence[str], dialect: str | None, **more: Any) -> Read:
-    reply = a_reply(dialect, **more)
+    return read_with(a_reply(dialect, **more), pieces)
+
+
+def read_with(reply: Reply, pieces: Sequence[str]) -> Read:
     parts = [*map(reply.feed, pieces), reply.finish()]
     calls: dict[int, tuple[str, str]] = {}
     for delta in (delta for part in parts for delta in part.calls):
@@ -280,3 +284,80 @@ def test_a_tag_later_on_is_content() -> None:
 def test_a_call_may_follow_reasoning() -> None:
     said = '<think>Hm.</think>\n\n<tool_call>{"name": "time"}</tool_call>'
     assert read(list(said), "hermes", tags=THINK) == ("", "Hm.", [("time", "{}")])
+
+
+# --- harmony ----------------------------------------------------------------------------------------------------------
+
+
+def harmony(*, split: bool = True, within: str = "") -> HarmonyReply:
+    return HarmonyReply(split=split, within=within, calls=Calls(["weather", "time"], lambda: "id"))
+
+
+HARMONY_SAID: list[tuple[str, Read]] = [
+    (
+        "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Yes.",
+        ("Yes.", "Hm.", []),
+    ),
+    (
+        "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>commentary to=functions.weather "
+        '<|constrain|>json<|message|>{"city": "Paris"}<|call|>',
+        ("", "Hm.", [PARIS]),
+    ),
+    (' to=functions.weather<|channel|>commentary json<|message|>{"city": "Paris"}', ("", "", [PARIS])),
+    (
+        "<|channel|>commentary<|message|>Let me see.<|end|><|start|>assistant<|channel|>analysis<|message|>Hm.<|end|>",
+        ("Let me see.", "Hm.", []),
+    ),
+    (
+        "<|channel|>commentary to=browser.search<|message|>{}<|end|>",
+        ("<|channel|>commentary to=browser.search{}", "", []),
+    ),
+    ("No channel at all.", ("No channel at all.", "", [])),
+    ("<|channel|>analysis", ("<|channel|>analysis", "", [])),
+]
+
+
+@pytest.mark.parametrize(("said", "expected"), HARMONY_SAID)
+def test_the_channels_of_gpt_oss_are_told_apart(said: str, expected: Read) -> None:
+    assert read_with(harmony(), [said]) == expected
+    assert read_with(harmony(), list(said)) == expected
+
+
+def test_the_channel_may_have_begun_in_the_prompt() -> None:
+    rest = " more.<|end|><|start|>assistant<|channel|>final<|message|>Yes."
+    assert read_with(harmony(within="analysis"), list(rest))[:2] == ("Yes.", "more.")
+    assert read_with(harmony(within="final"), list(" more."))[:2] == (" more.", "")
+
+
+def test_reasoning_of_gpt_oss_can_stay_in_the_content() -> None:
+    said = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Yes."
+    expected = "<|channel|>analysis<|message|>Hm.<|end|>Yes."
+    assert read_with(harmony(split=False), list(said)) == (expected, "", [])
+
+
+HARMONY_BITS = st.lists(
+    st.sampled_from(
+        [
+            "<|channel|>",
+            "<|message|>",
+            "<|start|>",
+            "<|end|>",
+            "<|call|>",
+            "analysis",
+            "final",
+            "commentary",
+            "assistant",
+        ]
+        + [" to=functions.weather", " json", '{"city": ', '"Paris"}', "text ", "<", "|", "\n", *dict(HARMONY_SAID)]
+    ),
+    max_size=12,
+).map("".join)
+
+
+@given(
+    HARMONY_BITS, st.booleans(), st.sampled_from(["", "analysis", "final"]), st.lists(st.integers(0, 999), max_size=9)
+)
+def test_the_cut_never_matters_to_channels(text: str, split: bool, within: str, at: list[int]) -> None:
+    whole = read_with(harmony(split=split, within=within), [text])
+    assert read_with(harmony(split=split, within=within), cuts(text, at)) == whole
+    assert read_with(harmony(split=split, within=within), list(text)) == whole
