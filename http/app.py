@@ -20,8 +20,9 @@ from llamaherd.http.counting import chat_input_tokens
 from llamaherd.http.front import DEFAULT_BODY_SECONDS, DEFAULT_MAX_BODY_BYTES, Front
 from llamaherd.http.gate import Gate
 from llamaherd.http.health import health
+from llamaherd.http.library import Library
 from llamaherd.http.metrics import metrics as get_metrics
-from llamaherd.http.models import list_models, load_model, model_events, unload_model
+from llamaherd.http.models import download_model, list_models, load_model, model_events, remove_model, unload_model
 from llamaherd.http.native import native_completion
 from llamaherd.http.openapi import openapi
 from llamaherd.http.problems import UNAVAILABLE, Problem, problem_of
@@ -44,6 +45,7 @@ def create_app(
     manage: bool = True,
     metrics: bool = True,
     specs: Iterable[ModelSpec] = (),
+    library: Library | None = None,
     security: Security | None = None,
     max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
     body_seconds: float = DEFAULT_BODY_SECONDS,
@@ -58,6 +60,8 @@ def create_app(
         autoload: Whether a request loads its model; ``?autoload=`` overrides it.
         manage: Whether clients may load and unload models by ``/models/load`` and ``/models/unload``.
         metrics: Whether ``/metrics`` answers.
+        library: The catalogue behind the pool: it is reloaded by ``GET /models?reload=1`` and downloads end in it. Its
+            specs take the place of ``specs``.
         specs: The models' settings, which ``/props`` tells of; models without one have fewer properties.
         security: Who may use it. By default everybody who can reach it, except for pages of strangers in a browser.
         max_body_bytes: Largest request body; a larger one is refused with 413.
@@ -75,7 +79,8 @@ def create_app(
         autoload=autoload,
         manage=manage,
         metrics=metrics,
-        specs={spec.name: spec for spec in specs},
+        specs=library.specs if library is not None else {spec.name: spec for spec in specs},
+        library=library,
         max_body_bytes=max_body_bytes,
         body_seconds=body_seconds,
         stream_ping=stream_ping,
@@ -105,6 +110,8 @@ def _routes(front: Front) -> list[Route]:
         route("/v1/health", health, "GET"),
         route("/models", list_models, "GET"),
         route("/v1/models", list_models, "GET"),
+        route("/models", download_model, "POST"),
+        route("/models", remove_model, "DELETE"),
         route("/models/load", load_model, "POST"),
         route("/models/unload", unload_model, "POST"),
         route("/models/sse", model_events, "GET"),

@@ -44,6 +44,12 @@ _OPTIONS: Final[Sequence[Callable[[_Command], _Command]]] = (
         show_default=True,
         help="Whether the models of the Hugging Face cache are offered, where no --model is given.",
     ),
+    click.option(
+        "--watch/--no-watch",
+        default=False,
+        show_default=True,
+        help="Take up changes of the models folder, the preset file and the cache without being asked to.",
+    ),
     alias_option,
     *PROJECTOR_OPTIONS,
 )
@@ -61,6 +67,7 @@ class CatalogSettings:
     models_dir: Path | None
     models_preset: Path | None
     models_cache: bool
+    watch: bool
     alias: str
     mmproj: Path | None
     mmproj_auto: bool
@@ -97,7 +104,7 @@ class CatalogSettings:
         """
         presets = PresetOptions(self.explicit)
         catalog = gather(sources, presets.configure)
-        return Catalog(catalog.models, (*catalog.problems, *presets.warnings))
+        return Catalog(catalog.models, (*catalog.problems, *presets.warnings), catalog.broken)
 
 
 def catalog_options(command: _Command) -> _Command:

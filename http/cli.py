@@ -82,11 +82,12 @@ def serve(
     Hugging Face cache. A single model also answers requests that name none.
     """
     from llamaherd.http import server, signals
-    from llamaherd.pool import Pool
+    from llamaherd.http.library import Library
+    from llamaherd.pool import Pool, cache_folder
 
     sources = wanted.sources(options, pool.apply)
     catalog = _catalog(wanted, sources)
-    if not catalog.models:
+    if not (catalog.models or catalog.broken or wanted.watch):
         raise ModelNotFound(f"there is no model in {wanted.models_preset or wanted.models_dir}")
     specs = catalog.models
     names = [spec.name for spec in specs]
@@ -95,6 +96,8 @@ def serve(
     settings.warn()
 
     async def listen(guard: signals.SignalGuard) -> None:
+        library = Library(sources, wanted.read, cache_folder(), watch=wanted.watch)
+        library.take(catalog)
         herd = Pool(
             specs,
             transport=transport,
@@ -114,6 +117,8 @@ def serve(
                 herd.start_load(only)
 
         async with herd:
+            if catalog.broken:
+                herd.reload((*specs, *catalog.broken))
             await guard.guard(
                 server.serve(
                     herd,
@@ -126,7 +131,7 @@ def serve(
                     manage=settings.manage,
                     metrics=settings.metrics,
                     stream_ping=settings.stream_ping,
-                    specs=specs,
+                    library=library,
                     default_model=only,
                     health_waits=only is not None,
                     on_ready=on_ready,

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from llamaherd.http.body import read_json, read_json_list
+from llamaherd.http.library import Library
 from llamaherd.http.problems import DISABLED, INVALID_REQUEST, UNAVAILABLE, Problem
 from llamaherd.http.schema import ModelBody
 from llamaherd.http.tally import Meter, Tally
@@ -44,6 +45,7 @@ class Front:
         tallies: What was counted, by model.
         first_event: What ids of ``/models/sse`` count from. It grows with time, so that an id of an earlier server is
             not taken for one of this.
+        library: The catalogue behind the pool; None if there is none that could be read anew.
         listeners: The open ``/models/sse`` streams.
     """
 
@@ -60,6 +62,7 @@ class Front:
     specs: Mapping[str, ModelSpec] = field(default_factory=dict[str, ModelSpec])
     tallies: defaultdict[str, Tally] = field(default_factory=lambda: defaultdict(Tally))
     first_event: int = field(default_factory=lambda: int(time.time()) * 1_000_000)
+    library: Library | None = None
     listeners: set[Subscription] = field(default_factory=set[Subscription])
 
     async def read(self, request: Request) -> dict[str, Any]:

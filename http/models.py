@@ -7,12 +7,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from llamaherd.http.front import Front, json_response
-from llamaherd.http.problems import INVALID_REQUEST, NOT_FOUND, Problem, problem_of
+from llamaherd.http.problems import INVALID_REQUEST, NOT_FOUND, NOT_OFFERED, Problem, problem_of
 from llamaherd.http.schema import ModelBody, parse
 from llamaherd.http.sse import EventStream, frame
 from llamaherd.pool import ModelNotFound, ModelStatus, State, Subscription
 
-__all__ = ["list_models", "load_model", "model_events", "model_json", "unload_model"]
+__all__ = ["download_model", "list_models", "remove_model", "load_model", "model_events", "model_json", "unload_model"]
 
 _WITH_INFO: Final = frozenset({State.LOADING, State.LOADED, State.SLEEPING})
 #: More digits than an id ever has.
@@ -21,8 +21,35 @@ _STARTED: Final = int(time.time())
 
 
 async def list_models(front: Front, request: Request) -> Response:
-    """List every model, loaded or not, with its state."""
+    """List every model, loaded or not, with its state. ``?reload=`` reads the catalogue anew before."""
+    if request.query_params.get("reload") and front.library is not None:
+        front.check_manage()
+        await front.library.reload(front.pool)
     return json_response({"data": [model_json(status) for status in front.pool.models()], "object": "list"})
+
+
+async def download_model(front: Front, request: Request) -> Response:
+    """Begin to download a model, and answer once the hub has said that it is there. Events tell the rest."""
+    front.check_manage()
+    model = parse(await front.read(request), ModelBody).model
+    if not model:
+        raise Problem(INVALID_REQUEST, "model must be a non-empty string", param="model")
+    if front.library is None:
+        raise Problem(NOT_OFFERED, "this server has no cache to download to")
+    await front.pool.start_download(model, cache=front.library.cache)
+    return json_response({"success": True})
+
+
+async def remove_model(front: Front, request: Request) -> Response:
+    """Delete a model from the cache, or cancel its download and delete what there is of it."""
+    front.check_manage()
+    model = request.query_params.get("model", "")
+    if not model:
+        raise Problem(INVALID_REQUEST, "model must be a non-empty string", param="model")
+    if front.library is None:
+        raise Problem(NOT_OFFERED, "this server has no cache to delete from")
+    await front.library.remove(front.pool, model)
+    return json_response({"success": True})
 
 
 async def load_model(front: Front, request: Request) -> Response:

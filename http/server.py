@@ -93,6 +93,7 @@ async def serve_app(
     )
     front: Front = app.state.front
     watching = asyncio.ensure_future(LoadWatch(front.pool, front.tallies).run())
+    keeping = asyncio.ensure_future(front.library.run(front.pool)) if front.library is not None else None
     serving = asyncio.ensure_future(server.serve([listener.socket]))
     try:
         await asyncio.shield(serving)
@@ -106,6 +107,8 @@ async def serve_app(
         raise
     finally:
         watching.cancel()
+        if keeping is not None:
+            keeping.cancel()
         listener.close()
 
 

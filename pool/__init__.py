@@ -39,13 +39,14 @@ if TYPE_CHECKING:
     from llamaherd.pool.pool import Pool
     from llamaherd.pool.presets import Preset, PresetFile, Setting, read_presets
     from llamaherd.pool.reload import ReloadReport
-    from llamaherd.pool.sources import Configure, Draft, Sources, gather, plain
+    from llamaherd.pool.sources import Configure, Draft, Sources, fingerprint, gather, plain
     from llamaherd.pool.status import ModelStatus, QueuedRequest, ReplicaStatus
     from llamaherd.pool.sync import SyncPool
     from llamaherd.pool.sync_stream import SyncGeneration, SyncSubscription
     from llamaherd.transport.messages import CallDelta, FinishReason, Timings, TokenProb, TokenProbs, Usage
 
 __all__ = [
+    "fingerprint",
     "DEFAULT_STOP_TIMEOUT",
     "DEMO",
     "FLAGS",
@@ -127,6 +128,7 @@ __all__ = [
 ]
 
 _HOME: Final = {
+    "fingerprint": "llamaherd.pool.sources",
     "Adapter": "llamaherd.pool.config",
     "AdapterStatus": "llamaherd.pool.adapters",
     "BadRequest": "llamaherd.pool.errors",

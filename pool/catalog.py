@@ -19,11 +19,11 @@ from typing import Final
 
 import msgspec
 
-from llamaherd.pool.config import EngineOptions, ModelSpec, check_name
+from llamaherd.pool.config import BrokenModel, EngineOptions, ModelSpec, check_name
 from llamaherd.pool.errors import BadRequest, LoadFailed, ModelNotFound, PoolError
 from llamaherd.pool.quants import pick_projector
 
-__all__ = ["DEMO", "Catalog", "build_catalog", "demo_file", "find_model", "model_parts", "scan_folder"]
+__all__ = ["DEMO", "Catalog", "build_catalog", "demo_file", "find_model", "is_name", "model_parts", "scan_folder"]
 
 #: The name under which the built-in model is known.
 DEMO: Final = "demo"
@@ -43,10 +43,12 @@ class Catalog(msgspec.Struct, frozen=True):
     Attributes:
         models: With unique names and aliases, in the order of the sources, each source's sorted by name.
         problems: One line for people per entry that was left out.
+        broken: Models that were asked for and cannot be used, each with the reason.
     """
 
     models: tuple[ModelSpec, ...] = ()
     problems: tuple[str, ...] = ()
+    broken: tuple[BrokenModel, ...] = ()
 
 
 def build_catalog(
@@ -185,13 +187,14 @@ def _file_spec(file: str, options: EngineOptions, aliases: Sequence[str], taken:
         raise BadRequest(f"{file} is given twice")
     name = check_name(names[0])
     # A path may hold what a name cannot; then it is no alias.
-    further = [alias for alias in names[1:] if alias != name and (aliases or _is_name(alias))]
+    further = [alias for alias in names[1:] if alias != name and (aliases or is_name(alias))]
     for alias in further:
         check_name(alias)
     return ModelSpec(name=name, path=path.absolute(), options=options, aliases=tuple(dict.fromkeys(further)))
 
 
-def _is_name(text: str) -> bool:
+def is_name(text: str) -> bool:
+    """Whether a text can be a model's name."""
     try:
         check_name(text)
     except BadRequest:

@@ -129,11 +129,9 @@ class Downloads:
             job.cancelled = True
             job.worker.stop(STOP_SECONDS)
 
-    def forget(self, name: str) -> None:
-        """Take a finished download off the list."""
-        job = self._jobs.get(name)
-        if job is not None and job.worker is None:
-            del self._jobs[name]
+    def forget_finished(self) -> None:
+        """Take the finished downloads off the list: a new catalogue has them as models."""
+        self._jobs = {name: job for name, job in self._jobs.items() if job.worker is not None}
 
     async def close(self) -> None:
         """Cancel what goes on, and return when all workers are reaped."""

@@ -461,7 +461,9 @@ class Pool:
         """
         if not self._open:
             raise PoolClosed("the pool is not open")
-        return self._herd.reload(models)
+        report = self._herd.reload(models)
+        self._herd.downloads.forget_finished()
+        return report
 
     def models(self) -> list[ModelStatus]:
         """Return the status of every model, in the catalogue's order; removed ones that still finish their requests

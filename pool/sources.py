@@ -10,19 +10,20 @@ What a setting does is not known here but in a :data:`Configure`, which makes a 
 be made costs itself and one line in :attr:`~llamaherd.pool.catalog.Catalog.problems`.
 """
 
-from collections.abc import Callable, Sequence
+import stat
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 
-from llamaherd.pool.catalog import Catalog, scan_folder
-from llamaherd.pool.config import EngineOptions, ModelSpec
+from llamaherd.pool.catalog import Catalog, is_name, scan_folder
+from llamaherd.pool.config import BrokenModel, EngineOptions, ModelSpec
 from llamaherd.pool.errors import BadRequest, PoolError
 from llamaherd.pool.hub import CachedModel, find_cached, scan_cache
 from llamaherd.pool.names import parse_hub_name
 from llamaherd.pool.presets import Preset, PresetFile, Setting, read_presets
 
-__all__ = ["Configure", "Draft", "Sources", "gather", "plain"]
+__all__ = ["Configure", "Draft", "Sources", "fingerprint", "gather", "plain"]
 
 
 class Draft(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,6 +90,39 @@ def gather(sources: Sources, configure: Configure) -> Catalog:
     return _Gathering(sources, configure, file).run()
 
 
+def fingerprint(sources: Sources) -> frozenset[tuple[str, int, int]]:
+    """Return what changes when the sources do: paths with their times and sizes. Nothing is read."""
+    seen: set[tuple[str, int, int]] = set()
+    if sources.presets is not None:
+        seen.update(_stamps(sources.presets))
+    if sources.models_dir is not None:
+        seen.update(_stamps(sources.models_dir, depth=2))
+    if sources.cache is not None:
+        for repo in _entries(sources.cache):
+            if repo.name.startswith("models--"):
+                seen.update(_stamps(repo / "refs", depth=1))
+                seen.update(_stamps(repo / "snapshots", depth=3))
+    return frozenset(seen)
+
+
+def _stamps(path: Path, depth: int = 0) -> Iterator[tuple[str, int, int]]:
+    try:
+        status = path.stat()
+    except OSError:
+        return
+    yield str(path), status.st_mtime_ns, status.st_size
+    if depth and stat.S_ISDIR(status.st_mode):
+        for entry in _entries(path):
+            yield from _stamps(entry, depth - 1)
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
+
+
 class _Gathering:
     """One run over all sources."""
 
@@ -102,6 +136,7 @@ class _Gathering:
         #: Aliases that were not asked for and give way to whatever has the name.
         self._offered: dict[str, str] = {}
         self._hidden: set[Path] = set()
+        self._broken: list[BrokenModel] = []
 
     def run(self) -> Catalog:
         found: dict[str, tuple[ModelSpec, CachedModel | None]] = {}
@@ -121,7 +156,7 @@ class _Gathering:
             self._take(spec.name, None, spec)
             if cached is not None and cached.is_default:
                 self._offered[cached.repo] = spec.name
-        return Catalog(self._named(), tuple(dict.fromkeys(self._problems)))
+        return Catalog(self._named(), tuple(dict.fromkeys(self._problems)), tuple(self._broken))
 
     def _take(self, name: str, preset: Preset | None, found: ModelSpec | None) -> None:
         try:
@@ -139,7 +174,9 @@ class _Gathering:
             if draft.dedup and draft.hf_repo and spec.path is not None:
                 self._hidden.add(spec.path)
         except PoolError as error:
-            self._problems.append(f"model {name!r} is left out: {error}")
+            self._problems.append(f"model {name!r} cannot be used: {error}")
+            if preset is not None and name not in self._models and is_name(name):
+                self._broken.append(BrokenModel(name=name, reason=str(error)))
         else:
             self._models[name] = spec
 

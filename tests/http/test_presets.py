@@ -209,11 +209,16 @@ def test_a_mistake_costs_its_model_alone(tmp_path: Path) -> None:
     catalog = read(tmp_path, text)
 
     place = tmp_path / "p.ini"
+    assert [(model.name, model.reason.partition(": ")[0]) for model in catalog.broken] == [
+        ("a", f"{place}:3"),
+        ("c", f"{place}:6"),
+        ("d", f"{place}:10"),
+    ]
     assert [spec.name for spec in catalog.models] == ["b"]
     assert catalog.problems == (
-        f"model 'a' is left out: {place}:3: c: 'x' is not a whole number.",
-        f"model 'c' is left out: {place}:6: it names no file and no repository: set model or hf-repo",
-        f"model 'd' is left out: {place}:10: 'nonsense' is no [section] and no key = value",
+        f"model 'a' cannot be used: {place}:3: c: 'x' is not a whole number.",
+        f"model 'c' cannot be used: {place}:6: it names no file and no repository: set model or hf-repo",
+        f"model 'd' cannot be used: {place}:10: 'nonsense' is no [section] and no key = value",
     )
 
 
