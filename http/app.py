@@ -17,9 +17,11 @@ from llamaherd.http.anthropic import messages, messages_count
 from llamaherd.http.chat import chat_completions
 from llamaherd.http.completions import completions
 from llamaherd.http.counting import chat_input_tokens
+from llamaherd.http.embeddings import native_embeddings, openai_embeddings
 from llamaherd.http.front import DEFAULT_BODY_SECONDS, DEFAULT_MAX_BODY_BYTES, Front
 from llamaherd.http.gate import Gate
 from llamaherd.http.health import health
+from llamaherd.http.infill import infill
 from llamaherd.http.library import Library
 from llamaherd.http.metrics import metrics as get_metrics
 from llamaherd.http.models import download_model, list_models, load_model, model_events, remove_model, unload_model
@@ -27,6 +29,7 @@ from llamaherd.http.native import native_completion
 from llamaherd.http.openapi import openapi
 from llamaherd.http.problems import UNAVAILABLE, Problem, problem_of
 from llamaherd.http.props import props
+from llamaherd.http.rerank import rerank
 from llamaherd.http.responses import responses, responses_input_tokens
 from llamaherd.http.security import Security
 from llamaherd.http.shapes import problem_response
@@ -126,6 +129,14 @@ def _routes(front: Front) -> list[Route]:
         route("/v1/responses/input_tokens", responses_input_tokens, "POST"),
         route("/v1/messages", messages, "POST"),
         route("/v1/messages/count_tokens", messages_count, "POST"),
+        route("/embedding", native_embeddings, "POST"),
+        route("/embeddings", native_embeddings, "POST"),
+        route("/v1/embeddings", openai_embeddings, "POST"),
+        route("/rerank", rerank, "POST"),
+        route("/reranking", rerank, "POST"),
+        route("/v1/rerank", rerank, "POST"),
+        route("/v1/reranking", rerank, "POST"),
+        route("/infill", infill, "POST"),
         route("/completion", native_completion, "POST"),
         route("/completions", native_completion, "POST"),
         route("/tokenize", tokenize, "POST"),

@@ -11,6 +11,7 @@ import msgspec
 __all__ = [
     "ChatCompletion",
     "Content",
+    "EmbeddingList",
     "ErrorBody",
     "Health",
     "InputTokens",
@@ -18,8 +19,11 @@ __all__ = [
     "Messages",
     "ModelList",
     "NativeCompletion",
+    "NativeEmbedding",
     "Prompt",
     "Props",
+    "Ranked",
+    "RankedText",
     "ResponseObject",
     "Success",
     "TextCompletion",
@@ -209,6 +213,60 @@ class ResponseObject(msgspec.Struct):
     output: list[dict[str, Any]]
     status: Literal["completed", "incomplete"]
     usage: dict[str, Any]
+
+
+class InputUsage(msgspec.Struct):
+    """Token counts of what was only read."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingItem(msgspec.Struct):
+    """One embedding: numbers, or 32-bit floats in base64."""
+
+    index: int
+    object: Literal["embedding"]
+    embedding: list[float] | str
+
+
+class EmbeddingList(msgspec.Struct):
+    """An answer of ``/v1/embeddings``; with ``content`` in the body it is that of ``/embeddings``."""
+
+    object: Literal["list"]
+    model: str
+    data: list[EmbeddingItem]
+    usage: InputUsage
+
+
+class NativeEmbedding(msgspec.Struct):
+    """An entry of an answer of ``/embeddings``: a vector, or without pooling one for each token."""
+
+    index: int
+    embedding: list[list[float]]
+
+
+class RankedItem(msgspec.Struct):
+    """One document's score, in Jina's words."""
+
+    index: int
+    relevance_score: float
+
+
+class Ranked(msgspec.Struct):
+    """An answer of ``/rerank``, best first."""
+
+    object: Literal["list"]
+    model: str
+    results: list[RankedItem]
+    usage: InputUsage
+
+
+class RankedText(msgspec.Struct):
+    """An entry of an answer of ``/rerank`` in TEI's words, for ``texts``."""
+
+    index: int
+    score: float
 
 
 class TokenList(msgspec.Struct):

@@ -150,8 +150,8 @@ class NativeAnswer(Answer):
             "timings": timings_json(usage, piece.timings or Timings()),
             **self._probabilities(probs),
         }
-        if isinstance(self._body.prompt, str):
-            answer["prompt"] = self._body.prompt
+        if self._body.shown_prompt is not None:
+            answer["prompt"] = self._body.shown_prompt
         return answer if not self._body.response_fields else _only(self._body.response_fields, answer)
 
 

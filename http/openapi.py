@@ -46,7 +46,7 @@ def describe(routes: Iterable[Route]) -> dict[str, Any]:
     """Return the document of some routes."""
     operations = list(_operations(routes))
     types = {kind for _, _, _, operation in operations for kind in (operation.body, operation.answer) if kind}
-    ordered = [contract.ErrorBody, *sorted(types, key=lambda kind: f"{kind.__module__}.{kind.__qualname__}")]
+    ordered = [contract.ErrorBody, *sorted(types, key=repr)]
     schemas, components = msgspec.json.schema_components(ordered, ref_template=_REFERENCE)
     schema_of = dict(zip(ordered, schemas, strict=True))
     paths: dict[str, dict[str, Any]] = {}

@@ -9,7 +9,17 @@ import msgspec
 from llamaherd.http import contract
 from llamaherd.http.anthropic_body import MessagesBody
 from llamaherd.http.responses_body import ResponsesBody
-from llamaherd.http.schema import ChatBody, CompletionBody, DetokenizeBody, ModelBody, NativeBody, TokenizeBody
+from llamaherd.http.schema import (
+    ChatBody,
+    CompletionBody,
+    DetokenizeBody,
+    EmbeddingsBody,
+    InfillBody,
+    ModelBody,
+    NativeBody,
+    RerankBody,
+    TokenizeBody,
+)
 
 __all__ = ["OPERATIONS", "Operation"]
 
@@ -27,7 +37,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     body: type | None = None
-    answer: type | None = None
+    answer: Any = None
     example: dict[str, Any] | None = None
     query: tuple[str, ...] = ()
     stream: bool = False
@@ -38,6 +48,7 @@ _MODEL: Final[dict[str, Any]] = {"model": "demo"}
 _SAY: Final[dict[str, Any]] = {**_MODEL, "messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 8}
 _COMPLETE: Final[dict[str, Any]] = {**_MODEL, "prompt": "The sky is", "max_tokens": 8}
 _RESPOND: Final[dict[str, Any]] = {**_MODEL, "input": "Say hello.", "max_output_tokens": 8}
+_INFILL: Final[dict[str, Any]] = {**_MODEL, "input_prefix": "def f(", "input_suffix": "):", "n_predict": 8}
 _LOADS: Final = ("autoload",)
 
 #: By the names of the handlers.
@@ -65,6 +76,27 @@ OPERATIONS: Final[Mapping[str, Operation]] = MappingProxyType(
         "messages_count": Operation(body=MessagesBody, answer=contract.MessageTokens, example=_SAY, query=_LOADS),
         "native_completion": Operation(
             body=NativeBody, answer=contract.NativeCompletion, example=_COMPLETE, query=_LOADS, stream=True
+        ),
+        "infill": Operation(
+            body=InfillBody, answer=contract.NativeCompletion, example=_INFILL, query=_LOADS, stream=True
+        ),
+        "openai_embeddings": Operation(
+            body=EmbeddingsBody,
+            answer=contract.EmbeddingList | list[contract.NativeEmbedding],
+            example={**_MODEL, "input": "hello"},
+            query=_LOADS,
+        ),
+        "native_embeddings": Operation(
+            body=EmbeddingsBody,
+            answer=list[contract.NativeEmbedding],
+            example={**_MODEL, "content": "hello"},
+            query=_LOADS,
+        ),
+        "rerank": Operation(
+            body=RerankBody,
+            answer=contract.Ranked | list[contract.RankedText],
+            example={**_MODEL, "query": "hello", "documents": ["hello", "bye"]},
+            query=_LOADS,
         ),
         "tokenize": Operation(
             body=TokenizeBody, answer=contract.TokenList, example={**_MODEL, "content": "hello"}, query=_LOADS

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any, Final, Literal, cast
 
 import click
+import msgspec
 
 from llamaherd.http.adapter_options import ADAPTER_OPTIONS, adapters_of
 from llamaherd.http.chat_options import CHAT_OPTIONS, chat_fields
 from llamaherd.http.context_options import CONTEXT_OPTIONS, context_fields
+from llamaherd.http.embedding_options import EMBEDDING_OPTIONS, embedding_fields
 from llamaherd.http.media_options import MEDIA_OPTIONS
 from llamaherd.pool import DEFAULT_STOP_TIMEOUT, EngineOptions
 
@@ -253,6 +255,7 @@ _ENGINE: Final[Sequence[Callable[[_Command], _Command]]] = (
         help="A file with the Jinja source of the chat template.",
     ),
     *CHAT_OPTIONS,
+    *EMBEDDING_OPTIONS,
     *ADAPTER_OPTIONS,
     *CONTEXT_OPTIONS,
     *MEDIA_OPTIONS,
@@ -265,13 +268,15 @@ def engine_options(command: _Command) -> _Command:
     @functools.wraps(command)
     def with_options(*args: Any, **values: Any) -> Any:
         chats = chat_fields(values)
+        embedding = embedding_fields(values)
         engine = {name: values.pop(name) for name in EngineOptions.__struct_fields__ if name in values}
         engine["rope_scale"] = values.pop("rope_scale")
         template = _template(values.pop("template_source"), values.pop("template_file"))
         engine["adapters"] = adapters_of(
             values.pop("lora"), values.pop("lora_scaled"), unapplied=values.pop("lora_unapplied")
         )
-        return command(*args, options=_options(engine, template, chats), **values)
+        options = msgspec.structs.replace(_options(engine, template, chats), **embedding)
+        return command(*args, options=options, **values)
 
     decorated: _Command = with_options
     for option in reversed(_ENGINE):

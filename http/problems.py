@@ -95,6 +95,7 @@ _BY_CODE: Final[Mapping[str, Kind]] = MappingProxyType(
         "rate_limited": UNAVAILABLE,
         "unreachable": UNAVAILABLE,
         "disk_full": SERVER_ERROR,
+        "unsupported_by_model": NOT_OFFERED,
     }
 )
 

@@ -23,9 +23,12 @@ __all__ = [
     "ChatBody",
     "CompletionBody",
     "DetokenizeBody",
+    "EmbeddingsBody",
     "GenerateBody",
+    "InfillBody",
     "ModelBody",
     "NativeBody",
+    "RerankBody",
     "SamplingBody",
     "StreamOptions",
     "TokenizeBody",
@@ -295,11 +298,68 @@ class NativeBody(CompletionBody, frozen=True, kw_only=True):
     return_tokens: bool | None = None
     response_fields: list[str] | None = None
 
+    @property
+    def shown_prompt(self) -> str | None:
+        """The prompt that the answer repeats; None if it is not known as a text."""
+        return self.prompt if isinstance(self.prompt, str) else None
+
+
+class InfillBody(NativeBody, frozen=True, kw_only=True):
+    """``POST /infill``: as the above, with a gap.
+
+    Attributes:
+        input_prefix, input_suffix: What is before and after the gap.
+        input_extra: Further files, as objects of ``text`` and ``filename``.
+    """
+
+    input_prefix: str | None = None
+    input_suffix: str | None = None
+    input_extra: list[dict[str, Any]] | None = None
+
+    @property
+    def shown_prompt(self) -> str | None:
+        return None
+
+
+class EmbeddingsBody(ModelBody, frozen=True, kw_only=True):
+    """``POST /v1/embeddings`` and llama-server's own routes.
+
+    Attributes:
+        input, content: What to embed, in one of the shapes of :mod:`llamaherd.http.prompts`.
+        encoding_format: ``float`` or ``base64``.
+        dimensions: Keep only so many components, and normalise those.
+        embd_normalize: -1 leaves vectors as they are, 0 scales to 16-bit integers, any other p makes their p-norm 1.
+    """
+
+    input: Any = None
+    content: Any = None
+    encoding_format: str | None = None
+    dimensions: int | None = None
+    embd_normalize: int | None = None
+
+
+class RerankBody(ModelBody, frozen=True, kw_only=True):
+    """``POST /rerank``.
+
+    Attributes:
+        documents, texts: What to score; ``texts`` is TEI's name, and makes the answer TEI's.
+        top_n: Answer with the best so many.
+        return_text: TEI's way to ask for the documents themselves in the answer.
+        return_documents: Jina's.
+    """
+
+    query: str | None = None
+    documents: list[Any] | None = None
+    texts: list[Any] | None = None
+    top_n: int | None = None
+    return_text: bool | None = None
+    return_documents: bool | None = None
+
 
 class TokenizeBody(ModelBody, frozen=True, kw_only=True):
     """``POST /tokenize``."""
 
-    content: str | None = None
+    content: str | list[int | str] | None = None
     add_special: bool | None = None
     parse_special: bool | None = None
     with_pieces: bool | None = None

@@ -37,7 +37,7 @@ def prefix_keys(command: PoolMessage | None) -> tuple[int, ...]:
     return _keys(prompt, SHORTEST_TEXT if isinstance(prompt, str) else SHORTEST_TOKENS)
 
 
-def _keys(prompt: bytes | str | Sequence[int], shortest: int) -> tuple[int, ...]:
+def _keys(prompt: bytes | str | Sequence[int | str], shortest: int) -> tuple[int, ...]:
     lengths = [shortest << doubling for doubling in range(MOST_KEYS)]
     return tuple(hash(prompt[:length]) for length in lengths if length <= len(prompt))
 

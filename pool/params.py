@@ -18,6 +18,8 @@ from llamaherd.transport.messages import (
     Detokenize,
     Embed,
     Generate,
+    Infill,
+    InfillFile,
     Prompt,
     Rerank,
     Sampling,
@@ -38,8 +40,10 @@ __all__ = [
     "check_tokens",
     "completion_request",
     "embed_request",
+    "infill_request",
     "rerank_request",
     "template_request",
+    "tokenize_request",
 ]
 
 Command = TypeVar("Command", bound=Generate | Embed | Rerank | Tokenize | Detokenize | Template)
@@ -133,10 +137,29 @@ def check_command(command: Command) -> Command:
     return command
 
 
-def completion_request(request: int, prompt: str | Sequence[int], params: GenerateParams) -> Generate:
+def completion_request(request: int, prompt: str | Sequence[int | str], params: GenerateParams) -> Generate:
     """Return the message for a completion, or raise :class:`~llamaherd.pool.errors.BadRequest`."""
-    checked = _text(prompt, "prompt") if isinstance(prompt, str) else check_tokens(prompt)
-    return _generate(request, {"prompt": checked}, params)
+    return _generate(request, {"prompt": _prompt(prompt, "a prompt")}, params)
+
+
+def infill_request(
+    request: int, prefix: str, suffix: str, prompt: str, extra: Sequence[tuple[str, str]], params: GenerateParams
+) -> Generate:
+    """Return the message for an infill, or raise :class:`~llamaherd.pool.errors.BadRequest`."""
+    files: list[InfillFile] = []
+    if not isinstance(extra, list | tuple):
+        raise BadRequest("extra must be a list of pairs of a file's name and its text")
+    for pair in extra:
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise BadRequest("extra: each entry must be a file's name and its text")
+        files.append(InfillFile(filename=_text(pair[0], "extra"), text=_text(pair[1], "extra")))
+    gap = Infill(
+        prefix=_text(prefix, "prefix"),
+        suffix=_text(suffix, "suffix"),
+        prompt=_text(prompt, "prompt"),
+        extra=tuple(files),
+    )
+    return _generate(request, {"infill": gap}, params)
 
 
 def chat_request(request: int, messages: Sequence[ChatMessage], params: ChatParams) -> Generate:
@@ -184,23 +207,25 @@ def check_prompts(inputs: object) -> tuple[Prompt, ...]:
     """
     if isinstance(inputs, str | bytes) or not isinstance(inputs, Sequence) or not inputs:
         raise BadRequest("inputs must be a non-empty list of texts or lists of token ids")
-    return tuple(_prompt(prompt) for prompt in cast(Sequence[object], inputs))
+    return tuple(_prompt(prompt, "an input") for prompt in cast(Sequence[object], inputs))
 
 
-def _prompt(prompt: object) -> Prompt:
+def _prompt(prompt: object, name: str) -> Prompt:
     if isinstance(prompt, str):
-        return _text(prompt, "an input")
+        return _text(prompt, name)
     if isinstance(prompt, bytes) or not isinstance(prompt, Sequence):
-        raise BadRequest("an input must be a text or a list of token ids and texts")
+        raise BadRequest(f"{name} must be a text or a list of token ids and texts")
     parts = cast(Sequence[object], prompt)
-    return tuple(_text(part, "an input") if isinstance(part, str) else check_tokens([part])[0] for part in parts)
+    if not any(isinstance(part, str) for part in parts):
+        return check_tokens(parts)
+    return tuple(_text(part, name) if isinstance(part, str) else check_tokens((part,))[0] for part in parts)
 
 
 def embed_request(
-    request: int, inputs: tuple[Prompt, ...], *, normalize: int, dimensions: int | None, pooled: bool
+    request: int, inputs: tuple[Prompt, ...], *, normalize: int | None, dimensions: int | None, pooled: bool
 ) -> Embed:
     """Return the message for a batch of checked inputs, or raise :class:`~llamaherd.pool.errors.BadRequest`."""
-    if type(normalize) is not int or not -1 <= normalize <= _INT32_MAX:
+    if normalize is not None and (type(normalize) is not int or not -1 <= normalize <= _INT32_MAX):
         raise BadRequest(f"normalize must be an integer from -1 to {_INT32_MAX}")
     if dimensions is not None and (type(dimensions) is not int or not 1 <= dimensions <= _INT32_MAX):
         raise BadRequest("dimensions must be an integer, 1 or more")
@@ -213,6 +238,26 @@ def rerank_request(request: int, query: str, documents: Sequence[str]) -> Rerank
     """Return the message for a batch of documents, or raise :class:`~llamaherd.pool.errors.BadRequest`."""
     texts = tuple(_text(document, "a document") for document in documents)
     return check_command(Rerank(request=request, query=_text(query, "query"), documents=texts))
+
+
+def tokenize_request(
+    request: int,
+    text: str | Sequence[int | str],
+    *,
+    add_special: bool = False,
+    parse_special: bool = True,
+    pieces: bool = False,
+) -> Tokenize:
+    """Return the message to tokenize a text, or raise :class:`~llamaherd.pool.errors.BadRequest`."""
+    return check_command(
+        Tokenize(
+            request=request,
+            text=_prompt(text, "a text"),
+            add_special=add_special,
+            parse_special=parse_special,
+            pieces=pieces,
+        )
+    )
 
 
 def _generate(request: int, subject: dict[str, Any], params: GenerateParams) -> Generate:

@@ -46,8 +46,10 @@ from llamaherd.pool.params import (
     check_tokens,
     completion_request,
     embed_request,
+    infill_request,
     rerank_request,
     template_request,
+    tokenize_request,
 )
 from llamaherd.pool.reload import ReloadReport
 from llamaherd.pool.schedule import Limits
@@ -62,7 +64,6 @@ from llamaherd.transport.messages import (
     Prompt,
     Rerank,
     Result,
-    Tokenize,
     Usage,
 )
 
@@ -232,7 +233,7 @@ class Pool:
     def complete(
         self,
         model: str,
-        prompt: str | Sequence[int],
+        prompt: str | Sequence[int | str],
         *,
         autoload: bool = True,
         priority: int | None = None,
@@ -240,9 +241,39 @@ class Pool:
         queue_timeout: float | None = None,
         **params: Unpack[GenerateParams],
     ) -> Generation:
-        """Continue a text, or a list of token ids. Otherwise as :meth:`chat`, without a template."""
+        """Continue a text, or a list of token ids with texts between them. Otherwise as :meth:`chat`, without a
+        template.
+        """
         entry = self._entry_for(model, autoload)
         command = completion_request(self._herd.next_number(), prompt, params)
+        return self._generate(entry, command, priority, keep_alive, queue_timeout)
+
+    def infill(
+        self,
+        model: str,
+        prefix: str,
+        suffix: str,
+        *,
+        prompt: str = "",
+        extra: Sequence[tuple[str, str]] = (),
+        autoload: bool = True,
+        priority: int | None = None,
+        keep_alive: float | None = None,
+        queue_timeout: float | None = None,
+        **params: Unpack[GenerateParams],
+    ) -> Generation:
+        """Fill the gap between two texts. Otherwise as :meth:`chat`, without a template.
+
+        Args:
+            prompt: The beginning of what is to fill the gap.
+            extra: Further files of the project, each its name and its text; the last ones matter most. What does not
+                fit is left out, of all texts what is farthest from the gap.
+
+        Raises:
+            BadRequest: the model has no tokens for it (code ``unsupported_by_model``). And as :meth:`chat`.
+        """
+        entry = self._entry_for(model, autoload)
+        command = infill_request(self._herd.next_number(), prefix, suffix, prompt, extra, params)
         return self._generate(entry, command, priority, keep_alive, queue_timeout)
 
     async def embed(
@@ -250,7 +281,7 @@ class Pool:
         model: str,
         inputs: Sequence[str | Sequence[int | str]],
         *,
-        normalize: int = 2,
+        normalize: int | None = None,
         dimensions: int | None = None,
         pooled: bool = False,
         autoload: bool = True,
@@ -265,7 +296,8 @@ class Pool:
         Args:
             inputs: Texts, or lists of token ids with texts between them.
             normalize: -1 leaves vectors as they are, 0 scales their largest component to 32760, and any other p makes
-                their p-norm 1. The embeddings of single tokens (pooling ``none``) stay as they are.
+                their p-norm 1; None is the model's option ``embd_normalize``, 2 by default. The embeddings of single
+                tokens (pooling ``none``) stay as they are.
             dimensions: Keep only the first so many components, and normalise those.
             pooled: Make it an error if the model's pooling is ``none``, which gives several vectors per input.
             autoload, priority, keep_alive, queue_timeout: As in :meth:`chat`.
@@ -313,15 +345,24 @@ class Pool:
         return Ranking(model=entry.name, scores=tuple(map(first_float, items)), usage=usage)
 
     async def tokenize(
-        self, model: str, text: str, *, add_special: bool = False, parse_special: bool = True
+        self, model: str, text: str | Sequence[int | str], *, add_special: bool = False, parse_special: bool = True
     ) -> list[int]:
-        """Return the token ids of a text. Raises as :meth:`chat`."""
+        """Return the token ids of a text, or of token ids with texts between them. Raises as :meth:`chat`."""
         number = self._herd.next_number()
-        command = check_command(
-            Tokenize(request=number, text=text, add_special=add_special, parse_special=parse_special)
-        )
+        command = tokenize_request(number, text, add_special=add_special, parse_special=parse_special)
         result = await self._ask(self._entry_for(model), number, command)
         return list(result.tokens or ()) if result is not None else []
+
+    async def token_pieces(
+        self, model: str, text: str | Sequence[int | str], *, add_special: bool = False, parse_special: bool = True
+    ) -> list[tuple[int, bytes]]:
+        """Return each token of a text with its bytes, which need not be whole characters. Otherwise as
+        :meth:`tokenize`.
+        """
+        number = self._herd.next_number()
+        command = tokenize_request(number, text, add_special=add_special, parse_special=parse_special, pieces=True)
+        result = await self._ask(self._entry_for(model), number, command)
+        return list(zip(result.tokens or (), result.pieces or (), strict=True)) if result is not None else []
 
     async def detokenize(self, model: str, tokens: Sequence[int]) -> str:
         """Return the text of token ids. Raises as :meth:`chat`."""

@@ -146,7 +146,7 @@ class SyncPool:
     def complete(
         self,
         model: str,
-        prompt: str | Sequence[int],
+        prompt: str | Sequence[int | str],
         *,
         autoload: bool = True,
         priority: int | None = None,
@@ -159,6 +159,36 @@ class SyncPool:
             lambda: self._pool.complete(
                 model,
                 prompt,
+                autoload=autoload,
+                priority=priority,
+                keep_alive=keep_alive,
+                queue_timeout=queue_timeout,
+                **params,
+            )
+        )
+
+    def infill(
+        self,
+        model: str,
+        prefix: str,
+        suffix: str,
+        *,
+        prompt: str = "",
+        extra: Sequence[tuple[str, str]] = (),
+        autoload: bool = True,
+        priority: int | None = None,
+        keep_alive: float | None = None,
+        queue_timeout: float | None = None,
+        **params: Unpack[GenerateParams],
+    ) -> SyncGeneration:
+        """Fill the gap between two texts; see ``Pool.infill``."""
+        return self._generate(
+            lambda: self._pool.infill(
+                model,
+                prefix,
+                suffix,
+                prompt=prompt,
+                extra=extra,
                 autoload=autoload,
                 priority=priority,
                 keep_alive=keep_alive,
@@ -256,7 +286,7 @@ class SyncPool:
         model: str,
         inputs: Sequence[str | Sequence[int | str]],
         *,
-        normalize: int = 2,
+        normalize: int | None = None,
         dimensions: int | None = None,
         pooled: bool = False,
         autoload: bool = True,
@@ -303,10 +333,20 @@ class SyncPool:
             )
         )
 
-    def tokenize(self, model: str, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
+    def tokenize(
+        self, model: str, text: str | Sequence[int | str], *, add_special: bool = False, parse_special: bool = True
+    ) -> list[int]:
         """Return the token ids of a text; see ``Pool.tokenize``."""
         return self._loop.wait(
             lambda: self._pool.tokenize(model, text, add_special=add_special, parse_special=parse_special)
+        )
+
+    def token_pieces(
+        self, model: str, text: str | Sequence[int | str], *, add_special: bool = False, parse_special: bool = True
+    ) -> list[tuple[int, bytes]]:
+        """Return each token of a text with its bytes; see ``Pool.token_pieces``."""
+        return self._loop.wait(
+            lambda: self._pool.token_pieces(model, text, add_special=add_special, parse_special=parse_special)
         )
 
     def detokenize(self, model: str, tokens: Sequence[int]) -> str:

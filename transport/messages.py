@@ -31,6 +31,8 @@ __all__ = [
     "Fault",
     "FinishReason",
     "Generate",
+    "Infill",
+    "InfillFile",
     "Load",
     "Lora",
     "Message",
@@ -118,6 +120,8 @@ class EngineOptions(_Struct, frozen=True, kw_only=True):
             numbers 0, and -1 of the four factors, mean what the model says.
         embedding: Serve embeddings and scores only, and allocate no cache for generations.
         pooling: How the embeddings of tokens become one.
+        embd_normalize: How embeddings are normalised for requests that do not say; see :class:`Embed`.
+        spm_infill: Put what is after a gap ahead of what is before it, as some models want it.
         chat_template: Jinja source that replaces the model's own; empty keeps the model's.
         template_kwargs: Variables for the template, of requests that do not set them themselves.
         reasoning_format: As in :class:`ChatOptions`, of requests that do not say.
@@ -154,6 +158,8 @@ class EngineOptions(_Struct, frozen=True, kw_only=True):
     yarn_beta_fast: float = -1.0
     embedding: bool = False
     pooling: Pooling = ""
+    embd_normalize: int = 2
+    spm_infill: bool = False
     chat_template: str = ""
     template_kwargs: dict[str, Any] = {}
     reasoning_format: Literal["auto", "none", "deepseek"] = "auto"
@@ -407,14 +413,15 @@ class Done(_Struct, frozen=True, kw_only=True):
 class Result(_Struct, frozen=True, kw_only=True):
     """``result``: the answer to a request without a stream.
 
-    Exactly one field is set: ``tokens`` for ``tokenize``, ``text`` for ``detokenize`` and ``template``, ``usage`` for
-    ``embed`` and ``rerank``, whose vectors came before.
+    One field is set: ``tokens`` for ``tokenize`` (and ``pieces`` if it asked for them), ``text`` for ``detokenize`` and
+    ``template``, ``usage`` for ``embed`` and ``rerank``, whose vectors came before.
     """
 
     request: int
     tokens: tuple[int, ...] | None = None
     text: str | None = None
     usage: Usage | None = None
+    pieces: tuple[bytes, ...] | None = None
 
 
 class Failed(_Struct, frozen=True, kw_only=True):
@@ -512,13 +519,36 @@ class Wake(_Struct, frozen=True, kw_only=True):
     """``wake``: load again what ``load`` named."""
 
 
+class InfillFile(_Struct, frozen=True, kw_only=True):
+    """Another file of the project in which there is something to fill in."""
+
+    filename: str
+    text: str
+
+
+class Infill(_Struct, frozen=True, kw_only=True):
+    """A text with a gap.
+
+    Attributes:
+        prefix, suffix: What is before and after it.
+        prompt: The beginning of what is to fill it.
+        extra: Further files, for context.
+    """
+
+    prefix: str
+    suffix: str
+    prompt: str = ""
+    extra: tuple[InfillFile, ...] = ()
+
+
 class Generate(_Struct, frozen=True, kw_only=True):
-    """``generate``: start one generation. Exactly one of ``prompt`` and ``messages`` is set.
+    """``generate``: start one generation. Exactly one of ``prompt``, ``messages`` and ``infill`` is set.
 
     Attributes:
         request: A number unique within the worker's life; every answer carries it.
-        prompt: Text, or token ids taken as they are.
+        prompt: Text, or token ids taken as they are, with texts between them.
         messages: OpenAI chat messages, rendered with the model's template inside the worker.
+        infill: A text with a gap, put together with the model's own tokens for that.
         template_kwargs: Extra variables for the template.
         chat: Tools, reasoning and the like; for ``messages`` alone.
         max_tokens: Most tokens to generate; -1 means until the context is full.
@@ -531,8 +561,9 @@ class Generate(_Struct, frozen=True, kw_only=True):
     """
 
     request: int
-    prompt: str | tuple[int, ...] | None = None
+    prompt: Prompt | None = None
     messages: tuple[dict[str, Any], ...] | None = None
+    infill: Infill | None = None
     template_kwargs: dict[str, Any] = {}
     chat: ChatOptions | None = None
     sampling: Sampling = Sampling()
@@ -550,14 +581,14 @@ class Embed(_Struct, frozen=True, kw_only=True):
 
     Attributes:
         normalize: -1 leaves vectors as they are, 0 scales their largest component to 32760, and any other p makes
-            their p-norm 1. Embeddings of single tokens (pooling ``none``) stay as they are.
+            their p-norm 1; None is the model's option. Embeddings of single tokens (pooling ``none``) stay as they are.
         dimensions: Keep only so many components, and normalise those; 0 keeps all.
         pooled: Refuse a model whose pooling gives several vectors per input.
     """
 
     request: int
     inputs: tuple[Prompt, ...]
-    normalize: int = 2
+    normalize: int | None = None
     dimensions: int = 0
     pooled: bool = False
 
@@ -572,13 +603,14 @@ class Rerank(_Struct, frozen=True, kw_only=True):
 
 class Tokenize(_Struct, frozen=True, kw_only=True):
     """``tokenize``: text to ids; answered by ``result``. ``add_special`` adds BOS/EOS, ``parse_special`` reads control
-    tokens.
+    tokens, ``pieces`` asks for the bytes of each token too.
     """
 
     request: int
-    text: str
+    text: Prompt
     add_special: bool = False
     parse_special: bool = True
+    pieces: bool = False
 
 
 class Detokenize(_Struct, frozen=True, kw_only=True):

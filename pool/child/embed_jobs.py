@@ -42,18 +42,19 @@ class Job:
         return Result(request=self.number, usage=Usage(prompt_tokens=self.n_tokens))
 
 
-def embed_job(command: Embed, model: Model, shape: Shape) -> Job:
-    """Return the job of a command. Raises RequestError."""
+def embed_job(command: Embed, model: Model, shape: Shape, normalize: int) -> Job:
+    """Return the job of a command; ``normalize`` is for those that do not say. Raises RequestError."""
+    normalize = normalize if command.normalize is None else command.normalize
     if shape.pooling == "rank":
-        raise RequestError("this model scores documents (pooling rank); ask it to rerank", code="not_supported")
+        raise RequestError("this model scores documents (pooling rank); ask it to rerank", code="unsupported_by_model")
     if command.pooled and shape.pooling == "none":
         raise RequestError(
             "pooling none gives a vector for each token of an input, and one for the input is asked for; "
             "set the option pooling (--pooling) to mean, cls or last",
             code="no_pooling",
         )
-    if command.normalize < _AS_IT_IS:
-        raise RequestError(f"normalize is {command.normalize}; it must be -1 or more", code="invalid_normalize")
+    if normalize < _AS_IT_IS:
+        raise RequestError(f"normalize is {normalize}; it must be -1 or more", code="invalid_normalize")
     if not 0 <= command.dimensions <= shape.width:
         raise RequestError(
             f"dimensions is {command.dimensions}; this model's embeddings have {shape.width}",
@@ -65,7 +66,7 @@ def embed_job(command: Embed, model: Model, shape: Shape) -> Job:
         least = least_tokens(model.vocab, prompt, shape.longest + 1)
         tokens = [] if least > shape.longest else prompt_tokens(model.vocab, prompt)
         inputs.append((index, _checked(f"input {index}", tokens, least, model, shape)))
-    return _job(command.request, inputs, command.normalize, command.dimensions)
+    return _job(command.request, inputs, normalize, command.dimensions)
 
 
 def rerank_job(command: Rerank, model: Model, shape: Shape) -> Job:
@@ -74,7 +75,7 @@ def rerank_job(command: Rerank, model: Model, shape: Shape) -> Job:
         raise RequestError(
             f"this model embeds (pooling {shape.pooling}) and does not score documents; a reranker is needed, or the "
             "option pooling (--pooling) set to rank for one whose file does not say so",
-            code="not_supported",
+            code="unsupported_by_model",
         )
     _check_count(len(command.documents))
     template = bindings.model_chat_template(model.handle, "rerank")

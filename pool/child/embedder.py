@@ -146,9 +146,9 @@ class Embedder:
     def submit(self, command: Embed | Rerank) -> None:
         """Check a request and queue it. Raises RequestError."""
         if self._unfit:
-            raise RequestError(f"this model cannot embed: {self._unfit}", code="not_supported")
+            raise RequestError(f"this model cannot embed: {self._unfit}", code="unsupported_by_model")
         if isinstance(command, Embed):
-            job = embed_job(command, self._model, self.shape)
+            job = embed_job(command, self._model, self.shape, self._options.embd_normalize)
         else:
             job = rerank_job(command, self._model, self.shape)
         if job.left:

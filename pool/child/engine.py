@@ -127,6 +127,10 @@ class Engine(Protocol):
         """Return the token ids of a text. Raises RequestError."""
         ...
 
+    def pieces(self, tokens: Sequence[int]) -> tuple[bytes, ...]:
+        """Return the bytes of each token, which need not be whole characters. Takes what :meth:`tokenize` returned."""
+        ...
+
     def detokenize(self, command: Detokenize) -> str:
         """Return the text of token ids, invalid UTF-8 replaced. Raises RequestError for ids out of range."""
         ...

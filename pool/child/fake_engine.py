@@ -218,10 +218,13 @@ class FakeEngine:
         if request.messages is not None:
             content = request.messages[-1].get("content")
             return content if isinstance(content, str) else ""
+        if request.infill is not None:
+            return f"{request.infill.prefix} {request.infill.prompt} {request.infill.suffix}"
         if isinstance(request.prompt, tuple):
-            if any(not 0 <= token < 256 for token in request.prompt):
+            if any(not 0 <= part < 256 for part in request.prompt if isinstance(part, int)):
                 raise RequestError("token ids of the fake engine are bytes, 0 to 255")
-            return bytes(request.prompt).decode(errors="replace")
+            parts = (part.encode() if isinstance(part, str) else bytes((part,)) for part in request.prompt)
+            return b"".join(parts).decode(errors="replace")
         return request.prompt or ""
 
     def _reply_to(self, request: Generate) -> Reply | None:
@@ -284,7 +287,14 @@ class FakeEngine:
     # --- text ---
 
     def tokenize(self, command: Tokenize) -> tuple[int, ...]:
-        return tuple(command.text.encode())
+        if isinstance(command.text, str):
+            return tuple(command.text.encode())
+        return tuple(
+            byte for part in command.text for byte in (part.encode() if isinstance(part, str) else bytes((part,)))
+        )
+
+    def pieces(self, tokens: Sequence[int]) -> tuple[bytes, ...]:
+        return tuple(bytes((token,)) for token in tokens)
 
     def detokenize(self, command: Detokenize) -> str:
         if any(not 0 <= token < 256 for token in command.tokens):

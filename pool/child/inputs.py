@@ -13,18 +13,18 @@ MOST_INPUTS: Final = 4096
 _MARK: Final = re.compile(r"\{query\}|\{document\}")
 
 
-def prompt_tokens(vocab: Vocab, prompt: Prompt) -> list[int]:
+def prompt_tokens(vocab: Vocab, prompt: Prompt, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
     """Return the ids of a prompt. What the tokenizer puts around a text is put around a text that comes first.
 
     Raises:
         RequestError: an id is not of the vocabulary, or the model has none.
     """
     if isinstance(prompt, str):
-        return vocab.tokenize(prompt, add_special=True, parse_special=True)
+        return vocab.tokenize(prompt, add_special=add_special, parse_special=parse_special)
     tokens: list[int] = []
     for index, part in enumerate(prompt):
         if isinstance(part, str):
-            tokens += vocab.tokenize(part, add_special=index == 0, parse_special=True)
+            tokens += vocab.tokenize(part, add_special=add_special and index == 0, parse_special=parse_special)
         else:
             tokens.append(part)
     vocab.check(tokens)

@@ -134,8 +134,11 @@ class LlamaEngine:
 
     def tokenize(self, command: Tokenize) -> tuple[int, ...]:
         """Return the token ids of a text."""
-        vocab = self._need().model.vocab
-        return tuple(vocab.tokenize(command.text, add_special=command.add_special, parse_special=command.parse_special))
+        return self._need().tokenize(command)
+
+    def pieces(self, tokens: Ordered[int]) -> tuple[bytes, ...]:
+        """Return the bytes of each token."""
+        return self._need().model.vocab.pieces(tokens)
 
     def detokenize(self, command: Detokenize) -> str:
         """Return the text of token ids."""

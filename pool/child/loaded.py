@@ -18,13 +18,25 @@ from llamaherd.pool.child.chat import Chats, Turn
 from llamaherd.pool.child.context import Context
 from llamaherd.pool.child.embedder import Embedder
 from llamaherd.pool.child.engine import RequestError
+from llamaherd.pool.child.infill import infill_tokens
+from llamaherd.pool.child.inputs import least_tokens, prompt_tokens
 from llamaherd.pool.child.media import Media, has_media, take_media
 from llamaherd.pool.child.model import Model
 from llamaherd.pool.child.prefix import Rules
 from llamaherd.pool.child.sampler import Samplers
 from llamaherd.pool.child.sequence import Sequence
 from llamaherd.pool.child.store import Store
-from llamaherd.transport.messages import ChildMessage, Embed, EngineOptions, Generate, Load, Rerank
+from llamaherd.transport.messages import (
+    ChildMessage,
+    Embed,
+    EngineOptions,
+    Generate,
+    Infill,
+    Load,
+    Prompt,
+    Rerank,
+    Tokenize,
+)
 
 if TYPE_CHECKING:
     from llamaherd.pool.child.projector import MediaPrompt, Projector
@@ -80,6 +92,7 @@ class Loaded:
             undo.callback(self.batcher.clear)
             self._n_keep: Final = command.options.n_keep
             self._shifts: Final = command.options.context_shift and not self._why_unshiftable(command.options)
+            self._suffix_first: Final = options.spm_infill
             self.samplers: Final = Samplers(vocab, self.context.n_ctx_seq)
             undo.callback(self.samplers.free)
             given = command.options.chat_template
@@ -148,7 +161,7 @@ class Loaded:
             self.embedder.submit(request)
             return
         if self.unfit:
-            raise RequestError(f"this model cannot generate: {self.unfit}", code="not_supported")
+            raise RequestError(f"this model cannot generate: {self.unfit}", code="unsupported_by_model")
         _check_limits(request)
         self.samplers.check(request.sampling)
         adapters = self.adapters.chosen(request.lora)
@@ -163,7 +176,12 @@ class Loaded:
             raise
 
     def _queue(self, request: Generate, turn: Turn | None, adapters: AdapterSet, media: "MediaPrompt | None") -> None:
-        prompt = media.tokens if media is not None else self._tokens(request.prompt if turn is None else turn.prompt)
+        if media is not None:
+            prompt = media.tokens
+        elif request.infill is not None:
+            prompt = self._infill(request, request.infill)
+        else:
+            prompt = self._tokens(turn.prompt if turn is not None else request.prompt or "")
         limit = self.context.n_ctx_seq
         if not prompt:
             raise RequestError("the prompt is empty", code="empty_prompt")
@@ -176,6 +194,13 @@ class Loaded:
         chain = self.samplers.make(request.sampling, [token for token in prompt if token >= 0] if media else prompt)
         sequence = Sequence(request, prompt, limit, chain, adapters, shifts=self._shifts, turn=turn, media=media)
         self.batcher.submit(sequence)
+
+    def tokenize(self, command: Tokenize) -> tuple[int, ...]:
+        """Return the token ids of a text. Raises RequestError."""
+        tokens = prompt_tokens(
+            self.model.vocab, command.text, add_special=command.add_special, parse_special=command.parse_special
+        )
+        return tuple(tokens)
 
     def _files_of(self, request: Generate) -> tuple[Ordered[Mapping[str, Any]] | None, tuple[Media, ...]]:
         """Return the messages of a chat with a marker for each image and sound, and these."""
@@ -209,27 +234,30 @@ class Loaded:
 
     def _turn(self, request: Generate, messages: Ordered[Mapping[str, Any]] | None) -> Turn | None:
         """Return what a conversation comes to; None for a prompt."""
-        if (request.prompt is None) == (request.messages is None):
-            raise RequestError("exactly one of prompt and messages must be given")
+        if sum(one is not None for one in (request.prompt, request.messages, request.infill)) != 1:
+            raise RequestError("exactly one of prompt, messages and infill must be given")
         if messages is None:
             return None
         return self.chats.turn(messages, request.template_kwargs, request.chat)
 
-    def _tokens(self, prompt: str | tuple[int, ...] | None) -> list[int]:
-        vocab, limit = self.model.vocab, self.context.n_ctx_seq
-        if isinstance(prompt, tuple):
-            if len(prompt) >= limit:
-                raise _too_long(len(prompt), limit)
-            vocab.check(prompt)
-            return list(prompt)
-        text = prompt or ""
-        self._check_length(text)
-        return vocab.tokenize(text, add_special=True, parse_special=True)
+    def _infill(self, request: Generate, gap: Infill) -> list[int]:
+        return infill_tokens(
+            self.model.vocab,
+            gap,
+            n_batch=self.context.batch.capacity,
+            n_ctx=self.context.n_ctx_seq,
+            max_tokens=request.max_tokens,
+            suffix_first=self._suffix_first,
+        )
 
-    def _check_length(self, text: str) -> None:
-        """Raise RequestError for a text that is so long that counting its tokens is not worth the time."""
+    def _tokens(self, prompt: Prompt) -> list[int]:
+        self._check_length(prompt)
+        return prompt_tokens(self.model.vocab, prompt)
+
+    def _check_length(self, prompt: Prompt) -> None:
+        """Raise RequestError for a prompt that is so long that counting its tokens is not worth the time."""
         limit = self.context.n_ctx_seq
-        least = self.model.vocab.least_tokens(len(text), limit)
+        least = least_tokens(self.model.vocab, prompt, limit)
         if least >= limit:
             raise _too_long(least, limit, "at least ")
 

@@ -214,7 +214,9 @@ class Service:
                 case Generate() | Embed() | Rerank():
                     engine.submit(command)
                 case Tokenize():
-                    self._channel.send(Result(request=command.request, tokens=engine.tokenize(command)))
+                    tokens = engine.tokenize(command)
+                    pieces = engine.pieces(tokens) if command.pieces else None
+                    self._channel.send(Result(request=command.request, tokens=tokens, pieces=pieces))
                 case Detokenize():
                     self._channel.send(Result(request=command.request, text=engine.detokenize(command)))
                 case Template():

@@ -93,6 +93,10 @@ class Vocab:
             "utf-8", "replace"
         )
 
+    def pieces(self, tokens: Sequence[int]) -> tuple[bytes, ...]:
+        """Return the bytes of each of checked ids, control tokens by their name."""
+        return tuple(bindings.token_to_piece(self._handle, token, special=True) for token in tokens)
+
     def ends(self, token: int) -> bool:
         """Whether a token ends the generation."""
         ends = self._ends.get(token)

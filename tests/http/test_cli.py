@@ -353,6 +353,11 @@ def test_without_options_the_engine_has_its_defaults() -> None:
         ("-fa on", EngineOptions(flash_attn="on")),
         ("--flash-attn 0", EngineOptions(flash_attn="off")),
         ("--no-mmap", EngineOptions(use_mmap=False)),
+        ("--embeddings", EngineOptions(embedding=True)),
+        ("--embedding --pooling last", EngineOptions(embedding=True, pooling="last")),
+        ("--reranking", EngineOptions(embedding=True, pooling="rank")),
+        ("--rerank --pooling rank", EngineOptions(embedding=True, pooling="rank")),
+        ("--embd-normalize -1 --spm-infill", EngineOptions(embd_normalize=-1, spm_infill=True)),
     ],
 )
 def test_options_have_the_references_spellings(arguments: str, expected: EngineOptions) -> None:
@@ -407,3 +412,8 @@ def test_control_characters_become_visible_and_harmless() -> None:
 
 def test_an_error_is_one_line_whatever_it_quotes() -> None:
     assert one_line("first\n second\tthird\x1b[2J") == "first second third␛[2J"
+
+
+def test_a_reranker_has_one_pooling() -> None:
+    with pytest.raises(click.UsageError, match="contradict"):
+        parsed("--reranking", "--pooling", "mean")

@@ -289,3 +289,15 @@ def test_an_alias_that_is_taken_is_left_out_and_told(tmp_path: Path) -> None:
         "model 'a' is not called 'b' too: 'b' is",
         "model 'b' is not called 'x' too: 'a' is",
     )
+
+
+def test_embeddings_are_a_models_own_affair(tmp_path: Path) -> None:
+    model = gguf(tmp_path / "m.gguf")
+    keys = {"a": "embeddings = true\npooling = last", "b": "reranking = on", "c": "pooling = mean\nembd-normalize = 0"}
+    text = "".join(f"[{name}]\nmodel = {model}\n{lines}\n" for name, lines in keys.items())
+    options = [spec.options for spec in read(tmp_path, text).models]
+    assert [(one.embedding, one.pooling, one.embd_normalize) for one in options] == [
+        (True, "last", 2),
+        (True, "rank", 2),
+        (False, "mean", 0),
+    ]

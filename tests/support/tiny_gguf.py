@@ -6,6 +6,7 @@
 ``random-bos``   the same weights, and tokenising puts ``<s>`` first
 ``random-mean``  the same weights, and embeddings are the mean of the tokens'
 ``random-last``  the same weights, and embeddings are the last token's
+``random-infill``  the same weights, ``<s>`` first, and a vocabulary with :data:`INFILL_TOKENS`
 ``scripted``     llama whose greedy output is exactly :data:`SCRIPT_TEXT`, then the end; for streams and stops
 ``bert``         embedding model, mean pooling
 ``rank``         reranker: BERT with a classifier head
@@ -34,6 +35,7 @@ import numpy.typing as npt
 
 __all__ = [
     "CHATML",
+    "INFILL_TOKENS",
     "SCRIPT",
     "SCRIPT_TEXT",
     "tiny_model",
@@ -56,6 +58,9 @@ CHATML: Final = (
 #: What the scripted model says after a prompt that ends with a newline, one token each. Pieces must be unique.
 SCRIPT: Final = ("Hello", "▁from", "▁a", "▁tiny", "▁GGUF", "▁né", "▁😀", "!")
 SCRIPT_TEXT: Final = "Hello from a tiny GGUF né 😀!"
+
+#: What llama.cpp knows by these names: before the gap, after it, the gap, a repository, a file.
+INFILL_TOKENS: Final = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", "<|repo_name|>", "<|file_sep|>")
 
 _WIDTH: Final = 64
 _LAYERS: Final = 2
@@ -228,12 +233,14 @@ def write_random_llama(
     template: str | None = CHATML,
     poison: bool = False,
     pooling: str = "",
+    controls: Sequence[str] = (),
 ) -> None:
     """Write a llama with random weights, 572 KB. ``poison`` makes its logits NaN; ``template`` None leaves it out.
 
-    ``pooling`` is one of gguf's names, such as ``MEAN``; without it the file names none.
+    ``pooling`` is one of gguf's names, such as ``MEAN``; without it the file names none. ``controls`` are further
+    control tokens.
     """
-    file, vocabulary = _File(path, "llama", seed), _Vocabulary.spelling()
+    file, vocabulary = _File(path, "llama", seed), _Vocabulary.spelling(controls=controls)
     _llama_keys(file, context=context, heads=4, kv_heads=2, hidden=128, half=half)
     vocabulary.store(file, add_bos=add_bos)
     if template is not None:
@@ -530,6 +537,7 @@ _MODELS: Final[dict[str, Callable[[Path], None]]] = {
     "random-bos": functools.partial(write_random_llama, add_bos=True),
     "random-mean": functools.partial(write_random_llama, pooling="MEAN"),
     "random-last": functools.partial(write_random_llama, pooling="LAST"),
+    "random-infill": functools.partial(write_random_llama, add_bos=True, controls=INFILL_TOKENS),
     "scripted": write_scripted_llama,
     "bert": write_bert,
     "rank": functools.partial(write_bert, rank=True),

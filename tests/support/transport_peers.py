@@ -68,7 +68,7 @@ def echo(peer: Peer) -> None:
             if isinstance(message, Threads):
                 peer.channel.send(Stats(rss_bytes=message.n))
             elif isinstance(message, Tokenize):
-                peer.channel.send(Result(request=message.request, text=message.text))
+                peer.channel.send(Result(request=message.request, text=str(message.text)))
             elif isinstance(message, Exit):
                 peer.channel.close()
                 return

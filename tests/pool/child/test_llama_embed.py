@@ -268,7 +268,7 @@ def test_a_model_that_only_embeds_has_no_cache_for_generations() -> None:
         assert embed(engine, LONG)[0].shape == (64,)
         with pytest.raises(RequestError, match="embedding") as refusal:
             engine.submit(Generate(request=1, prompt="a"))
-        assert refusal.value.code == "not_supported"
+        assert refusal.value.code == "unsupported_by_model"
 
 
 def test_the_context_grows_with_the_inputs() -> None:

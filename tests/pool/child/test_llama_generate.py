@@ -258,7 +258,7 @@ def test_before_a_load_everything_is_refused() -> None:
 @pytest.mark.parametrize("model", ["bert", "rank"])
 def test_an_embedding_model_loads_but_does_not_generate(model: str) -> None:
     with loaded(model) as engine:
-        assert refusal(engine, prompt="hello").code == "not_supported"
+        assert refusal(engine, prompt="hello").code == "unsupported_by_model"
         assert len(engine.tokenize(Tokenize(request=0, text="hello", add_special=True))) == 3
 
 

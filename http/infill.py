@@ -1,0 +1,52 @@
+"""``POST /infill``: llama-server's way to fill the gap between two texts, for editors."""
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from llamaherd.http.answers import respond
+from llamaherd.http.front import Front
+from llamaherd.http.native import NativeAnswer
+from llamaherd.http.problems import INVALID_REQUEST, NOT_SUPPORTED, Problem
+from llamaherd.http.schema import InfillBody, parse
+
+__all__ = ["infill"]
+
+#: What llama-server calls a file without a name.
+_NAMELESS = "tmp"
+
+
+async def infill(front: Front, request: Request) -> Response:
+    """Fill a gap."""
+    body = parse(await front.read(request), InfillBody)
+    for name in ("input_prefix", "input_suffix"):
+        if getattr(body, name) is None:
+            raise Problem(INVALID_REQUEST, f'"{name}" is required', param=name)
+    if not (body.prompt is None or isinstance(body.prompt, str)):
+        raise Problem(INVALID_REQUEST, '"prompt" must be a string', param="prompt")
+    if body.choices > 1:
+        raise Problem(NOT_SUPPORTED, "n_cmpl: only one answer per request is supported here", param="n_cmpl")
+    work = front.pool.infill(
+        front.model_of(body),
+        body.input_prefix or "",
+        body.input_suffix or "",
+        prompt=body.prompt or "",
+        extra=[_file(entry) for entry in body.input_extra or ()],
+        autoload=front.autoload_of(request),
+        **body.to_params(),
+    )
+    return await respond(front, request, body, [work], NativeAnswer(work.model, body))
+
+
+def _file(entry: dict[str, Any]) -> tuple[str, str]:
+    name, text = entry.get("filename", _NAMELESS), entry.get("text")
+    if not isinstance(text, str):
+        raise Problem(
+            INVALID_REQUEST,
+            'extra_context chunk must contain a "text" field with a string value',
+            param="input_extra",
+        )
+    if not isinstance(name, str):
+        raise Problem(INVALID_REQUEST, 'extra_context chunk\'s "filename" field must be a string', param="input_extra")
+    return name, text
