@@ -10,6 +10,7 @@ from typing import Any, Final, TypedDict, TypeVar, cast
 
 from llamaherd.pool.adapters import check_lora
 from llamaherd.pool.chat_params import ChatMessage, TemplateParams, chat_options, check_messages
+from llamaherd.pool.constraints import check_grammar
 from llamaherd.pool.errors import BadRequest
 from llamaherd.pool.sampling import LIMITS, MAX_BIASES, SAMPLER_NAMES, problem_of, sampler_name
 from llamaherd.transport.messages import (
@@ -72,6 +73,7 @@ class GenerateParams(TypedDict, total=False):
         logit_bias: ``(token id or text, bias)`` pairs, or a mapping of that (ids may be decimal texts there); a text
             means each of its tokens, a bias of False that they are never chosen.
         dry_sequence_breakers: Texts that no repetition is followed across.
+        grammar: GBNF that the answer must follow, beginning at ``root``.
         lora: Which LoRA adapters to apply, as objects with ``id`` and ``scale``; those that are not named are off. None
             or an empty list takes the model's defaults.
 
@@ -111,6 +113,7 @@ class GenerateParams(TypedDict, total=False):
     stop: str | Sequence[str] | None
     cache_prompt: bool | None
     ignore_eos: bool | None
+    grammar: str | None
     lora: Sequence[Mapping[str, Any]] | None
     n_keep: int | None
     n_discard: int | None
@@ -274,6 +277,7 @@ def _generate(request: int, subject: dict[str, Any], params: GenerateParams) -> 
         lora=check_lora(params.get("lora") or ()),
         n_keep=None if params.get("n_keep") is None else _integer(params, "n_keep", 0, low=-1, high=_INT32_MAX),
         n_discard=_integer(params, "n_discard", 0, low=0, high=_INT32_MAX),
+        grammar=check_grammar(params.get("grammar")),
         **subject,
     )
     return check_command(command)

@@ -33,6 +33,7 @@ __all__ = [
     "Generate",
     "Infill",
     "InfillFile",
+    "GrammarTrigger",
     "Load",
     "Lora",
     "Message",
@@ -260,6 +261,18 @@ class ChatOptions(_Struct, frozen=True, kw_only=True):
     reasoning_format: Literal["", "auto", "none", "deepseek"] = ""
     add_generation_prompt: bool = True
     continuation: Literal["", "prefill", "auto", "content", "reasoning"] = ""
+
+
+class GrammarTrigger(_Struct, frozen=True, kw_only=True):
+    """When a grammar begins to hold. Until then the model may say anything; the word itself must fit the grammar.
+
+    Attributes:
+        words: Texts that begin it wherever they come.
+        leading: Texts that begin it only where nothing but space came before.
+    """
+
+    words: tuple[str, ...] = ()
+    leading: tuple[str, ...] = ()
 
 
 class Usage(_Struct, frozen=True, kw_only=True):
@@ -558,6 +571,9 @@ class Generate(_Struct, frozen=True, kw_only=True):
         lora: ``(adapter's id, scale)``; adapters that are not named are off. Empty takes the defaults.
         n_keep: Tokens that a context shift keeps at the beginning; -1 is the whole prompt, None the model's option.
         n_discard: Tokens that a context shift drops; 0 is half of what is not kept.
+        grammar: GBNF that the output must follow, beginning at ``root``; empty for none.
+        json_schema: JSON Schema, as JSON text, that the output must follow instead; empty for none.
+        trigger: What the grammar or schema waits for; None: it holds from the first token on.
     """
 
     request: int
@@ -574,6 +590,9 @@ class Generate(_Struct, frozen=True, kw_only=True):
     lora: tuple[tuple[int, float], ...] = ()
     n_keep: int | None = None
     n_discard: int = 0
+    grammar: str = ""
+    json_schema: str = ""
+    trigger: GrammarTrigger | None = None
 
 
 class Embed(_Struct, frozen=True, kw_only=True):

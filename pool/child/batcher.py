@@ -28,9 +28,11 @@ from typing import TYPE_CHECKING, Final
 from llamaherd.pool.child import bindings
 from llamaherd.pool.child.adapters import Adapters, Turns
 from llamaherd.pool.child.cache import Cache
+from llamaherd.pool.child.constraint import ConstraintError
 from llamaherd.pool.child.context import Context
 from llamaherd.pool.child.engine import EngineError
 from llamaherd.pool.child.pace import PrefillPace
+from llamaherd.pool.child.pick import Picker
 from llamaherd.pool.child.prefix import Reuse, Rules, find
 from llamaherd.pool.child.reply import sorted_tokens
 from llamaherd.pool.child.sampler import choose, likeliest
@@ -115,6 +117,7 @@ class Batcher:
         self._looked = False
         self._cache: Final = Cache(context, rules, store)
         self._store: Final = store
+        self._picker: Final = Picker(vocab)
         self._pace: Final = PrefillPace(context.batch.capacity, context.n_ubatch)
         self._waiting: Final[deque[Sequence]] = deque()
         #: In the order of their arrival.
@@ -466,7 +469,9 @@ class Batcher:
         if not parts:
             return []
         deltas: list[Delta] = []
-        chosen = choose(self._context, [(part.row, part.sequence.chain) for part in parts])
+        # Where a grammar holds, the highest logit serves only to tell damaged weights: the picker chooses.
+        chains = [part.sequence.chain if part.sequence.constraint is None else None for part in parts]
+        chosen = choose(self._context, [(part.row, chain) for part, chain in zip(parts, chains, strict=True)])
         for index, (part, token) in enumerate(zip(parts, chosen, strict=True)):
             sequence = part.sequence
             if token is None:
@@ -474,6 +479,12 @@ class Batcher:
             elif sequence.full:
                 self._end(sequence, sequence.done("length"))  # max_tokens 0: the prompt was all that was asked for
             else:
+                if sequence.constraint is not None:
+                    try:
+                        token = self._pick(sequence, index, len(parts))
+                    except ConstraintError as error:
+                        self._end(sequence, _stuck(sequence.request.request, error))
+                        continue
                 count = sequence.request.sampling.n_probs
                 probs = (self._likeliest(index, len(parts), token, count),) if count else ()
                 delta, reason = sequence.accept(token, self._vocab, probs)
@@ -482,8 +493,18 @@ class Batcher:
                     self._end(sequence, sequence.done(reason))
         return deltas
 
+    def _pick(self, sequence: Sequence, index: int, outputs: int) -> int:
+        assert sequence.constraint is not None
+        logits = self._context.logits(outputs)[index]
+        go_on = sequence.request.ignore_eos
+        return self._picker.pick(logits, sequence.chain, sequence.constraint, sequence.tokens, go_on=go_on)
+
     def _likeliest(self, index: int, outputs: int, token: int, count: int) -> TokenProbs:
         return likeliest(self._context.logits(outputs)[index], token, count, self._vocab)
+
+
+def _stuck(request: int, error: ConstraintError) -> Failed:
+    return Failed(request=request, message=str(error), fault="caller", code=error.code)
 
 
 def _not_numbers(request: int) -> Failed:

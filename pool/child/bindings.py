@@ -86,6 +86,7 @@ __all__ = [
     "quieten",
     "sampler_accept",
     "sampler_adaptive_p",
+    "sampler_apply",
     "sampler_chain",
     "sampler_chain_add",
     "sampler_clone",
@@ -653,6 +654,22 @@ sampler_clone: Callable[[int], int] = _bind(_short, "llama_sampler_clone", _ptr,
 sampler_accept: Callable[[int, int], None] = _bind(_short, "llama_sampler_accept", None, _ptr, _i32)
 #: Samples from a row of the last batch and accepts the token. The row must have been an output, or the process aborts.
 sampler_sample: Callable[[int, int, int], int] = _bind(_short, "llama_sampler_sample", _i32, _ptr, _ptr, _i32)
+
+
+_apply = _bind(_short, "llama_sampler_apply", None, _ptr, ctypes.POINTER(_low.llama_token_data_array))
+_token_data = ctypes.POINTER(_low.llama_token_data)
+
+
+def sampler_apply(chain: int, address: int, count: int) -> int:
+    """Have a chain choose among candidates without telling it that they were accepted; return the index of its choice.
+
+    Args:
+        address: Where ``count`` >= 1 candidates lie, each an int32 id and two float32, its logit and a probability
+            to be written. They are reordered, so the index is one of the order afterwards.
+    """
+    array = _low.llama_token_data_array(ctypes.cast(address, _token_data), count, -1, False)
+    _apply(chain, ctypes.byref(array))
+    return int(array.selected)
 
 
 _dry = _bind(_short, "llama_sampler_init_dry", _ptr, _ptr, _f32, _f32, _i32, _i32, ctypes.POINTER(_str), _size)

@@ -9,7 +9,7 @@ from typing import Final
 
 from llamaherd.transport.messages import Sampling
 
-__all__ = ["Step", "look_back", "memory", "plan"]
+__all__ = ["Step", "keeps", "look_back", "memory", "plan"]
 
 #: Candidates that stay when the caller switched ``top_k`` off: sorting a whole vocabulary costs milliseconds per token,
 #: and what lies beyond a thousand has no weight that the samplers which sort would keep.
@@ -55,6 +55,19 @@ def memory(sampling: Sampling, steps: Sequence[Step], context: int) -> int:
         if any(step.kind == kind for step in steps)
     ]
     return max(wanted, default=0)
+
+
+def keeps(steps: Sequence[Step]) -> int:
+    """Return how many candidates a chain keeps, if it cuts them down before anything looks at all of them; else 0.
+
+    What only moves logits of some tokens may come before the cut.
+    """
+    for step in steps:
+        if step.kind == "top_k":
+            return int(step.values[0])
+        if step.kind not in {"logit_bias", "penalties", "dry"}:
+            return 0
+    return 0
 
 
 def look_back(last_n: int, context: int) -> int:

@@ -18,6 +18,7 @@ from llamaherd.pool.child.chat import Chats, Turn
 from llamaherd.pool.child.context import Context
 from llamaherd.pool.child.embedder import Embedder
 from llamaherd.pool.child.engine import RequestError
+from llamaherd.pool.child.grammars import Grammars
 from llamaherd.pool.child.infill import infill_tokens
 from llamaherd.pool.child.inputs import least_tokens, prompt_tokens
 from llamaherd.pool.child.media import Media, has_media, take_media
@@ -95,6 +96,7 @@ class Loaded:
             self._suffix_first: Final = options.spm_infill
             self.samplers: Final = Samplers(vocab, self.context.n_ctx_seq)
             undo.callback(self.samplers.free)
+            self.grammars: Final = Grammars(vocab)
             given = command.options.chat_template
             self.chats: Final = Chats(
                 given or self.model.chat_template, "" if given else self.model.tool_template, vocab, command.options
@@ -191,8 +193,19 @@ class Loaded:
             request = msgspec.structs.replace(request, n_keep=self._n_keep)
         if media is not None:
             self._check_media(media)
+        constraint = self.grammars.make(request)
         chain = self.samplers.make(request.sampling, [token for token in prompt if token >= 0] if media else prompt)
-        sequence = Sequence(request, prompt, limit, chain, adapters, shifts=self._shifts, turn=turn, media=media)
+        sequence = Sequence(
+            request,
+            prompt,
+            limit,
+            chain,
+            adapters,
+            constraint=constraint,
+            shifts=self._shifts,
+            turn=turn,
+            media=media,
+        )
         self.batcher.submit(sequence)
 
     def tokenize(self, command: Tokenize) -> tuple[int, ...]:

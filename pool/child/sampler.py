@@ -1,6 +1,7 @@
 """How the next token is chosen: the highest logit, or a chain of llama.cpp's samplers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Final
 
 import numpy as np
@@ -8,7 +9,7 @@ import numpy.typing as npt
 
 from llamaherd.pool.child import bindings
 from llamaherd.pool.child.bindings import DryRecipe
-from llamaherd.pool.child.chain import Step, look_back, memory, plan
+from llamaherd.pool.child.chain import Step, keeps, look_back, memory, plan
 from llamaherd.pool.child.context import Context
 from llamaherd.pool.child.engine import RequestError
 from llamaherd.pool.child.vocab import Vocab
@@ -23,13 +24,45 @@ _MOST_PATTERNS: Final = 8
 _MOST_BIAS: Final = 1e6
 #: Logarithm that stands for "never"; JSON has no infinity.
 _NEVER: Final = -9999.0
+#: llama.cpp's ``llama_token_data``.
+_CANDIDATE: Final = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 
 
 class Chain:
-    """One request's samplers. Free it after use."""
+    """One request's samplers. Free it after use.
 
-    def __init__(self, handle: int) -> None:
+    Attributes:
+        keeps: Candidates that are left after the first cut, if nothing before that looks at the distribution; else 0.
+        banned: Tokens that are never to be chosen.
+    """
+
+    def __init__(
+        self, handle: int, *, keeps: int = 0, memory: int = 0, biases: Mapping[int, float] = MappingProxyType({})
+    ) -> None:
         self._handle = handle
+        self._memory: Final = memory
+        self._biased: Final = frozenset(biases)
+        self.keeps: Final = keeps
+        self.banned: Final = frozenset(token for token, bias in biases.items() if bias == -np.inf)
+
+    def moves(self, tokens: Sequence[int]) -> set[int]:
+        """Return the tokens whose logits it changes on their own account, after these tokens. Negative ones stand for
+        images.
+        """
+        recent = tokens[-self._memory :] if self._memory else ()
+        return {*self._biased, *(token for token in recent if token >= 0)}
+
+    def draw(self, tokens: npt.NDArray[np.int32], logits: npt.NDArray[np.float32]) -> int:
+        """Choose among some tokens of a row of logits; :meth:`accept` what is taken."""
+        candidates = np.empty(len(tokens), _CANDIDATE)
+        candidates["id"] = tokens
+        candidates["logit"] = logits[tokens] if len(tokens) < len(logits) else logits
+        chosen = bindings.sampler_apply(self._handle, candidates.ctypes.data, len(candidates))
+        return int(candidates["id"][chosen])
+
+    def accept(self, token: int) -> None:
+        """Remember a token that :meth:`draw` did not decide alone."""
+        bindings.sampler_accept(self._handle, token)
 
     def sample(self, context: int, row: int) -> int:
         """Choose a token from an output row of the last batch."""
@@ -78,7 +111,7 @@ class Samplers:
         count = memory(sampling, steps, self._context)
         for token in prompt[-count:] if count else ():
             bindings.sampler_accept(handle, token)
-        return Chain(handle)
+        return Chain(handle, keeps=keeps(steps), memory=count, biases=biases)
 
     def free(self) -> None:
         """Release the C memory. Idempotent. Chains that were made remain valid."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from llamaherd.pool.child.adapters import AdapterSet
 from llamaherd.pool.child.chat import Turn
+from llamaherd.pool.child.constraint import Constraint
 from llamaherd.pool.child.reply import Reply, read_delta
 from llamaherd.pool.child.sampler import Chain
 from llamaherd.pool.child.store import State
@@ -39,6 +40,7 @@ class Sequence:
             it computes by itself.
         chain: Its samplers; None means greedy.
         adapters: What its tokens are computed with.
+        constraint: What restricts its tokens, if anything does.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Sequence:
         chain: Chain | None,
         adapters: AdapterSet = (),
         *,
+        constraint: Constraint | None = None,
         shifts: bool = False,
         turn: Turn | None = None,
         media: "MediaPrompt | None" = None,
@@ -73,6 +76,7 @@ class Sequence:
         self._cached = -1
         self.chain: Final = chain
         self.adapters: Final = adapters
+        self.constraint: Final = constraint
         self._text: Final = TextStream(request.stop)
         #: Tells reasoning and tool calls from content, where the answer may hold some; and what it must see for that.
         self._reply: Final[Reply | None] = turn.reply if turn is not None else None
@@ -179,6 +183,8 @@ class Sequence:
             text = self._text.feed(vocab.named_piece(token) if token in self._shown else vocab.piece(token))
             if self._text.stopping_word:
                 reason = "stop"
+            elif self.constraint is not None and self.constraint.complete:
+                text, reason = text + self._text.flush(), "stop"
             elif self.full:
                 text, reason = text + self._text.flush(), "length"
         delta = Delta(self.request.request, text, (token,), probs)

@@ -1,0 +1,74 @@
+"""The grammars of one loaded model: compiled when a request brings them, and kept for further ones."""
+
+from typing import Final
+
+from llamaherd.pool.child.constraint import Alphabet, Constraint, ConstraintError
+from llamaherd.pool.child.engine import RequestError
+from llamaherd.pool.child.lazy import LazyConstraint
+from llamaherd.pool.child.matcher import Automaton, Matcher
+from llamaherd.pool.child.vocab import Vocab
+from llamaherd.pool.gbnf import GrammarError, Rules, TokenRef, parse
+from llamaherd.transport.messages import Generate
+
+__all__ = ["Grammars"]
+
+#: Automata that are kept; each may take some 10 MB.
+_MOST_KEPT: Final = 8
+_MOST_WORDS: Final = 64
+_LONGEST_WORD: Final = 256
+
+
+class Grammars:
+    """Makes the constraints of requests."""
+
+    def __init__(self, vocab: Vocab) -> None:
+        self._vocab: Final = vocab
+        self._alphabet: Final = Alphabet(vocab)
+        self._automata: Final[dict[str, Automaton]] = {}
+
+    def make(self, request: Generate) -> Constraint | None:
+        """Return the constraint that a request asks for, None for none. Raises RequestError."""
+        if request.json_schema:
+            raise RequestError("json_schema is not supported yet", code="not_supported")
+        if not request.grammar:
+            return None
+        constraint: Constraint = Matcher(self._automaton(request.grammar))
+        trigger = request.trigger
+        if trigger is None:
+            return constraint
+        words = (*trigger.words, *trigger.leading)
+        if not words or len(words) > _MOST_WORDS or not all(0 < len(word) <= _LONGEST_WORD for word in words):
+            raise RequestError(
+                f"a grammar's trigger needs 1 to {_MOST_WORDS} words of 1 to {_LONGEST_WORD} characters",
+                code="invalid_grammar",
+            )
+        return LazyConstraint(constraint, trigger, self._vocab)
+
+    def _automaton(self, source: str) -> Automaton:
+        automaton = self._automata.pop(source, None)
+        if automaton is None:
+            try:
+                rules = parse(source)
+                self._check_tokens(rules)
+                automaton = Automaton(rules, self._alphabet, self._token)
+            except GrammarError as error:
+                raise RequestError(f"grammar: {error}", code="invalid_grammar") from None
+            except ConstraintError as error:
+                raise RequestError(str(error), code=error.code) from None
+        self._automata[source] = automaton
+        if len(self._automata) > _MOST_KEPT:
+            del self._automata[next(iter(self._automata))]
+        return automaton
+
+    def _check_tokens(self, rules: Rules) -> None:
+        elements = (element for rule in rules.rules for sequence in rule for element in sequence)
+        ids = (element.token for element in elements if isinstance(element, TokenRef))
+        largest = max((token for token in ids if isinstance(token, int)), default=0)
+        if largest >= self._vocab.size:
+            raise GrammarError(f"token {largest} is not in the vocabulary of {self._vocab.size} tokens")
+
+    def _token(self, text: str) -> int:
+        tokens = self._vocab.tokenize(text, add_special=False, parse_special=True)
+        if len(tokens) != 1:
+            raise GrammarError(f"{text!r} is {len(tokens)} tokens of this model, and must be one")
+        return tokens[0]

@@ -1,0 +1,112 @@
+"""How the next token is chosen where a grammar restricts it.
+
+By rejection, as in llama.cpp's ``common_sampler_sample``: the samplers choose freely, and if the grammar allows their
+choice, which it mostly does, that was all. Else they choose once more, among the allowed tokens alone. The result is
+the same as if they always did; for chains that cut the candidates down early it is enough to find as many allowed
+tokens as they keep.
+"""
+
+from collections.abc import Collection, Sequence
+from typing import Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from llamaherd.pool.child.constraint import Constraint, ConstraintError
+from llamaherd.pool.child.sampler import Chain
+from llamaherd.pool.child.vocab import Vocab
+
+__all__ = ["Picker"]
+
+#: Most likely tokens that are looked at first, beside as many again as the samplers keep.
+_NEAR: Final = 64
+_NONE: Final[frozenset[int]] = frozenset()
+
+
+class _Allowed(Protocol):
+    def __call__(self, tokens: npt.NDArray[np.int64], most: int, but: Collection[int] = ...) -> list[int]: ...
+
+
+class Picker:
+    """Chooses for all sequences of one context."""
+
+    def __init__(self, vocab: Vocab) -> None:
+        self._vocab: Final = vocab
+        self._all: Final = np.arange(vocab.size, dtype=np.int32)
+
+    def pick(
+        self,
+        logits: npt.NDArray[np.float32],
+        chain: Chain | None,
+        constraint: Constraint,
+        recent: Sequence[int],
+        *,
+        go_on: bool,
+    ) -> int:
+        """Return the next token from a row of logits, which chain and constraint have then accepted.
+
+        Args:
+            recent: The sequence's tokens.
+            go_on: Never choose the end.
+
+        Raises:
+            ConstraintError: no token is allowed, or the grammar gives up.
+        """
+        banned = chain.banned if chain is not None else _NONE
+        token = int(logits.argmax()) if chain is None else chain.draw(self._all, logits)
+        if token in banned or (go_on and self._vocab.ends(token)) or not constraint.allows(token):
+            token = self._among_allowed(logits, chain, constraint, recent, go_on=go_on)
+        if chain is not None:
+            chain.accept(token)
+        constraint.accept(token)
+        return token
+
+    def _among_allowed(
+        self,
+        logits: npt.NDArray[np.float32],
+        chain: Chain | None,
+        constraint: Constraint,
+        recent: Sequence[int],
+        *,
+        go_on: bool,
+    ) -> int:
+        banned = chain.banned if chain is not None else _NONE
+
+        def allowed(tokens: npt.NDArray[np.int64], most: int, but: Collection[int] = _NONE) -> list[int]:
+            listed: list[int] = tokens.tolist()
+            if but or banned or go_on:
+                listed = [t for t in listed if t not in but and t not in banned and not (go_on and self._vocab.ends(t))]
+            return constraint.allowed(listed, most)
+
+        if chain is None:
+            found = self._most_likely(logits, constraint, 1, allowed, _NONE)
+        elif chain.keeps:
+            # What the chain raises or lowers before it cuts may be anywhere, so all of it takes part.
+            moved = chain.moves(recent)
+            found = self._most_likely(logits, constraint, chain.keeps, allowed, moved)
+            found += allowed(np.array(sorted(moved), np.int64), len(moved))
+        else:
+            found = allowed(constraint.candidates(), self._vocab.size)
+        if not found:
+            raise ConstraintError(
+                "no token of this model can continue the text as the grammar demands", code="grammar_dead_end"
+            )
+        return found[0] if chain is None else chain.draw(np.array(found, np.int32), logits)
+
+    def _most_likely(
+        self,
+        logits: npt.NDArray[np.float32],
+        constraint: Constraint,
+        most: int,
+        allowed: _Allowed,
+        but: Collection[int],
+    ) -> list[int]:
+        """Return the most likely allowed tokens, at most so many, best first."""
+        near = 2 * most + _NEAR + len(but)
+        if near < len(logits):
+            likely = logits.argpartition(-near)[-near:]
+            found = allowed(likely[np.argsort(-logits[likely], kind="stable")], most, but)
+            if len(found) == most:
+                return found
+        rest = constraint.candidates()
+        return allowed(rest[np.argsort(-logits[rest], kind="stable")], most, but)
