@@ -1,14 +1,23 @@
 """The one batch of a context: rows written through numpy views, read by llama.cpp in place."""
 
 from array import array
-from typing import Final
+from typing import Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from llamaherd.pool.child import bindings
 
-__all__ = ["Batch"]
+__all__ = ["Batch", "Folds", "position_of"]
+
+#: Where positions fall behind tokens: from a token's index on, and by how many more. Images under M-RoPE have more
+#: tokens than positions.
+Folds: TypeAlias = tuple[tuple[int, int], ...]
+
+
+def position_of(folds: Folds, index: int) -> int:
+    """Return the position of the token ``index``, which is not within a fold."""
+    return index - sum(count for end, count in folds if end <= index)
 
 
 class Batch:
@@ -29,6 +38,7 @@ class Batch:
         self._outputs: npt.NDArray[np.int8] = np.zeros(capacity, np.int8)
         #: Embeddings, where the batch is not of tokens.
         self._rows: npt.NDArray[np.float32] | None = None
+        self._places: npt.NDArray[np.int32] = self._positions
         # Single rows go through memoryviews, which cost half of what numpy's own indexing does.
         self._token, self._position = self._tokens.data, self._positions.data
         self._sequence, self._output = self._sequences.data, self._outputs.data
@@ -79,11 +89,14 @@ class Batch:
         """Ask for the output of every row so far."""
         self._outputs[: self.n_rows] = 1
 
-    def embed(self, sequence: int, position: int, rows: npt.NDArray[np.float32]) -> None:
-        """Fill the batch with embeddings instead of tokens, from ``position`` on. No logits come of them."""
+    def embed(self, sequence: int, positions: npt.NDArray[np.int32], rows: npt.NDArray[np.float32]) -> None:
+        """Fill the batch with embeddings instead of tokens. No logits come of them.
+
+        ``positions`` has one row of as many as there are embeddings, or four for models with M-RoPE.
+        """
         count = len(rows)
         self._rows = np.ascontiguousarray(rows, np.float32)
-        self._positions[:count] = np.arange(position, position + count, dtype=np.int32)
+        self._places = np.ascontiguousarray(positions, np.int32)
         self._sequences[:count] = sequence
         self._outputs[:count] = 0
         self.n_rows = count
@@ -92,7 +105,7 @@ class Batch:
         """Compute the rows; the codes are those of :func:`bindings.decode`. Returns when the result is there."""
         struct = self._struct
         if self._rows is not None:
-            struct = bindings.embedding_struct(struct, self._rows.ctypes.data)
+            struct = bindings.embedding_struct(struct, self._rows.ctypes.data, self._places.ctypes.data)
         code = bindings.decode(context, struct, self.n_rows)
         if code == 0:
             bindings.synchronize(context)

@@ -185,6 +185,7 @@ class Batcher:
                 return
             self._waiting.popleft()
             sequence.start(self._cache.acquire(reuse.donor if reuse is not None else None))
+            self._context.fold(sequence.slot, sequence.folds)
             self._running.append(sequence)
             self._begin(sequence)
 
@@ -390,10 +391,12 @@ class Batcher:
         batch.clear()
         if chunk is None or chunk.rows is None:
             return []
-        rows = chunk.rows[viewer.computed - chunk.start :]
+        done = viewer.computed - chunk.start
+        rows = chunk.rows[done:]
         if not chunk.whole:
             rows = rows[: min(self._pace.tokens(shared=len(self._running) > 1), batch.capacity)]
-        batch.embed(viewer.slot, viewer.computed, rows)
+        positions = chunk.positions(viewer.position(chunk.start))
+        batch.embed(viewer.slot, positions[:, done : done + len(rows)], rows)
         return [_Part(viewer, len(rows), -1)]
 
     def _build(self, ready: list[Sequence]) -> list[_Part]:
@@ -405,7 +408,7 @@ class Batcher:
             if sequence.chunk is not None:
                 continue
             if sequence.pending == 1:
-                row = batch.add(sequence.slot, sequence.computed, sequence.tokens[-1])
+                row = batch.add(sequence.slot, sequence.position(sequence.computed), sequence.tokens[-1])
                 parts.append(_Part(sequence, 1, row))
             else:
                 prompts.append(sequence)
@@ -429,7 +432,7 @@ class Batcher:
                 return
             last = count == sequence.pending
             chunk = sequence.tokens[sequence.computed : sequence.computed + count]
-            row = self._context.batch.extend(sequence.slot, sequence.computed, chunk, output=last)
+            row = self._context.batch.extend(sequence.slot, sequence.position(sequence.computed), chunk, output=last)
             parts.append(_Part(sequence, count, row if last else -1))
             budget -= count
 
@@ -445,7 +448,9 @@ class Batcher:
         for sequence in self._running:
             if sequence.leader is not None:
                 continue
-            length = min(self._context.length(sequence.slot), len(sequence.tokens) - 1)
+            # Positions do not tell how much of an image is there.
+            length = sequence.computed if sequence.folds else self._context.length(sequence.slot)
+            length = min(length, len(sequence.tokens) - 1)
             self._cache.cells.grow(sequence.slot, max(0, length - sequence.computed))
             sequence.computed = length
             if not self._cache.truncate(sequence.slot, length):

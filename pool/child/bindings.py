@@ -566,12 +566,16 @@ def batch_struct(token: int, pos: int, n_seq_id: int, seq_id: int, output: int) 
     )
 
 
-def embedding_struct(like: Any, rows: int) -> Any:
-    """Return a ``llama_batch`` of embeddings instead of tokens, at an address, with all else as another one has it."""
+def embedding_struct(like: Any, rows: int, pos: int) -> Any:
+    """Return a ``llama_batch`` of embeddings instead of tokens, with all but their positions as another one has it.
+
+    The arguments are addresses. With M-RoPE there are four positions of each: first the first of all, and so on.
+    """
     struct = _low.llama_batch()
     ctypes.pointer(struct)[0] = like
     struct.token = None
     struct.embd = ctypes.cast(rows, ctypes.POINTER(_f32))
+    struct.pos = ctypes.cast(pos, ctypes.POINTER(ctypes.c_int32))
     return struct
 
 

@@ -81,6 +81,7 @@ class Cache:
     def release(self, slot: int) -> None:
         """Take an id back, and drop what its sequence holds."""
         self._context.forget(slot)
+        self._context.fold(slot, ())
         self.cells.drop(slot)
         self._free.append(slot)
 

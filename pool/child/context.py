@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llamaherd.pool.child import bindings
-from llamaherd.pool.child.batch import Batch
+from llamaherd.pool.child.batch import Batch, Folds, position_of
 from llamaherd.pool.child.bindings import AbortFlag, ContextSettings
 from llamaherd.pool.child.engine import EngineError
 from llamaherd.pool.child.fit import check_memory
@@ -138,6 +138,7 @@ class Context:
         self.unfit: Final = model.unfit or ("" if self._memory else "it keeps no context (an embedding model)")
         self._freed = False
         self._n_vocab: Final = model.vocab.size
+        self._folds: Final[dict[int, Folds]] = {}
         self.n_ctx: Final = bindings.n_ctx(handle)
         self.n_ctx_seq: Final = bindings.n_ctx_seq(handle)
         self.n_ubatch: Final = settings.n_ubatch
@@ -180,7 +181,15 @@ class Context:
 
     def truncate(self, sequence: int, length: int) -> bool:
         """Keep the first ``length`` tokens of a sequence; False when this kind of model cannot (nothing changed)."""
-        return self._memory is not None and bindings.memory_seq_rm(self._memory, sequence, length, -1)
+        place = position_of(self._folds.get(sequence, ()), length)
+        return self._memory is not None and bindings.memory_seq_rm(self._memory, sequence, place, -1)
+
+    def fold(self, sequence: int, folds: Folds) -> None:
+        """Count the positions of a sequence with these folds from now on."""
+        if folds:
+            self._folds[sequence] = folds
+        else:
+            self._folds.pop(sequence, None)
 
     def share(self, source: int, target: int, length: int, start: int = 0) -> None:
         """Let a sequence of ``start`` tokens hold the tokens from there to ``length`` of another, whose cells then
@@ -189,7 +198,9 @@ class Context:
         Whether the model allows that for this length is the caller's to know; see :class:`prefix.Rules`.
         """
         if self._memory is not None:
-            bindings.memory_seq_cp(self._memory, source, target, start, length)
+            folds = self._folds.get(target, ())
+            first, end = position_of(folds, start), position_of(folds, length)
+            bindings.memory_seq_cp(self._memory, source, target, first, end)
 
     @property
     def can_shift(self) -> bool:

@@ -16,7 +16,9 @@ __all__ = [
     "bitmap_load",
     "chunk_file",
     "chunk_is_text",
+    "chunk_n_positions",
     "chunk_n_tokens",
+    "chunk_positions",
     "chunk_text_tokens",
     "chunks",
     "chunks_free",
@@ -139,6 +141,12 @@ _tokenize = _bind(
 _chunk_type = _bind(_short, "mtmd_input_chunk_get_type", _i32, _ptr)
 _chunk_tokens = _bind(_short, "mtmd_input_chunk_get_tokens_text", ctypes.POINTER(_i32), _ptr, ctypes.POINTER(_size))
 chunk_n_tokens: Callable[[int], int] = _bind(_short, "mtmd_input_chunk_get_n_tokens", _size, _ptr)
+#: Positions that a chunk takes; as many as it has tokens, except with M-RoPE.
+chunk_n_positions: Callable[[int], int] = _bind(_short, "mtmd_input_chunk_get_n_pos", _i32, _ptr)
+_chunk_image = _bind(_short, "mtmd_input_chunk_get_tokens_image", _ptr, _ptr)
+_image_positions = _bind(
+    _short, "mtmd_helper_image_get_decoder_pos", None, _ptr, _i32, ctypes.POINTER(_low.mtmd_decoder_pos)
+)
 _chunk_id = _bind(_short, "mtmd_input_chunk_get_id", _str, _ptr)
 
 
@@ -167,6 +175,16 @@ def chunk_file(chunk: int) -> bytes:
     """Return what tells the file of a chunk that is no text: its SHA-256, in hexadecimal."""
     digest: bytes | None = _chunk_id(chunk)
     return digest or b""
+
+
+def chunk_positions(chunk: int, first: int) -> list[tuple[int, int, int, int]] | None:
+    """Return the four positions of each token of an image under M-RoPE, if it begins at ``first``; None for a sound."""
+    image: int | None = _chunk_image(chunk)
+    if image is None:
+        return None
+    array = (_low.mtmd_decoder_pos * chunk_n_tokens(chunk))()
+    _image_positions(image, first, array)
+    return [(place.t, place.y, place.x, place.z) for place in array]
 
 
 def chunk_text_tokens(chunk: int) -> list[int]:

@@ -37,19 +37,31 @@ class Chunk:
         start, end: Its positions in the prompt.
         id: What stands there instead of tokens.
         whole: Its parts see each other, so it must be computed at once.
+        folded: How many fewer positions than tokens it takes in the model's eyes.
         rows: Its embeddings, from when they are computed until the model has read them.
     """
 
-    def __init__(self, handle: int, start: int, length: int, number: int, *, whole: bool) -> None:
+    def __init__(self, handle: int, start: int, number: int, *, whole: bool, mrope: bool) -> None:
+        length = mtmd.chunk_n_tokens(handle)
         self.handle: Final = handle
         self.start: Final = start
         self.end: Final = start + length
         self.id: Final = number
         self.whole: Final = whole
+        self.folded: Final = length - mtmd.chunk_n_positions(handle)
         self.rows: Rows | None = None
+        self._mrope: Final = mrope
 
     def __repr__(self) -> str:
         return f"<Chunk {self.id} at {self.start}..{self.end}>"
+
+    def positions(self, first: int) -> npt.NDArray[np.int32]:
+        """Return where its tokens stand if the chunk begins at position ``first``: one row, or four with M-RoPE."""
+        line = np.arange(first, first + self.end - self.start, dtype=np.int32)
+        if not self._mrope:
+            return line[np.newaxis]
+        places = mtmd.chunk_positions(self.handle, first)
+        return np.tile(line, (4, 1)) if places is None else np.array(places, np.int32).T
 
 
 class MediaPrompt:
@@ -102,10 +114,12 @@ class Projector:
         self._next_id = -1
         self._kept: Final[OrderedDict[int, Rows]] = OrderedDict()
         self._kept_bytes = 0
-        if mtmd.uses_mrope(handle):
+        self._mrope: Final = mtmd.uses_mrope(handle)
+        if self._mrope and model.window:
             self.free()
             raise EngineError(
-                f"projector {path} gives images two-dimensional positions (M-RoPE), which this engine cannot serve yet",
+                f"projector {path} gives images two-dimensional positions (M-RoPE), and the model has a sliding "
+                "window; this engine cannot serve both together",
                 code="projector_unsupported",
             )
 
@@ -160,7 +174,8 @@ class Projector:
             # A large image becomes several chunks.
             number = self._id((file, seen[file], length))
             seen[file] += 1
-            chunks.append(Chunk(chunk, len(tokens), length, number, whole=mtmd.non_causal(self._handle, chunk)))
+            whole = mtmd.non_causal(self._handle, chunk)
+            chunks.append(Chunk(chunk, len(tokens), number, whole=whole, mrope=self._mrope))
             tokens += [number] * length
         return MediaPrompt(handle, tokens, tuple(chunks))
 

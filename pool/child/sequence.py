@@ -5,6 +5,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
 from llamaherd.pool.child.adapters import AdapterSet
+from llamaherd.pool.child.batch import Folds, position_of
 from llamaherd.pool.child.chat import Turn
 from llamaherd.pool.child.constraint import Constraint
 from llamaherd.pool.child.reply import Reply, read_delta
@@ -64,6 +65,8 @@ class Sequence:
         self._shifts: Final = shifts and media is None
         self._media: Final = media
         self._chunks: Final = media.chunks if media is not None else ()
+        #: Where its positions fall behind its tokens.
+        self.folds: Final[Folds] = tuple((chunk.end, chunk.folded) for chunk in self._chunks if chunk.folded)
         self._shifted = False
         #: Most tokens at a time, prompt included.
         self.limit: Final = context if request.max_tokens < 0 else min(context, len(prompt) + request.max_tokens)
@@ -106,6 +109,10 @@ class Sequence:
         """Tokens to compute before the next image or sound, or the end."""
         starts = [chunk.start - self.computed for chunk in self._chunks if chunk.start >= self.computed]
         return min(starts, default=self.pending)
+
+    def position(self, index: int) -> int:
+        """Return the position of a token that is not within an image or sound."""
+        return position_of(self.folds, index) if self.folds else index
 
     def floor(self, length: int) -> int:
         """Return the most of the first ``length`` tokens that do not end within an image or sound."""

@@ -13,6 +13,8 @@
 ``lora``         adapter for ``random``
 ``mmproj``       image projector for ``random``: 32 x 32 pixels become 16 tokens
 ``gemma3-eye``   the same, whose parts see each other in the model
+``qwen2vl``      ``random`` with positions of four parts (M-RoPE)
+``qwen2vl-eye``  projector for it: images of any size, 16 x 16 pixels a token
 ``mamba``        recurrent model
 ``gemma2``       sliding-window attention, 16 tokens wide
 ===============  ============================================================================================
@@ -234,13 +236,16 @@ def write_random_llama(
     poison: bool = False,
     pooling: str = "",
     controls: Sequence[str] = (),
+    architecture: str = "llama",
 ) -> None:
     """Write a llama with random weights, 572 KB. ``poison`` makes its logits NaN; ``template`` None leaves it out.
 
     ``pooling`` is one of gguf's names, such as ``MEAN``; without it the file names none. ``controls`` are further
-    control tokens.
+    control tokens. With the ``architecture`` ``qwen2vl`` its positions are of four parts (M-RoPE).
     """
-    file, vocabulary = _File(path, "llama", seed), _Vocabulary.spelling(controls=controls)
+    file, vocabulary = _File(path, architecture, seed), _Vocabulary.spelling(controls=controls)
+    if architecture == "qwen2vl":
+        file.keys.add_rope_dimension_sections([2, 3, 3, 0])
     _llama_keys(file, context=context, heads=4, kv_heads=2, hidden=128, half=half)
     vocabulary.store(file, add_bos=add_bos)
     if template is not None:
@@ -405,7 +410,8 @@ def write_mmproj(
 ) -> None:
     """Write a vision projector whose output fits the llamas of this module, unless another ``output`` width is given.
 
-    ``kind`` is the projector's type: ``mlp``, or ``gemma3``, the parts of whose images see each other in the model.
+    ``kind`` is the projector's type: ``mlp``; ``gemma3``, the parts of whose images see each other in the model; or
+    ``qwen2vl_merger``, whose parts have two-dimensional positions.
     """
     file, width, hidden = _File(path, "clip", seed), 32, 64
     keys = file.keys
@@ -430,7 +436,14 @@ def write_mmproj(
     keys.add_array("clip.vision.image_std", [0.5] * 3)
     file.add("v.patch_embd.weight", file.normal(width, 3, patch, patch))
     patches = (image // patch) ** 2
-    if kind == "gemma3":
+    if kind == "qwen2vl_merger":
+        keys.add_uint32("clip.vision.spatial_merge_size", 2)
+        file.add("v.patch_embd.weight.1", file.normal(width, 3, patch, patch))
+        _clip_layers(file, width, hidden, "v.post_ln")
+        for name, rows in (("mm.0", 4 * width), ("mm.2", output)):
+            file.add(name + ".weight", file.normal(rows, 4 * width))
+            file.add(name + ".bias", np.zeros(rows))
+    elif kind == "gemma3":
         file.add("v.position_embd.weight", file.normal(patches, width))
         _clip_layers(file, width, hidden, "v.post_ln")
         file.add_ones("mm.soft_emb_norm.weight", size=width)
@@ -543,6 +556,8 @@ _MODELS: Final[dict[str, Callable[[Path], None]]] = {
     "rank": functools.partial(write_bert, rank=True),
     "lora": write_lora,
     "mmproj": write_mmproj,
+    "qwen2vl": functools.partial(write_random_llama, architecture="qwen2vl"),
+    "qwen2vl-eye": functools.partial(write_mmproj, kind="qwen2vl_merger"),
     "gemma3-eye": functools.partial(write_mmproj, kind="gemma3"),
     "mamba": write_mamba,
     "gemma2": write_gemma2,

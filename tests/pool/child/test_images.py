@@ -1,5 +1,6 @@
 """Images in chats: what they change, what they share, and what they do not disturb."""
 
+import ctypes
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -8,9 +9,11 @@ import msgspec
 import pytest
 
 from engine_driver import GREEDY, Collected, collect, drain, load_command
-from llamaherd.pool.child import projector
+from llamaherd.pool.child import bindings, mtmd, projector
+from llamaherd.pool.child.context import Context
 from llamaherd.pool.child.engine import EngineError, RequestError
 from llamaherd.pool.child.llama_engine import LlamaEngine
+from llamaherd.pool.child.model import Model
 from llamaherd.transport.messages import Generate, Load, Sampling
 from pictures import BLUE, RED, image_part, png
 from tiny_gguf import tiny_model, write_mmproj
@@ -18,8 +21,13 @@ from tiny_gguf import tiny_model, write_mmproj
 GREEN = png((0, 255, 0))
 
 
+#: Images of any size; the bound spares the tiny model a large one when it is loaded.
+WIDE = "qwen2vl-eye"
+
+
 def load_with(eye: str = "mmproj", **options: Any) -> Load:
-    return msgspec.structs.replace(load_command("random", **options), mmproj=str(tiny_model(eye)))
+    model = "qwen2vl" if eye == WIDE else "random"
+    return msgspec.structs.replace(load_command(model, **options), mmproj=str(tiny_model(eye)))
 
 
 @contextmanager
@@ -191,6 +199,106 @@ def test_samplers_that_look_back_see_tokens_only() -> None:
     sampling = Sampling(temperature=0, repeat_penalty=1.3, repeat_last_n=-1, dry_multiplier=1.0)
     with seeing() as engine:
         assert len(run(engine, show(RED), sampling=sampling).tokens) == 12
+
+
+# --- against llama.cpp's own way ---
+
+
+def by_hand(eye: str, images: Sequence[bytes], text: str, length: int) -> list[int]:
+    """Return the greedy answer that llama.cpp's helper for whole prompts comes to."""
+    low = bindings.import_lowlevel("mtmd_cpp")
+    command = load_with(eye)
+    bindings.init_backend()
+    model = Model(command.path, command.options, lambda _: True)
+    context = Context(model, command.options, (1, 1), bindings.AbortFlag())
+    settings = mtmd.ProjectorSettings(
+        marker=b"<media>", use_gpu=False, n_threads=1, flash_attn_type=0, image_min_tokens=-1, image_max_tokens=-1
+    )
+    projector = mtmd.projector_load(command.mmproj.encode(), model.handle, settings)
+    assert projector is not None
+    shown = "".join("<media>\n" for _ in images)
+    prompt = f"<|im_start|>user\n{shown}{text}<|im_end|>\n<|im_start|>assistant\n"
+    bitmaps = [mtmd.bitmap_load(projector, image) or 0 for image in images]
+    chunks = mtmd.tokenize(projector, prompt.encode(), bitmaps)
+    assert chunks is not None
+    place = ctypes.c_int32()
+    code = low.mtmd_helper_eval_chunks(projector, context.handle, chunks, 0, 0, 512, True, ctypes.byref(place))
+    assert code == 0
+    tokens: list[int] = []
+    while True:
+        tokens.append(int(context.logits(1)[0].argmax()))
+        if len(tokens) == length:
+            break
+        context.batch.clear()
+        context.batch.add(0, place.value + len(tokens) - 1, tokens[-1])
+        assert context.batch.decode(context.handle) == 0
+    mtmd.chunks_free(chunks)
+    for bitmap in bitmaps:
+        mtmd.bitmap_free(bitmap)
+    context.free()
+    mtmd.projector_free(projector)
+    model.free()
+    return tokens
+
+
+@pytest.mark.parametrize("eye", ["mmproj", "gemma3-eye", WIDE])
+@pytest.mark.parametrize("images", [[RED], [RED, BLUE], [png((9, 200, 9), 90, 30), RED]])
+def test_the_answer_is_what_llama_cpp_comes_to(eye: str, images: list[bytes]) -> None:
+    expected = by_hand(eye, images, "what is this?", 16)
+    with seeing(eye) as engine:
+        assert alone(engine, show(*images), length=16) == expected
+        assert run(engine, show(*images), length=16).tokens == expected
+        assert run(engine, show(*images), length=16).tokens == expected, "from the cache"
+
+
+# --- two-dimensional positions ---
+
+
+def test_an_image_may_have_fewer_positions_than_tokens() -> None:
+    with seeing(WIDE) as engine:
+        wide, tall = (run(engine, show(png((1, 2, 3), *size))) for size in ((96, 32), (32, 96)))
+    assert usage(wide)[0] == usage(tall)[0]
+    assert wide.tokens != tall.tokens
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"n_batch": 8, "n_ubatch": 8}, {"n_ctx": 256, "n_parallel": 3, "cache_ram": 0}]
+)
+def test_with_such_positions_too_all_get_what_each_gets_alone(options: dict[str, Any]) -> None:
+    chats = (show(png((200, 0, 0), 96, 32)), SAY, show(BLUE, png((0, 99, 0), 32, 64)), show(RED, text="and this?"))
+    with seeing(WIDE, **options) as engine:
+        expected = [alone(engine, chat, length=60) for chat in chats]
+        for number, chat in enumerate(chats):
+            engine.submit(request(number, chat, length=60))
+        got = drain(engine)
+        again = [run(engine, chat, length=60).tokens for chat in chats]
+    assert [got[number].tokens for number in range(len(chats))] == expected
+    assert again == expected
+
+
+def test_with_such_positions_too_a_prefix_is_shared_and_cut_where_it_may_be() -> None:
+    first = png((200, 0, 0), 96, 32)
+    more = (*show(first), {"role": "assistant", "content": "a"}, {"role": "user", "content": "sure?"})
+    with seeing(WIDE) as engine:
+        expected = [alone(engine, chat) for chat in (more, show(first, BLUE), show(first, text="else?"))]
+        total = usage(run(engine, show(first)))[0]
+        got = [run(engine, chat) for chat in (more, show(first, BLUE), show(first, text="else?"))]
+    assert [one.tokens for one in got] == expected
+    assert usage(got[0])[1] >= total - 12
+    assert all(12 < usage(one)[1] < total for one in got[1:])
+
+
+@pytest.mark.parametrize("steps", range(1, 14, 2))
+def test_with_such_positions_too_a_cancelled_image_does_no_harm(steps: int) -> None:
+    chat = show(png((steps, 0, 200), 96, 64))
+    with seeing(WIDE, n_batch=8, n_ubatch=8) as engine:
+        expected = alone(engine, chat)
+        engine.submit(request(7, chat))
+        for _ in range(steps):
+            engine.step()
+        engine.cancel(7)
+        drain(engine)
+        assert run(engine, chat).tokens == expected
 
 
 # --- parts that see each other ---
