@@ -36,7 +36,7 @@ import psutil
 from llamaherd.pool import EngineOptions, ModelSpec, Pool, State, find_model
 from servers import Server, our_command, running
 
-__all__ = ["main"]
+__all__ = ["main", "running"]
 
 PROMPT: Final = "Write a long story about a llama that crosses the mountains."
 NAMES: Final = ("alpha", "beta")

@@ -168,16 +168,23 @@ class _Chunks:
         self._opened: set[int] = set()
         self._ends: dict[int, Piece] = {}
         self._count = len(meters)
+        self._cancelled = False
 
     async def __anext__(self) -> bytes:
         while True:
+            if self._cancelled:
+                raise _cancelled()
             frames = self._frames(*await anext(self._choices))
+            # What has come meanwhile goes out in the same write: a client that lags costs fewer of them, not more.
+            while (more := self._choices.next_nowait()) is not None:
+                frames += self._frames(*more)
             if frames:
                 return frames
 
     def _frames(self, index: int, piece: Piece) -> bytes:
         if piece.finish_reason == "cancelled":
-            raise _cancelled()
+            self._cancelled = True
+            return b""
         chunks: list[dict[str, Any]] = []
         if index not in self._opened:
             self._opened.add(index)

@@ -61,6 +61,11 @@ class Choices:
             self._await(index)
         return index, piece
 
+    def next_nowait(self) -> tuple[int, Piece] | None:
+        """Return the next piece if it is there already; always None where there are several generations."""
+        piece = self._meters[0].next_nowait() if len(self._meters) == 1 else None
+        return None if piece is None else (0, piece)
+
     def _await(self, index: int) -> None:
         self._waiting[asyncio.ensure_future(self._next(index))] = index
 

@@ -22,7 +22,7 @@ __all__ = ["DEFAULT_BODY_SECONDS", "DEFAULT_MAX_BODY_BYTES", "MAX_LISTENERS", "F
 DEFAULT_MAX_BODY_BYTES: Final = 64 * 1024 * 1024
 DEFAULT_BODY_SECONDS: Final = 30.0
 #: Most clients of ``/models/sse`` at a time.
-MAX_LISTENERS: Final = 256
+MAX_LISTENERS: Final = 2048
 _RUNNING: Final = frozenset({State.LOADING, State.LOADED, State.SLEEPING})
 
 

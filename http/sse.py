@@ -67,9 +67,9 @@ class EventStream(Response):
         # Without X-Accel-Buffering nginx would hold the pieces back.
         self.init_headers({"Content-Type": "text/event-stream", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         self._source = source
-        self._ping = ping
         self._on_error = on_error
         self._started = False
+        self._silence = _Silence(ping)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -80,17 +80,14 @@ class EventStream(Response):
         except ClientDisconnect:
             pass
         finally:
+            self._silence.close()
             await self._source.aclose()
 
     async def _stream(self, send: Send) -> None:
         try:
             while True:
-                try:
-                    async with asyncio.timeout(self._ping):
-                        chunk = await anext(self._source)
-                except TimeoutError:
-                    chunk = COMMENT
-                await self._send(send, chunk)
+                chunk = await self._silence.wait(self._source)
+                await self._send(send, COMMENT if chunk is None else chunk)
         except StopAsyncIteration:
             chunk = b""
         except Exception as error:
@@ -104,3 +101,54 @@ class EventStream(Response):
             self._started = True
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         await send({"type": "http.response.body", "body": chunk, "more_body": not last})
+
+
+class _Silence:
+    """Waits for frames, and for no longer than the ping interval.
+
+    ``asyncio.timeout`` does the same with a timer for every frame. This timer is set once per interval: when it goes
+    off it looks whether the wait has really been so long.
+    """
+
+    def __init__(self, seconds: float | None) -> None:
+        self._seconds = seconds
+        self._timer: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[Any] | None = None
+        self._due = 0.0
+        self._over = False
+
+    async def wait(self, source: FrameSource) -> bytes | None:
+        """Return what comes next from a source; None if nothing has come. Raises what the source raises."""
+        if self._seconds is None:
+            return await anext(source)
+        loop = asyncio.get_running_loop()
+        self._due = loop.time() + self._seconds
+        self._task = asyncio.current_task()
+        if self._timer is None:
+            self._timer = loop.call_at(self._due, self._look)
+        try:
+            return await anext(source)
+        except asyncio.CancelledError:
+            task, over, self._over = self._task, self._over, False
+            if not over or task is None or task.uncancel() > 0:
+                raise
+            return None
+        finally:
+            self._task = None
+
+    def close(self) -> None:
+        """Forget the timer. Idempotent."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look(self) -> None:
+        self._timer = None
+        if self._task is None:
+            return  # nobody waits; who waits next sets it again
+        loop = self._task.get_loop()
+        if loop.time() < self._due:
+            self._timer = loop.call_at(self._due, self._look)
+        else:
+            self._over = True
+            self._task.cancel()

@@ -92,6 +92,13 @@ class Meter:
         self._count(piece)
         return piece
 
+    def next_nowait(self) -> Piece | None:
+        """Return the next piece if it is there already, else None: at the end and on an error too."""
+        piece = self._work.next_nowait()
+        if piece is not None:
+            self._count(piece)
+        return piece
+
     async def collect(self) -> Completion:
         """Return the whole answer; a cancelled call cancels the work."""
         pieces: list[Piece] = []

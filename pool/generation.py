@@ -232,6 +232,12 @@ class Generation(AsyncIterator[Piece]):
                 self._waiter = None
         return self._pieces.popleft()
 
+    def next_nowait(self) -> Piece | None:
+        """Return the next piece if it is there already, else None: at the end and on an error too."""
+        if len(self._pieces) <= 1:
+            self._merge_surplus()
+        return self._pieces.popleft() if self._pieces else None
+
     async def collect(self) -> Completion:
         """Wait for the end and return the whole answer; a cancelled wait cancels the work."""
         async with self:
