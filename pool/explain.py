@@ -14,6 +14,7 @@ from llamaherd.pool.errors import (
     WorkerDied,
     WorkerFailed,
 )
+from llamaherd.pool.last_words import explain_signal
 from llamaherd.pool.launch import Exit
 from llamaherd.pool.machine import oom_kills
 from llamaherd.pool.worker import Worker
@@ -91,12 +92,15 @@ def explain_exit(replica: Replica, worker: Worker, end: Exit) -> LoadFailed | Wo
     failure = replica.failure
     name = replica.entry.name
     out_of_memory = ran_out_of_memory(replica, worker, end)
+    words = explain_signal(end.signal, log) if end.signal is not None else ""
     if failure is not None:
         reason = f"{failure.message} ({end.detail})"
     elif worker.kill_reason:
         reason = f"its worker was killed because {worker.kill_reason}"
     elif out_of_memory:
         reason = "the kernel killed its worker for want of memory; set a smaller context or fewer models at a time"
+    elif words:
+        reason = f"its worker ended: {end.detail}: {words}"
     else:
         lines = [line.strip() for line in log if line.strip()][-SHOWN_LOG_LINES:]
         reason = f"its worker ended: {end.detail}" + ("; last log lines: " + " | ".join(lines) if lines else "")
@@ -105,7 +109,8 @@ def explain_exit(replica: Replica, worker: Worker, end: Exit) -> LoadFailed | Wo
         return LoadFailed(
             f"model {name!r} could not be loaded: {reason}",
             code=code or "load_failed",
-            retry=out_of_memory or failure is None or failure.retry,
+            # What a file has once made llama.cpp assert, it will again.
+            retry=out_of_memory or (failure.retry if failure is not None else not words),
             exit_code=end.code,
             log=log,
         )

@@ -72,7 +72,7 @@ def shape_of(model: Model, options: EngineOptions, *, has_memory: bool) -> Shape
     pooling = options.pooling or numbers.get(own, "none")
     splittable = has_memory and causal
     cells = options.n_ctx or model.n_ctx_train
-    n_ubatch = min(options.n_ubatch, cells) if splittable else options.n_ubatch
+    n_ubatch = min(options.n_ubatch, cells if splittable else max(cells, model.n_ctx_train))
     # Each sequence of a recurrent model costs memory of its own.
     sequences = options.n_parallel if model.recurrent else _MOST_SEQUENCES
     return Shape(

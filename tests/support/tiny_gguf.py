@@ -234,11 +234,14 @@ def write_random_llama(
     add_bos: bool = False,
     template: str | None = CHATML,
     poison: bool = False,
+    duplicate: bool = False,
+    blind: bool = False,
     pooling: str = "",
     controls: Sequence[str] = (),
     architecture: str = "llama",
 ) -> None:
-    """Write a llama with random weights, 572 KB. ``poison`` makes its logits NaN; ``template`` None leaves it out.
+    """Write a llama with random weights, 572 KB. ``template`` None leaves it out. ``poison`` makes its logits NaN, and
+    ``blind`` its embeddings too; ``duplicate`` has a token twice, over which llama.cpp aborts.
 
     ``pooling`` is one of gguf's names, such as ``MEAN``; without it the file names none. ``controls`` are further
     control tokens. With the ``architecture`` ``qwen2vl`` its positions are of four parts (M-RoPE).
@@ -246,6 +249,8 @@ def write_random_llama(
     file, vocabulary = _File(path, architecture, seed), _Vocabulary.spelling(controls=controls)
     if architecture == "qwen2vl":
         file.keys.add_rope_dimension_sections([2, 3, 3, 0])
+    if duplicate:
+        vocabulary.texts[-1] = vocabulary.texts[-2]
     _llama_keys(file, context=context, heads=4, kv_heads=2, hidden=128, half=half)
     vocabulary.store(file, add_bos=add_bos)
     if template is not None:
@@ -256,6 +261,8 @@ def write_random_llama(
     if poison:
         output[:] = np.nan
     embedding = _unit_rows(file.normal(len(vocabulary), _WIDTH))
+    if blind:
+        embedding[:] = np.nan
     _llama_tensors(file, embedding, output, gain=2, half=half)
     file.close()
 

@@ -1,6 +1,7 @@
 """Embeddings and scores on the real engine, with tiny models of every kind."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -363,12 +364,30 @@ def test_a_number_that_is_taken_is_refused() -> None:
         run(engine)
 
 
-def test_damaged_weights_fail_the_request_and_not_the_engine(tmp_path_factory: pytest.TempPathFactory) -> None:
-    path = tmp_path_factory.mktemp("gguf") / "nan.gguf"
+@pytest.mark.parametrize("pooling", ["none", "mean", "last"])
+def test_damaged_weights_fail_the_request_and_not_the_engine(tmp_path: Path, pooling: str) -> None:
+    path = tmp_path / "nan.gguf"
+    write_random_llama(path, blind=True)
+    with loaded(path, pooling=pooling) as engine:
+        for _ in range(2):
+            engine.submit(Embed(request=1, inputs=("cat", "dog")))
+            answers = run(engine)
+            failed = answers.ends[1]
+            assert isinstance(failed, Failed) and (failed.fault, failed.code) == ("model", "bad_embeddings")
+            assert not answers.rows
+
+
+def test_an_output_matrix_that_is_damaged_harms_no_embedding(tmp_path: Path) -> None:
+    path = tmp_path / "nan.gguf"
     write_random_llama(path, poison=True, pooling="LAST")
     with loaded(path) as engine:
-        # The poison is in the output matrix, which embeddings do not pass.
         assert np.isfinite(embed(engine, "cat")[0]).all()
+
+
+@pytest.mark.parametrize("model", ["bert", "random-mean"])
+def test_an_absurd_physical_batch_is_cut_to_what_can_be_used(model: str) -> None:
+    with loaded(model, n_ubatch=2**30, n_batch=2**30) as engine:
+        assert embed(engine, "cat")[0].shape == (64,)
 
 
 def test_no_inputs_are_done_at_once() -> None:
