@@ -327,6 +327,8 @@ class Batcher:
                     self._cache.cells.grow(part.sequence.slot, part.n_tokens)
                 if batch.n_rows > len(parts):
                     self._pace.note(batch.n_rows, perf_counter() - started)
+                else:
+                    self._pace.note_plain(perf_counter() - started)
                 return parts
             if code == _ABORTED:
                 self._recover()

@@ -5,8 +5,11 @@ from typing import Final
 __all__ = ["PrefillPace"]
 
 #: Seconds that a step with prompt tokens may take while others wait for their next token, and while nobody does.
-_SHARED_STEP: Final = 0.2
+_SHARED_STEP: Final = 0.33
 _LONE_STEP: Final = 1.0
+#: While others wait, such a step is at most so many times as long as one without a prompt: their tokens then cost the
+#: prompt a twentieth of its speed, and longer steps would gain little for what the others lose.
+_AMORTISED: Final = 20
 #: A step's fixed cost is worth at least so many tokens.
 _LEAST: Final = 16
 #: Weight of the newest measurement.
@@ -28,6 +31,7 @@ class PrefillPace:
         self._most: Final = most
         self._first: Final = min(first, most)
         self._seconds_per_token = 0.0
+        self._plain_step = 0.0
 
     @property
     def seconds_per_token(self) -> float:
@@ -38,13 +42,23 @@ class PrefillPace:
         """Return the prompt tokens for the next step; ``shared``: some request waits for its next token meanwhile."""
         if self._seconds_per_token <= 0.0:
             return self._first
-        wanted = (_SHARED_STEP if shared else _LONE_STEP) / self._seconds_per_token
+        wanted = self._shared_step() if shared else _LONE_STEP
+        wanted /= self._seconds_per_token
         return int(max(min(wanted, self._most), min(_LEAST, self._most)))
 
     def note(self, rows: int, seconds: float) -> None:
         """Learn from a step of ``rows`` tokens; steps too small to tell are ignored."""
         if rows < min(_LEAST, self._most):
             return
-        measured = seconds / rows
-        known = self._seconds_per_token
-        self._seconds_per_token = measured if known <= 0.0 else known + _WEIGHT * (measured - known)
+        self._seconds_per_token = _moved(self._seconds_per_token, seconds / rows)
+
+    def note_plain(self, seconds: float) -> None:
+        """Learn from a step without prompt tokens."""
+        self._plain_step = _moved(self._plain_step, seconds)
+
+    def _shared_step(self) -> float:
+        return min(_SHARED_STEP, _AMORTISED * self._plain_step) if self._plain_step else _SHARED_STEP
+
+
+def _moved(known: float, measured: float) -> float:
+    return measured if known <= 0.0 else known + _WEIGHT * (measured - known)

@@ -14,7 +14,7 @@ def test_the_first_guess_is_cut_to_the_batch() -> None:
 def test_a_slow_machine_gets_small_steps_while_others_wait() -> None:
     pace = PrefillPace(2048, 512)
     pace.note(rows=512, seconds=1.024)
-    assert pace.tokens(shared=True) == 100
+    assert pace.tokens(shared=True) == 165
     assert pace.tokens(shared=False) == 500
 
 
@@ -40,4 +40,19 @@ def test_new_measurements_count_half() -> None:
     pace = PrefillPace(2048, 512)
     pace.note(rows=100, seconds=0.1)
     pace.note(rows=100, seconds=0.3)
-    assert pace.tokens(shared=True) == 100
+    assert pace.tokens(shared=True) == 165
+
+
+def test_where_tokens_come_fast_a_prompt_does_not_hold_them_up_for_long() -> None:
+    pace = PrefillPace(4096, 512)
+    pace.note(rows=1000, seconds=0.1)
+    pace.note_plain(0.005)
+    assert pace.tokens(shared=True) == 1000
+    assert pace.tokens(shared=False) == 4096
+
+
+def test_where_tokens_come_slowly_a_prompt_holds_them_up_no_longer_than_before() -> None:
+    pace = PrefillPace(2048, 512)
+    pace.note(rows=512, seconds=1.024)
+    pace.note_plain(0.05)
+    assert pace.tokens(shared=True) == 165
