@@ -17,6 +17,7 @@ from typing import Any, Final
 import click
 import msgspec
 
+from llamaherd.http.benchmarks import bench
 from llamaherd.http.catalog_options import CatalogSettings, catalog_options
 from llamaherd.http.foreign import ForeignCommand
 from llamaherd.http.options import (
@@ -236,6 +237,9 @@ def list_models(wanted: CatalogSettings, as_json: bool) -> None:
         table.add_row(*(Text(printable(cell)) for cell in (names, f"{row['size'] / 1e6:.1f} MB", row["path"])))
     # A program that reads the table wants whole lines.
     Console(width=None if sys.stdout.isatty() else 10_000).print(table)
+
+
+cli.add_command(bench)
 
 
 def _catalog(wanted: CatalogSettings, sources: Sources) -> Catalog:
