@@ -184,6 +184,11 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
         """Return where a replica runs."""
         return self.placements[replica % len(self.placements)] if self.placements else Placement()
 
+    @property
+    def is_placed(self) -> bool:
+        """Whether its workers run where they are told to, and not wherever the pool does."""
+        return bool(self.placements)
+
     def runs_as(self, other: "ModelSpec", replica: int = 0) -> bool:
         """Whether a worker that was started for the other spec serves this one just as well."""
         ours, theirs = (msgspec.structs.replace(spec.to_load(), aliases=(), tags=()) for spec in (self, other))

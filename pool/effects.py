@@ -14,6 +14,12 @@ class Effects(Protocol):
         """Start a worker for the model. Answered by ``ready`` or ``exited``."""
         ...
 
+    def prepare(self, model: str) -> None:
+        """A start of the model will follow once there is room: do what can be done before that takes room. May come
+        more than once, and the start may be called off.
+        """
+        ...
+
     def wake(self, model: str, replica: int) -> None:
         """Have a sleeping worker load its model again. Answered by ``ready`` or ``exited``."""
         ...

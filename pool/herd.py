@@ -493,6 +493,11 @@ class Herd:
         if spare is None:
             self.keep(self._launch(worker, env))
 
+    def prepare(self, model: str) -> None:
+        spec = self._entries[model].spec
+        if not self._closing and not spec.is_placed:
+            self._spares.expect(spec.engine)
+
     def stop(self, model: str, replica: int) -> None:
         self._stop_worker(self._entries[model].replicas[replica])
 

@@ -350,18 +350,24 @@ class Scheduler:
     def _make_way(self) -> None:
         """Start what is needed, as far as there is room or room can be made."""
         promised = Room()
+        waits: Model | None = None
         for model in self._hungry_in_turn():
             need = promised + self._ledger.need(model.memory)
             refusal = hopeless(model, self._models.values(), self._limits)
             if refusal is not None:
                 self._reject_waiting(model, refusal)
-            elif self._ledger.fits(need):
+                continue
+            if self._ledger.fits(need):
                 self._start(model)
-            elif self._ledger.will_fit(need) or self._make_room(need):
+                continue
+            waits = waits or model
+            if self._ledger.will_fit(need) or self._make_room(need):
                 promised = need  # its room comes with the exits of what was stopped
             elif model.overtaken >= self._limits.max_overtakes:
                 self._drain_for(model)
                 promised = need  # what the drained models free is not for those behind
+        if waits is not None:
+            self._effects.prepare(waits.name)
 
     def _grow(self) -> None:
         """Start further replicas where too many wait, as far as there is room to spare. Rule 6."""

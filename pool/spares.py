@@ -1,5 +1,8 @@
 """The spare worker: one that waits without a model, its engine imported, so that the next load need not start a
 process.
+
+A pool may always keep one. Without that it gets one when a model waits for room: the interpreter starts while the
+worker in the way finishes and leaves.
 """
 
 import asyncio
@@ -15,6 +18,8 @@ SPARE: Final = ""
 #: Seconds from a load to the start of the next spare, and how often that is put off for a busy herd.
 SPARE_SECONDS: Final = 0.5
 SPARE_PATIENCE: Final = 20
+#: Seconds that a spare which was only made for an expected load waits for it.
+EXPECTED_SECONDS: Final = 30.0
 #: Environment variable that tells a worker which engine to import before it is told to load; read by ``pool/child``.
 PRELOAD_ENV: Final = "LLAMAHERD_PRELOAD"
 
@@ -35,11 +40,20 @@ class SpareKeeper:
         self._start = start
         self._is_busy = is_busy
         self._spare: Worker | None = None
+        self._patience: asyncio.TimerHandle | None = None
 
     def keep(self) -> None:
         """Start a spare, if one is wanted and there is none."""
         if self._wanted and self._spare is None:
             self._spare = self._start({PRELOAD_ENV: "llama"})
+
+    def expect(self, engine: str) -> None:
+        """A load will follow: have a spare for it, and let it go if the load is called off."""
+        if self._spare is None:
+            self._spare = self._start({PRELOAD_ENV: engine})
+        if not self._wanted:
+            self._forget_patience()
+            self._patience = asyncio.get_running_loop().call_later(EXPECTED_SECONDS, self.stop, 0.0)
 
     def take(self) -> Worker | None:
         """Return the spare, which is the caller's from now on; None if there is none yet."""
@@ -47,6 +61,7 @@ class SpareKeeper:
         if spare is None or spare.pid is None:
             return None
         self._spare = None
+        self._forget_patience()
         return spare
 
     def lost(self, worker: Worker) -> bool:
@@ -58,6 +73,7 @@ class SpareKeeper:
 
     def stop(self, timeout: float) -> None:
         """Stop the spare, if there is one, within so many seconds."""
+        self._forget_patience()
         if self._spare is not None:
             self._spare.stop(timeout)
 
@@ -67,6 +83,11 @@ class SpareKeeper:
         """
         if self._wanted and self._spare is None:
             asyncio.get_running_loop().call_later(SPARE_SECONDS, self._due, patience)
+
+    def _forget_patience(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
 
     def _due(self, patience: int) -> None:
         if patience > 0 and self._is_busy():

@@ -22,6 +22,7 @@ from llamaherd.pool import (
     State,
     WorkerDied,
     find_model,
+    spares,
 )
 from llamaherd.pool.idle import Rest, rest_of
 from llamaherd.pool.machine import oom_kills
@@ -29,6 +30,8 @@ from llamaherd.pool.memory import expected_memory
 from llamaherd.pool.restart import MOST_SECONDS, Backoff
 
 MIB = 1024 * 1024
+#: A prompt whose words take a while to say again.
+LONG = "word " * 1000
 
 
 def spec(name: str = "m", **fields: Any) -> ModelSpec:
@@ -345,6 +348,41 @@ def test_a_spare_that_dies_costs_nothing_and_the_next_load_brings_a_new_one() ->
             await until(lambda: not me.children())
             assert (await pool.complete("a", "hello").collect()).text == "hello"
             await until(lambda: len(me.children()) == 2, "there is a new spare")
+
+    run(scene())
+
+
+def test_while_a_model_waits_for_room_its_process_starts_and_takes_it_when_the_room_is_there() -> None:
+    async def scene() -> None:
+        async with Pool([spec("a", script={"step_seconds": 0.01}), spec("b")], models_max=1) as pool:
+            me = psutil.Process()
+            running = pool.complete("a", LONG)
+            await anext(running)
+            waiting = asyncio.create_task(pool.complete("b", "hello").collect())
+            await until(lambda: len(me.children()) == 2, "a process for b waits beside a")
+            prepared = {child.pid for child in me.children()} - {pool.status("a").pid}
+            assert pool.status("b").state is State.UNLOADED
+            await running.aclose()
+            assert (await waiting).text == "hello"
+            assert {pool.status("b").pid} == prepared
+            assert [child.pid for child in me.children()] == [pool.status("b").pid]
+
+    run(scene())
+
+
+def test_a_process_that_was_prepared_for_nothing_goes_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spares, "EXPECTED_SECONDS", 0.1)
+
+    async def scene() -> None:
+        async with Pool([spec("a", script={"step_seconds": 0.01}), spec("b")], models_max=1) as pool:
+            me = psutil.Process()
+            running = pool.complete("a", LONG)
+            await anext(running)
+            waiting = pool.complete("b", "hello")
+            await until(lambda: len(me.children()) == 2, "a process for b waits beside a")
+            await waiting.aclose()
+            await until(lambda: len(me.children()) == 1, "nobody waits for b any more")
+            await running.aclose()
 
     run(scene())
 

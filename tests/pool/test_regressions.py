@@ -49,7 +49,7 @@ def test_a_waking_that_stalls_is_given_up_even_if_the_request_overtook_the_falli
     gate.touch()
 
     async def scene() -> None:
-        model = ModelSpec(name="m", engine="fake", load_stall_seconds=0.4, script={"load_gate": str(gate)})
+        model = ModelSpec(name="m", engine="fake", load_stall_seconds=2.0, script={"load_gate": str(gate)})
         async with Pool([model]) as pool:
             await pool.load("m")
             gate.unlink()

@@ -17,6 +17,10 @@ class Recorder:
 
     def __init__(self) -> None:
         self.said: list[str] = []
+        self.prepared: list[str] = []
+
+    def prepare(self, model: str) -> None:
+        self.prepared.append(model)
 
     def start(self, model: str, replica: int) -> None:
         self.said.append(f"start {named(model, replica)}")
@@ -454,3 +458,29 @@ def test_a_full_queue_refuses_with_the_figures() -> None:
         "start b",
         "reject 4: 3 requests wait already, and the limit is 3",
     ]
+
+
+# --- what is prepared for ---
+
+
+def test_a_model_that_waits_for_room_is_prepared_for_and_one_that_starts_at_once_is_not() -> None:
+    herd, effects = herd_of("a", "b", "c")
+    herd.request(1, "a")
+    herd.ready("a")
+    assert effects.prepared == []
+    herd.request(2, "b")
+    herd.request(3, "c")
+    assert set(effects.prepared) == {"b"}
+    herd.finish(1)
+    effects.prepared.clear()
+    herd.exited("a")
+    assert set(effects.prepared) == {"c"}
+
+
+def test_what_can_never_be_served_is_not_prepared_for() -> None:
+    effects = Recorder()
+    herd = Scheduler(effects, Limits(memory_budget=100))
+    herd.add("large")
+    herd.resize("large", 200)
+    herd.request(1, "large")
+    assert effects.prepared == []

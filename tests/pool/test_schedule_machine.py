@@ -92,6 +92,9 @@ class Herd(RuleBasedStateMachine):
         assert self.phase[model, replica] is Phase.ASLEEP
         self.phase[model, replica] = Phase.STARTING
 
+    def prepare(self, model: str) -> None:
+        assert self.hungry(model), "only what waits for its first instance is prepared for"
+
     def stop(self, model: str, replica: int) -> None:
         key = (model, replica)
         if key not in self.forced:
