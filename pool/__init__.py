@@ -43,7 +43,18 @@ if TYPE_CHECKING:
     from llamaherd.pool.status import ModelStatus, QueuedRequest, ReplicaStatus
     from llamaherd.pool.sync import SyncPool
     from llamaherd.pool.sync_stream import SyncGeneration, SyncSubscription
-    from llamaherd.transport.messages import CallDelta, FinishReason, Timings, TokenProb, TokenProbs, Usage
+    from llamaherd.transport.messages import (
+        CallDelta,
+        EngineLoad,
+        FinishReason,
+        PromptProgress,
+        SlotFile,
+        SlotState,
+        Timings,
+        TokenProb,
+        TokenProbs,
+        Usage,
+    )
 
 __all__ = [
     "fingerprint",
@@ -101,6 +112,10 @@ __all__ = [
     "SyncPool",
     "SyncSubscription",
     "TemplateParams",
+    "EngineLoad",
+    "PromptProgress",
+    "SlotFile",
+    "SlotState",
     "Timings",
     "TokenProb",
     "TokenProbs",
@@ -183,6 +198,10 @@ _HOME: Final = {
     "SyncPool": "llamaherd.pool.sync",
     "SyncSubscription": "llamaherd.pool.sync_stream",
     "TemplateParams": "llamaherd.pool.chat_params",
+    "EngineLoad": "llamaherd.transport.messages",
+    "PromptProgress": "llamaherd.transport.messages",
+    "SlotFile": "llamaherd.transport.messages",
+    "SlotState": "llamaherd.transport.messages",
     "Timings": "llamaherd.transport.messages",
     "TokenProb": "llamaherd.transport.messages",
     "TokenProbs": "llamaherd.transport.messages",

@@ -11,7 +11,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from llamaherd.pool.errors import PoolError, WorkerFailed
-from llamaherd.transport.messages import Delta, Done, Prompt, Result, Usage, Vector
+from llamaherd.transport.messages import Delta, Done, Prompt, PromptProgress, Result, Usage, Vector
 
 __all__ = [
     "Embedding",
@@ -112,7 +112,7 @@ class Vectorial:
         self._future = future
         self._parts: list[dict[int, Vector]] = [{} for _ in range(inputs)]
 
-    def feed(self, part: Delta | Vector) -> None:
+    def feed(self, part: Delta | Vector | PromptProgress) -> None:
         if isinstance(part, Vector) and 0 <= part.input < len(self._parts):
             self._parts[part.input][part.row] = part
 

@@ -13,7 +13,7 @@ from llamaherd.pool.lifecycle import State
 from llamaherd.pool.logs import LogRing
 from llamaherd.pool.restart import Backoff
 from llamaherd.pool.worker import Worker
-from llamaherd.transport.messages import Delta, Done, Failed, PoolMessage, Result, Vector
+from llamaherd.transport.messages import Delta, Done, EngineLoad, Failed, PoolMessage, PromptProgress, Result, Vector
 
 __all__ = ["Answer", "Entry", "Nobody", "Replica", "Request", "Sink", "Stream"]
 
@@ -32,6 +32,7 @@ class Replica:
         worker: Its current worker, None in the states without a process.
         failure: What the current worker said of its own failure, before its exit.
         adopted: Its worker was a spare.
+        load: What its worker does, as it told last; None before that.
         drowsy: A sleep command is under way, or was carried out: work needs a wake command first.
         waking: A wake command is under way.
         keep_alive: What the last request said of the time after it; see :func:`~llamaherd.pool.idle.rest_of`.
@@ -52,6 +53,7 @@ class Replica:
     error: PoolError | None = None
     exit_code: int | None = None
     adopted: bool = False
+    load: EngineLoad | None = None
     drowsy: bool = False
     waking: bool = False
     keep_alive: float | None = None
@@ -148,8 +150,8 @@ class Entry:
 class Sink(Protocol):
     """Where the news of one request goes."""
 
-    def feed(self, part: Delta | Vector) -> None:
-        """The request made progress: more of a generation, or a vector."""
+    def feed(self, part: Delta | Vector | PromptProgress) -> None:
+        """The request made progress: more of a generation, a vector, or more of a prompt."""
         ...
 
     def finish(self, end: Done | Result | None) -> None:
@@ -167,10 +169,14 @@ class Stream:
     def __init__(self, generation: Generation) -> None:
         self._generation = weakref.ref(generation)
 
-    def feed(self, part: Delta | Vector) -> None:
+    def feed(self, part: Delta | Vector | PromptProgress) -> None:
         generation = self._generation()
-        if generation is not None and isinstance(part, Delta):
+        if generation is None:
+            return
+        if isinstance(part, Delta):
             generation.feed(part)
+        elif isinstance(part, PromptProgress):
+            generation.feed_progress(part)
 
     def finish(self, end: Done | Result | None) -> None:
         generation = self._generation()
@@ -193,7 +199,7 @@ class Answer:
     def __init__(self, future: asyncio.Future[Result | None]) -> None:
         self._future = future
 
-    def feed(self, part: Delta | Vector) -> None:
+    def feed(self, part: Delta | Vector | PromptProgress) -> None:
         pass  # no answer of this kind has parts
 
     def finish(self, end: Done | Result | None) -> None:
@@ -212,7 +218,7 @@ class Answer:
 class Nobody:
     """Listens to a request that the pool makes for itself."""
 
-    def feed(self, part: Delta | Vector) -> None:
+    def feed(self, part: Delta | Vector | PromptProgress) -> None:
         pass
 
     def finish(self, end: Done | Result | None) -> None:
@@ -235,6 +241,7 @@ class Request:
         since: When it began to wait, in the loop's time.
         patience: The timer of its wait.
         replica: To whose worker it was sent; None while it waits.
+        aside: It goes past the scheduler, wakes nothing and does not count as use.
         answered: Whether its caller has got a part of the answer.
         retried: Whether it was given to a second worker because its first one died.
     """
@@ -249,6 +256,7 @@ class Request:
     since: float = 0.0
     patience: asyncio.TimerHandle | None = None
     replica: Replica | None = None
+    aside: bool = False
     answered: bool = False
     retried: bool = False
 

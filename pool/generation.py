@@ -14,6 +14,7 @@ from llamaherd.transport.messages import (
     Delta,
     Done,
     FinishReason,
+    PromptProgress,
     Timings,
     TokenProbs,
     TypedDelta,
@@ -42,6 +43,8 @@ class Piece(msgspec.Struct, frozen=True, kw_only=True):
         timings: Milliseconds inside the worker, on the last piece only.
         stopping_word: The stop text that ended the generation, if one did.
         truncated: On the last piece: the context was full, so the answer ended there, or a part of it was dropped.
+        slot: On the last piece: where it ran; -1 if it never did.
+        progress: How far the prompt is, where that was asked for; such a piece has nothing else.
     """
 
     text: str = ""
@@ -54,6 +57,8 @@ class Piece(msgspec.Struct, frozen=True, kw_only=True):
     timings: Timings | None = None
     stopping_word: str = ""
     truncated: bool = False
+    slot: int = -1
+    progress: PromptProgress | None = None
 
 
 class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,6 +93,7 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
     truncated: bool = False
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
+    slot: int = -1
 
     @classmethod
     def join(cls, pieces: Sequence[Piece]) -> Self:
@@ -104,6 +110,7 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
             stopping_word=last.stopping_word,
             probs=tuple(prob for piece in pieces for prob in piece.probs),
             truncated=last.truncated,
+            slot=last.slot,
             reasoning="".join(piece.reasoning for piece in pieces),
             tool_calls=ToolCall.join(delta for piece in pieces for delta in piece.calls),
         )
@@ -154,6 +161,16 @@ class Generation(AsyncIterator[Piece]):
             self._pieces.append(_piece(delta))
         self._wake()
 
+    def feed_progress(self, progress: PromptProgress) -> None:
+        """Add how far the prompt is; a reader that is behind gets the newest only. Called by the pool."""
+        if self._ended:
+            return
+        if self._pieces and self._pieces[-1].progress is not None:
+            self._pieces.pop()
+        if len(self._pieces) < MAX_WAITING_PIECES:
+            self._pieces.append(Piece(progress=progress))
+            self._wake()
+
     def _merge_surplus(self) -> None:
         """Make one piece of all that came while the reader was too slow."""
         if self._surplus:
@@ -185,6 +202,7 @@ class Generation(AsyncIterator[Piece]):
                 timings=done.timings,
                 stopping_word=done.stopping_word,
                 truncated=done.truncated,
+                slot=done.slot,
             )
         )
         self._end()

@@ -12,12 +12,14 @@ import time
 from collections.abc import Coroutine, Iterable, Mapping
 from typing import Any, Final
 
+import msgspec
+
 from llamaherd.pool.affinity import prefix_keys
 from llamaherd.pool.clocks import Clocks, now
 from llamaherd.pool.config import BrokenModel, ModelSpec
 from llamaherd.pool.downloads import Downloads
 from llamaherd.pool.entry import Entry, Nobody, Replica, Request
-from llamaherd.pool.errors import BadRequest, ModelBusy, PoolClosed, PoolError, WorkerFailed
+from llamaherd.pool.errors import BadRequest, ModelBusy, ModelNotLoaded, PoolClosed, PoolError, WorkerFailed
 from llamaherd.pool.events import EventLog
 from llamaherd.pool.explain import (
     explain_backoff,
@@ -51,6 +53,7 @@ from llamaherd.transport.messages import (
     Failed,
     Generate,
     Lora,
+    PromptProgress,
     Rerank,
     Result,
     Sleep,
@@ -61,6 +64,7 @@ from llamaherd.transport.messages import (
     Vectors,
     Wake,
 )
+from llamaherd.transport.messages import Sequence as SlotCommand
 from llamaherd.transport.messages import State as StateMessage
 
 __all__ = ["Herd"]
@@ -71,7 +75,7 @@ _log = logging.getLogger("llamaherd.pool")
 GROW_AGAIN_SECONDS: Final = 60.0
 
 #: Commands that a worker stops when it is told to; the others it answers at once.
-_LONG: Final = (Generate, Embed, Rerank)
+_LONG: Final = (Generate, Embed, Rerank, SlotCommand)
 #: What the words of a worker's ``state`` message mean to the lifecycle.
 _TRIGGERS: Final = {"loading": Trigger.PROGRESS, "ready": Trigger.READY, "sleeping": Trigger.SLEEP}
 
@@ -305,6 +309,7 @@ class Herd:
             memory=0 if worker is None else self._scheduler.memory(name, replica.index),
             exit_code=replica.exit_code,
             error=None if replica.error is None else str(replica.error),
+            load=replica.load,
         )
 
     def waiting(self, entry: Entry) -> tuple[QueuedRequest, ...]:
@@ -337,6 +342,15 @@ class Herd:
         return [entry.name for entry in self._entries.values() if entry.spec.load_on_startup]
 
     # --- requests ---
+
+    def look(self, request: Request, replica: Replica) -> None:
+        """Send a command to one worker, past all that waits. Raises ModelNotLoaded if nobody is there to ask."""
+        if replica.state is not State.LOADED or replica.worker is None or replica.drowsy or request.command is None:
+            raise ModelNotLoaded(f"model {request.entry.name!r} is not loaded", code="model_not_loaded")
+        # If its worker ends, the question ends with it.
+        request.replica, request.aside, request.retried = replica, True, True
+        self._requests[request.number] = request
+        replica.worker.post(request.command)
 
     def next_number(self) -> int:
         """Return a number for a new request."""
@@ -478,7 +492,7 @@ class Herd:
         replica.state = transition(replica.state, Trigger.SPAWN)
         replica.progress = replica.failure = replica.error = replica.exit_code = None
         replica.drowsy = replica.waking = False
-        replica.keep_alive = None
+        replica.keep_alive = replica.load = None
         replica.oom_kills = oom_kills()
         env = spec.placement(replica.index).environment()
         spare = None if env else self._spares.take()  # a process that runs cannot be placed any more
@@ -591,12 +605,20 @@ class Herd:
                 request.answered = True
                 request.sink.feed(delta)
 
+    def _feed_progress(self, replica: Replica, news: Iterable[PromptProgress]) -> None:
+        for progress in news:
+            request = self._requests.get(progress.request)
+            if request is not None and request.sink is not None and request.replica is replica:
+                request.sink.feed(progress)
+
     def on_message(self, worker: Worker, message: ChildMessage) -> None:
         replica = self._homes.get(worker)
         if replica is None:
             return
         match message:
             case Tokens():
+                if message.progress:
+                    self._feed_progress(replica, message.progress)
                 self._feed(replica, message.deltas)
                 if message.typed:
                     self._feed(replica, message.typed)
@@ -605,7 +627,12 @@ class Herd:
                     request = self._requests.get(vector.request)
                     if request is not None and request.sink is not None and request.replica is replica:
                         request.sink.feed(vector)
-            case Done() | Result():
+            case Done():
+                if replica.index and message.slot >= 0:
+                    first = replica.index * replica.spec.options.n_parallel
+                    message = msgspec.structs.replace(message, slot=first + message.slot)
+                self._end(replica, message.request, message)
+            case Result():
                 self._end(replica, message.request, message)
             case Failed(request=None):
                 replica.failure = message
@@ -614,6 +641,7 @@ class Herd:
             case StateMessage():
                 self._on_state(replica, message)
             case Stats():
+                replica.load = message.load or replica.load
                 if replica.spec.memory is None and message.rss_bytes > 0:
                     self._scheduler.measure(replica.entry.name, message.rss_bytes, replica.index)
             case Unknown():
@@ -629,6 +657,8 @@ class Herd:
                 request.sink.fail(end)
             else:
                 request.sink.finish(end)
+        if request.aside:
+            return
         replica.keep_alive = request.keep_alive
         self._scheduler.finish(request.number)
         self._clocks.mind(replica)
@@ -681,6 +711,7 @@ class Herd:
         loading, replica.waking = replica.loading, False
         self._clocks.forget_load(replica)
         replica.state = transition(replica.state, Trigger.EXIT)
+        replica.load = None
         replica.worker, replica.progress, replica.exit_code, replica.error = None, None, end.code, error
         self._clocks.mind(replica)
         retry = not loading and error is not None and not entry.broken and not entry.removed

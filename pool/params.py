@@ -30,6 +30,7 @@ from llamaherd.transport.messages import (
     decode,
     encode,
 )
+from llamaherd.transport.messages import Sequence as SlotCommand
 
 __all__ = [
     "ChatMessage",
@@ -47,7 +48,7 @@ __all__ = [
     "tokenize_request",
 ]
 
-Command = TypeVar("Command", bound=Generate | Embed | Rerank | Tokenize | Detokenize | Template)
+Command = TypeVar("Command", bound=Generate | Embed | Rerank | Tokenize | Detokenize | Template | SlotCommand)
 
 RANDOM_SEED: Final = 0xFFFFFFFF
 MAX_STOPS: Final = 64
@@ -68,6 +69,9 @@ class GenerateParams(TypedDict, total=False):
         ignore_eos: Go on past the model's end-of-generation tokens, by default False.
         n_keep: Tokens of the prompt that a context shift keeps, -1 all; by default what the model's options say.
         n_discard: Tokens that a context shift drops; 0, the default, is half of what it does not keep.
+        id_slot: The slot to run in, for which the request waits; -1, the default, is any. Prompts find what is computed
+            of them in any slot: this matters to those who save slots.
+        return_progress: Tell how far the prompt is, once a step, in pieces of their own; by default False.
         samplers: Names of the samplers to use, in their order; the reference's spellings (``top-k``, ``topk``) are
             understood.
         logit_bias: ``(token id or text, bias)`` pairs, or a mapping of that (ids may be decimal texts there); a text
@@ -117,6 +121,8 @@ class GenerateParams(TypedDict, total=False):
     lora: Sequence[Mapping[str, Any]] | None
     n_keep: int | None
     n_discard: int | None
+    id_slot: int | None
+    return_progress: bool | None
 
 
 class ChatParams(GenerateParams, TemplateParams, total=False):
@@ -278,6 +284,8 @@ def _generate(request: int, subject: dict[str, Any], params: GenerateParams) -> 
         n_keep=None if params.get("n_keep") is None else _integer(params, "n_keep", 0, low=-1, high=_INT32_MAX),
         n_discard=_integer(params, "n_discard", 0, low=0, high=_INT32_MAX),
         grammar=check_grammar(params.get("grammar")),
+        slot=_integer(params, "id_slot", -1, low=-1, high=_INT32_MAX),
+        progress=_flag(params, "return_progress", False),
         **subject,
     )
     return check_command(command)

@@ -7,9 +7,10 @@ import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Any, Literal, Self, Unpack
 
 import msgspec
+from msgspec.structs import replace
 
 from llamaherd.pool.adapters import AdapterStatus, check_lora, describe, scales_of
 from llamaherd.pool.chat_params import ChatMessage, TemplateParams
@@ -26,7 +27,7 @@ from llamaherd.pool.embeddings import (
     pipelined,
     size_of,
 )
-from llamaherd.pool.entry import Answer, Entry, Request, Stream
+from llamaherd.pool.entry import Answer, Entry, Replica, Request, Stream
 from llamaherd.pool.errors import BadRequest, ModelBusy, ModelNotFound, ModelNotLoaded, PoolClosed
 from llamaherd.pool.events import Subscription
 from llamaherd.pool.explain import explain_broken
@@ -64,8 +65,12 @@ from llamaherd.transport.messages import (
     Prompt,
     Rerank,
     Result,
+    SlotFile,
+    Slots,
+    SlotState,
     Usage,
 )
+from llamaherd.transport.messages import Sequence as SlotCommand
 
 __all__ = ["Pool"]
 
@@ -459,6 +464,82 @@ class Pool:
             return await future
         finally:
             self._herd.leave(number)
+
+    # --- slots ---
+
+    async def slots(self, model: str) -> list[SlotState]:
+        """Return what runs where in a model's workers. Wakes and loads nothing, and is not held up by what waits.
+
+        With several replicas their slots follow each other: the second one's begin at ``n_parallel``.
+
+        Raises:
+            ModelNotLoaded: it is not loaded, or asleep. ModelNotFound, PoolClosed, WorkerDied, WorkerFailed.
+        """
+        entry = self._entry_for(model)
+        awake = [one for one in entry.replicas if one.state is State.LOADED and not one.drowsy]
+        if not awake:
+            raise ModelNotLoaded(f"model {entry.name!r} is not loaded", code="model_not_loaded")
+        found: list[SlotState] = []
+        for replica in awake:
+            result = await self._look(replica, Slots(request=self._herd.next_number()))
+            first = replica.index * replica.spec.options.n_parallel
+            found += [replace(slot, id=first + slot.id) for slot in result.slots or ()]
+        return found
+
+    async def save_slot(self, model: str, slot: int, name: str) -> SlotFile:
+        """Save what a slot's last request has left in the cache, once the slot is idle.
+
+        Args:
+            model: A model's name or alias.
+            slot: The slot's number, as the last piece of an answer tells it.
+            name: Of the file in the model's ``slot_save_path``: printable, no path. A file of that name is replaced.
+
+        Raises:
+            BadRequest: the slot is empty or does not exist, the name cannot be a file's, saving is not set up
+                (``not_supported``), or the file cannot be written.
+            ModelNotLoaded: there is nothing to save. ModelNotFound, PoolClosed, WorkerDied, WorkerFailed.
+        """
+        return await self._slot(self._entry_for(model), "save", slot, name)
+
+    async def restore_slot(self, model: str, slot: int, name: str) -> SlotFile:
+        """Put what was saved back into the cache, as what a slot's last request has left; the model is loaded if it
+        must be. Prompts that begin alike then find it, in whatever slot they run.
+
+        Raises:
+            BadRequest: as :meth:`save_slot`; and there is no such file, it is damaged, was saved by another model or
+                with other settings, or does not fit. The slot is empty then.
+            LoadFailed: as :meth:`load`.
+        """
+        entry = self._entry_for(model)
+        self._check_slot(entry, slot)
+        await self.load(model)
+        return await self._slot(entry, "restore", slot, name)
+
+    async def erase_slot(self, model: str, slot: int) -> SlotFile:
+        """Forget what a slot's last request has left in the cache. Raises as :meth:`save_slot`."""
+        return await self._slot(self._entry_for(model), "erase", slot, "")
+
+    @staticmethod
+    def _check_slot(entry: Entry, slot: int) -> None:
+        most = entry.spec.options.n_parallel * len(entry.replicas)
+        if type(slot) is not int or not 0 <= slot < most:
+            raise BadRequest(f"slot must be an integer from 0 to {most - 1}", code="invalid_slot")
+
+    async def _slot(self, entry: Entry, action: Literal["save", "restore", "erase"], slot: int, name: str) -> SlotFile:
+        self._check_slot(entry, slot)
+        index, inner = divmod(slot, entry.spec.options.n_parallel)
+        number = self._herd.next_number()
+        command = check_command(SlotCommand(request=number, action=action, slot=inner, name=name))
+        result = await self._look(entry.replicas[index], command)
+        return replace(result.file or SlotFile(slot=slot, name=name), slot=slot)
+
+    async def _look(self, replica: Replica, command: Slots | SlotCommand) -> Result:
+        future: asyncio.Future[Result | None] = asyncio.get_running_loop().create_future()
+        self._herd.look(Request(command.request, replica.entry, command, Answer(future)), replica)
+        try:
+            return await future or Result(request=command.request)
+        finally:
+            self._herd.leave(command.request)
 
     # --- adapters ---
 

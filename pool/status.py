@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 
 from llamaherd.pool.lifecycle import State
+from llamaherd.transport.messages import EngineLoad
 
 __all__ = ["ModelStatus", "QueuedRequest", "ReplicaStatus"]
 
@@ -36,6 +37,7 @@ class ReplicaStatus(msgspec.Struct, frozen=True, kw_only=True):
         memory: Bytes that it takes; 0 without a process, and where nothing is known.
         exit_code: How its last worker ended, negative for a signal; None if none has.
         error: Why its last load or worker failed, for people.
+        load: How busy its worker is and what it has done, as it told within the last second; None before that.
     """
 
     index: int
@@ -45,6 +47,7 @@ class ReplicaStatus(msgspec.Struct, frozen=True, kw_only=True):
     memory: int = 0
     exit_code: int | None = None
     error: str | None = None
+    load: EngineLoad | None = None
 
 
 class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):

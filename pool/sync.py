@@ -26,6 +26,7 @@ from llamaherd.pool.reload import ReloadReport
 from llamaherd.pool.status import ModelStatus
 from llamaherd.pool.sync_map import MapParams, MapPlan, MapPrompt, MapReport, map_bar, map_results, start_prompt
 from llamaherd.pool.sync_stream import SyncGeneration, SyncSubscription
+from llamaherd.transport.messages import SlotFile, SlotState
 
 __all__ = ["SyncPool"]
 
@@ -356,6 +357,24 @@ class SyncPool:
     def apply_template(self, model: str, messages: Sequence[ChatMessage], **params: Unpack[TemplateParams]) -> str:
         """Return the prompt that :meth:`chat` would make of a conversation; see ``Pool.apply_template``."""
         return self._loop.wait(lambda: self._pool.apply_template(model, messages, **params))
+
+    # --- slots ---
+
+    def slots(self, model: str) -> list[SlotState]:
+        """Return what runs where in a model's worker; see ``Pool.slots``."""
+        return self._loop.wait(lambda: self._pool.slots(model))
+
+    def save_slot(self, model: str, slot: int, name: str) -> SlotFile:
+        """Save what a slot's last request has left in the cache; see ``Pool.save_slot``."""
+        return self._loop.wait(lambda: self._pool.save_slot(model, slot, name))
+
+    def restore_slot(self, model: str, slot: int, name: str) -> SlotFile:
+        """Put what was saved back into the cache; see ``Pool.restore_slot``."""
+        return self._loop.wait(lambda: self._pool.restore_slot(model, slot, name))
+
+    def erase_slot(self, model: str, slot: int) -> SlotFile:
+        """Forget what a slot's last request has left in the cache; see ``Pool.erase_slot``."""
+        return self._loop.wait(lambda: self._pool.erase_slot(model, slot))
 
     # --- adapters ---
 

@@ -17,6 +17,7 @@ __all__ = [
     "POOL_KINDS",
     "Adapter",
     "CallDelta",
+    "CacheType",
     "Cancel",
     "ChatOptions",
     "ChildMessage",
@@ -25,6 +26,7 @@ __all__ = [
     "Done",
     "Download",
     "Embed",
+    "EngineLoad",
     "EngineOptions",
     "Exit",
     "Failed",
@@ -41,9 +43,14 @@ __all__ = [
     "Pooling",
     "Prompt",
     "Rerank",
+    "PromptProgress",
     "Result",
     "Sampling",
+    "Sequence",
     "Sleep",
+    "SlotFile",
+    "SlotState",
+    "Slots",
     "State",
     "StateName",
     "Stats",
@@ -123,6 +130,7 @@ class EngineOptions(_Struct, frozen=True, kw_only=True):
         pooling: How the embeddings of tokens become one.
         embd_normalize: How embeddings are normalised for requests that do not say; see :class:`Embed`.
         spm_infill: Put what is after a gap ahead of what is before it, as some models want it.
+        slot_save_path: Folder of the files that slots are saved to; empty means that they cannot be saved.
         chat_template: Jinja source that replaces the model's own; empty keeps the model's.
         template_kwargs: Variables for the template, of requests that do not set them themselves.
         reasoning_format: As in :class:`ChatOptions`, of requests that do not say.
@@ -161,6 +169,7 @@ class EngineOptions(_Struct, frozen=True, kw_only=True):
     pooling: Pooling = ""
     embd_normalize: int = 2
     spm_infill: bool = False
+    slot_save_path: str = ""
     chat_template: str = ""
     template_kwargs: dict[str, Any] = {}
     reasoning_format: Literal["auto", "none", "deepseek"] = "auto"
@@ -312,6 +321,73 @@ class TokenProbs(msgspec.Struct, frozen=True, array_like=True):
     top: tuple[TokenProb, ...] = ()
 
 
+class SlotState(_Struct, frozen=True, kw_only=True):
+    """One of the places where a model's requests run, and the request that runs there or did last.
+
+    Attributes:
+        n_ctx: Most tokens of one request.
+        busy: Whether a request runs.
+        request: Its number; None before the first one.
+        n_tokens: Tokens in the cache: computed ones of a running request, those that were kept of a finished one.
+        n_prompt: Tokens of its prompt; ``n_cached`` of them were found in the cache, ``n_processed`` computed so far.
+        n_decoded: Tokens generated.
+        n_remaining: Tokens that it may still generate; -1 sets no limit.
+        new_line: Whether the answer has a line break.
+        sampling, max_tokens, n_keep, n_discard, ignore_eos: What it asked for.
+    """
+
+    id: int
+    n_ctx: int
+    busy: bool = False
+    request: int | None = None
+    n_tokens: int = 0
+    n_prompt: int = 0
+    n_cached: int = 0
+    n_processed: int = 0
+    n_decoded: int = 0
+    n_remaining: int = -1
+    new_line: bool = False
+    sampling: Sampling = Sampling()
+    max_tokens: int = -1
+    n_keep: int = 0
+    n_discard: int = 0
+    ignore_eos: bool = False
+
+
+class SlotFile(_Struct, frozen=True, kw_only=True):
+    """What came of saving, restoring or erasing a slot.
+
+    Attributes:
+        n_tokens: Tokens that were saved, restored or erased.
+        n_bytes: Size of the file; 0 for an erasure.
+        ms: How long it took.
+    """
+
+    slot: int
+    name: str = ""
+    n_tokens: int = 0
+    n_bytes: int = 0
+    ms: float = 0.0
+
+
+class PromptProgress(msgspec.Struct, frozen=True, array_like=True):
+    """How far the prompt of one request is.
+
+    Attributes:
+        request: The request's number.
+        total: Tokens of the prompt.
+        cache: Those of them that were found in the cache.
+        processed: Those of them that are done, the found ones included.
+        time_ms: Since the request got its slot.
+    """
+
+    request: int
+    total: int
+    cache: int
+    processed: int
+    time_ms: float
+
+
 class Delta(msgspec.Struct, frozen=True, array_like=True):
     """What one sequence gained in one decode step.
 
@@ -373,6 +449,34 @@ class TypedDelta(Delta, frozen=True, array_like=True):
     calls: tuple[CallDelta, ...] = ()
 
 
+class EngineLoad(_Struct, frozen=True, kw_only=True):
+    """How busy a model is, and what it has done since it was loaded.
+
+    Attributes:
+        slots_busy: Slots with a running request.
+        waiting: Requests that the worker has and that have no slot.
+        cells_used, cells: Cells of the KV cache that are held, and all of them.
+        cached: Finished sequences in the KV cache.
+        stored, stored_bytes: Finished sequences in RAM, and the bytes of all states there.
+        decodes: Decode calls.
+        decoded: Tokens that they computed.
+        slots_decoded: Sum over the decode calls of the slots that were busy in each.
+        longest: Most tokens that one request ever had.
+    """
+
+    slots_busy: int = 0
+    waiting: int = 0
+    cells_used: int = 0
+    cells: int = 0
+    cached: int = 0
+    stored: int = 0
+    stored_bytes: int = 0
+    decodes: int = 0
+    decoded: int = 0
+    slots_decoded: int = 0
+    longest: int = 0
+
+
 # --- child to pool ----------------------------------------------------------------------------------------------------
 
 
@@ -394,10 +498,12 @@ class Tokens(_Struct, frozen=True, kw_only=True):
     Attributes:
         deltas: Of sequences that gained text alone, or nothing yet.
         typed: Of the others. They are apart so that the many pay nothing for the few.
+        progress: How far those prompts are that asked for it.
     """
 
     deltas: tuple[Delta, ...] = ()
     typed: tuple[TypedDelta, ...] = ()
+    progress: tuple[PromptProgress, ...] = ()
 
 
 class Vectors(_Struct, frozen=True, kw_only=True):
@@ -413,6 +519,7 @@ class Done(_Struct, frozen=True, kw_only=True):
 
     Attributes:
         truncated: The context was full: the answer ended there, or a context shift dropped a part of it.
+        slot: Where it ran; -1 if it never did.
     """
 
     request: int
@@ -421,13 +528,15 @@ class Done(_Struct, frozen=True, kw_only=True):
     timings: Timings = Timings()
     stopping_word: str = ""
     truncated: bool = False
+    slot: int = -1
 
 
 class Result(_Struct, frozen=True, kw_only=True):
     """``result``: the answer to a request without a stream.
 
     One field is set: ``tokens`` for ``tokenize`` (and ``pieces`` if it asked for them), ``text`` for ``detokenize`` and
-    ``template``, ``usage`` for ``embed`` and ``rerank``, whose vectors came before.
+    ``template``, ``usage`` for ``embed`` and ``rerank``, whose vectors came before, ``slots`` for ``slots``, ``file``
+    for ``sequence``.
     """
 
     request: int
@@ -435,6 +544,8 @@ class Result(_Struct, frozen=True, kw_only=True):
     text: str | None = None
     usage: Usage | None = None
     pieces: tuple[bytes, ...] | None = None
+    slots: tuple[SlotState, ...] | None = None
+    file: SlotFile | None = None
 
 
 class Failed(_Struct, frozen=True, kw_only=True):
@@ -457,13 +568,16 @@ class Failed(_Struct, frozen=True, kw_only=True):
 
 
 class Stats(_Struct, frozen=True, kw_only=True):
-    """``stats``: what the worker takes, sent ahead of each ``ready``.
+    """``stats``: what the worker takes and does. Sent ahead of each ``ready``, and while it works when something has
+    changed, at most once a second.
 
     Attributes:
         rss_bytes: Resident memory, mapped file pages included; 0 where unknown.
+        load: What the engine does; None where it was not asked.
     """
 
     rss_bytes: int = 0
+    load: EngineLoad | None = None
 
 
 # --- pool to child ----------------------------------------------------------------------------------------------------
@@ -574,6 +688,8 @@ class Generate(_Struct, frozen=True, kw_only=True):
         grammar: GBNF that the output must follow, beginning at ``root``; empty for none.
         json_schema: JSON Schema, as JSON text, that the output must follow instead; empty for none.
         trigger: What the grammar or schema waits for; None: it holds from the first token on.
+        slot: The slot to run in, for which it waits; -1 is any.
+        progress: Whether to tell how far the prompt is.
     """
 
     request: int
@@ -593,6 +709,8 @@ class Generate(_Struct, frozen=True, kw_only=True):
     grammar: str = ""
     json_schema: str = ""
     trigger: GrammarTrigger | None = None
+    slot: int = -1
+    progress: bool = False
 
 
 class Embed(_Struct, frozen=True, kw_only=True):
@@ -648,8 +766,30 @@ class Template(_Struct, frozen=True, kw_only=True):
     chat: ChatOptions | None = None
 
 
+class Slots(_Struct, frozen=True, kw_only=True):
+    """``slots``: what runs where; answered by ``result``, between two steps."""
+
+    request: int
+
+
+class Sequence(_Struct, frozen=True, kw_only=True):
+    """``sequence``: save what a slot has in the cache to a file, restore it from there, or erase it; answered by
+    ``result`` once the slot has nothing to do.
+
+    Attributes:
+        name: Of the file, in the folder that the model's options name.
+    """
+
+    request: int
+    action: Literal["save", "restore", "erase"]
+    slot: int
+    name: str = ""
+
+
 class Cancel(_Struct, frozen=True, kw_only=True):
-    """``cancel``: stop a request. Answered by ``done`` with ``cancelled``, unless it had ended before."""
+    """``cancel``: stop a request, or a ``sequence`` that waits. Answered by ``done`` with ``cancelled``, unless it had
+    ended before.
+    """
 
     request: int
 
@@ -691,6 +831,8 @@ PoolMessage: TypeAlias = (
     | Tokenize
     | Detokenize
     | Template
+    | Slots
+    | Sequence
     | Cancel
     | Threads
     | Lora
@@ -715,6 +857,8 @@ Message: TypeAlias = (
     | Tokenize
     | Detokenize
     | Template
+    | Slots
+    | Sequence
     | Cancel
     | Threads
     | Lora
@@ -744,6 +888,8 @@ _POOL_TYPES: Final[dict[str, type[msgspec.Struct]]] = {
     "tokenize": Tokenize,
     "detokenize": Detokenize,
     "template": Template,
+    "slots": Slots,
+    "sequence": Sequence,
     "cancel": Cancel,
     "threads": Threads,
     "lora": Lora,

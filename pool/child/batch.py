@@ -30,8 +30,9 @@ class Batch:
     def __init__(self, capacity: int) -> None:
         self.capacity: Final = capacity
         self.n_rows = 0
-        #: Rows computed since the context exists.
+        #: Rows computed, and calls that computed them, since the context exists.
         self.n_computed = 0
+        self.n_decoded = 0
         self._tokens: npt.NDArray[np.int32] = np.zeros(capacity, np.int32)
         self._positions: npt.NDArray[np.int32] = np.zeros(capacity, np.int32)
         self._sequences: npt.NDArray[np.int32] = np.zeros(capacity, np.int32)
@@ -110,4 +111,5 @@ class Batch:
         if code == 0:
             bindings.synchronize(context)
             self.n_computed += self.n_rows
+            self.n_decoded += 1
         return code

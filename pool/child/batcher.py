@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Final
 
 from llamaherd.pool.child import bindings
 from llamaherd.pool.child.adapters import Adapters, Turns
-from llamaherd.pool.child.cache import Cache
+from llamaherd.pool.child.cache import Cache, Kept
 from llamaherd.pool.child.constraint import ConstraintError
 from llamaherd.pool.child.context import Context
 from llamaherd.pool.child.engine import EngineError
@@ -38,9 +38,10 @@ from llamaherd.pool.child.reply import sorted_tokens
 from llamaherd.pool.child.sampler import choose, likeliest
 from llamaherd.pool.child.sequence import Sequence
 from llamaherd.pool.child.shift import cut
+from llamaherd.pool.child.slots import Slots
 from llamaherd.pool.child.store import Store
 from llamaherd.pool.child.vocab import Vocab
-from llamaherd.transport.messages import ChildMessage, Delta, Done, Failed, TokenProbs
+from llamaherd.transport.messages import ChildMessage, Delta, Done, EngineLoad, Failed, SlotState, TokenProbs
 
 if TYPE_CHECKING:
     from llamaherd.pool.child.projector import Projector
@@ -108,14 +109,14 @@ class Batcher:
     ) -> None:
         self._context: Final = context
         self._vocab: Final = vocab
-        self._n_slots: Final = n_slots
+        self.slots: Final = Slots(n_slots)
         self._rules: Final = rules
         self._adapters: Final = adapters
         self._turns: Final = Turns()
         self._projector: Final = projector
         #: Whether the last step was about an image or a sound.
         self._looked = False
-        self._cache: Final = Cache(context, rules, store)
+        self.cache: Final = Cache(context, rules, store)
         self._store: Final = store
         self._picker: Final = Picker(vocab)
         self._pace: Final = PrefillPace(context.batch.capacity, context.n_ubatch)
@@ -124,6 +125,8 @@ class Batcher:
         self._running: Final[list[Sequence]] = []
         #: What the next step has to tell beside its tokens.
         self._ended: list[Done | Failed] = []
+        self._slots_decoded = 0
+        self._longest = 0
 
     def __repr__(self) -> str:
         return f"<Batcher running={self._running} waiting={len(self._waiting)}>"
@@ -139,10 +142,10 @@ class Batcher:
         return Figures(
             running=len(self._running),
             waiting=len(self._waiting),
-            kept=sum(1 for _ in self._cache.kept),
+            kept=sum(1 for _ in self.cache.kept),
             stored=self._store.kept,
             stored_bytes=self._store.used,
-            cells=self._cache.cells.used,
+            cells=self.cache.cells.used,
             computed=self._context.batch.n_computed,
         )
 
@@ -171,20 +174,51 @@ class Batcher:
         """Compute one batch; see :meth:`Engine.step`."""
         self._admit()
         parts = self._compute()
+        asking = [one.progress() for one in self._running if one.request.progress]
         deltas = self._sample([part for part in parts if part.row >= 0])
         ended, self._ended = self._ended, []
-        return [sorted_tokens(deltas), *ended] if deltas else [*ended]
+        progress = tuple(filter(None, asking))
+        return [sorted_tokens(deltas, progress), *ended] if deltas or progress else [*ended]
+
+    @property
+    def load(self) -> EngineLoad:
+        """How busy it is, and what it has done."""
+        batch = self._context.batch
+        return EngineLoad(
+            slots_busy=len(self._running),
+            waiting=len(self._waiting),
+            cells_used=self.cache.cells.used,
+            cells=self._context.n_ctx,
+            cached=sum(1 for _ in self.cache.kept),
+            stored=self._store.kept,
+            stored_bytes=self._store.used,
+            decodes=batch.n_decoded,
+            decoded=batch.n_computed,
+            slots_decoded=self._slots_decoded,
+            longest=self._longest,
+        )
+
+    def told_slots(self) -> tuple[SlotState, ...]:
+        """Return what runs where."""
+        return tuple(slot.told(self._context.n_ctx_seq, self._held(slot.kept)) for slot in self.slots)
+
+    def _held(self, kept: Kept | None) -> int:
+        return kept.computed if kept is not None and self.cache.locate(kept) is not None else 0
 
     # --- who runs ---
 
     def _admit(self) -> None:
-        while self._waiting and len(self._running) < self._n_slots:
-            sequence = self._waiting[0]
+        while self._waiting and len(self._running) < len(self.slots):
+            # One that wants a slot which is busy is passed by; it comes first when that slot is idle.
+            sequence = next((one for one in self._waiting if self.slots.can_take(one)), None)
+            if sequence is None:
+                return
             reuse = self._reuse(sequence)
             if not self._fits(sequence, reuse):
                 return
-            self._waiting.popleft()
-            sequence.start(self._cache.acquire(reuse.donor if reuse is not None else None))
+            self._waiting.remove(sequence)
+            self.slots.take(sequence, reuse.donor if reuse is not None else None)
+            sequence.start(self.cache.acquire(reuse.donor if reuse is not None else None))
             self._context.fold(sequence.slot, sequence.folds)
             self._running.append(sequence)
             self._begin(sequence)
@@ -192,7 +226,7 @@ class Batcher:
     def _fits(self, candidate: Sequence, reuse: Reuse | None) -> bool:
         if not self._running:
             return True
-        held = self._cache.cells.held_by(one.slot for one in self._running)
+        held = self.cache.cells.held_by(one.slot for one in self._running)
         wanted = sum(min(one.coming + _GROWTH, one.limit - one.computed) for one in self._running)
         wanted += min(len(candidate.tokens) + _GROWTH, candidate.limit)
         if reuse is not None and isinstance(reuse.donor, Sequence):
@@ -206,7 +240,7 @@ class Batcher:
         honest = (one for one in self._running if one.request.cache_prompt and one.true_length is None)
         alike = (one for one in honest if one.adapters == sequence.adapters)
         before = takewhile(lambda one: one is not sequence, alike)
-        kept = (one for one in self._cache.kept if one.adapters == sequence.adapters)
+        kept = (one for one in self.cache.kept if one.adapters == sequence.adapters)
         return find(sequence.tokens, before, kept, self._rules, sequence.floor)
 
     def _begin(self, sequence: Sequence) -> None:
@@ -219,7 +253,7 @@ class Batcher:
         if reuse is None:
             sequence.begin(0)
         elif reuse.ready:
-            self._cache.share(reuse.donor, sequence.slot, reuse.length)
+            self.cache.share(reuse.donor, sequence.slot, reuse.length)
             sequence.begin(reuse.length)
         elif isinstance(reuse.donor, Sequence):
             sequence.follow(reuse.donor, reuse.length)
@@ -239,12 +273,12 @@ class Batcher:
         if state is None:
             return False
         gain = length - (reuse.length if reuse is not None else 0)
-        quick = gain * self._pace.seconds_per_token >= self._cache.copy_seconds(state)
+        quick = gain * self._pace.seconds_per_token >= self.cache.copy_seconds(state)
         restored = False
         if gain > 0 and quick:
             shared = reuse.length if reuse is not None and reuse.ready and isinstance(reuse.donor, Sequence) else 0
             donor = reuse.donor if reuse is not None and shared else None
-            restored = self._cache.restore(state, sequence.slot, length, donor, shared)
+            restored = self.cache.restore(state, sequence.slot, length, donor, shared)
         if state is sequence.saved:
             self._store.release(state)
             if restored:
@@ -272,11 +306,13 @@ class Batcher:
     def _remove(self, sequence: Sequence, *, keep: bool = False) -> None:
         if sequence.slot >= 0:
             self._running.remove(sequence)
+            kept: Kept | None = None
             if keep and self._tell_truth(sequence):
                 # The last token was sampled, but never computed.
-                self._cache.keep(sequence.slot, sequence.tokens[: sequence.computed], sequence.adapters)
+                kept = self.cache.keep(sequence.slot, sequence.tokens[: sequence.computed], sequence.adapters)
             else:
-                self._cache.release(sequence.slot)
+                self.cache.release(sequence.slot)
+            self.slots.leave(sequence, self._context.n_ctx_seq, kept)
             sequence.stop()
         else:
             self._waiting.remove(sequence)
@@ -288,7 +324,7 @@ class Batcher:
     def _tell_truth(self, sequence: Sequence) -> bool:
         """Drop the cells that are not what the tokens alone would give; False when they cannot be told apart."""
         true = sequence.true_length
-        if true is not None and self._cache.truncate(sequence.slot, true):
+        if true is not None and self.cache.truncate(sequence.slot, true):
             sequence.computed, sequence.true_length = true, None
         return sequence.true_length is None
 
@@ -297,8 +333,9 @@ class Batcher:
         if len(self._running) < 2:
             return False
         sequence = self._running.pop()
-        sequence.saved = self._cache.stow(sequence.slot, sequence.tokens[: sequence.computed], sequence.adapters)
-        self._cache.release(sequence.slot)
+        sequence.saved = self.cache.stow(sequence.slot, sequence.tokens[: sequence.computed], sequence.adapters)
+        self.cache.release(sequence.slot)
+        self.slots.leave(sequence, self._context.n_ctx_seq)
         sequence.stop()
         self._waiting.appendleft(sequence)
         return True
@@ -316,15 +353,17 @@ class Batcher:
             if viewer is not None and not self._encode(viewer):
                 return []
             parts = self._build(ready) if viewer is None else self._show(viewer)
-            while self._cache.room < batch.n_rows and self._cache.evict():
+            while self.cache.room < batch.n_rows and self.cache.evict():
                 pass
             started = perf_counter()
             code = self._decode(viewer)
             self._turns.note(perf_counter() - started)
             if code == _DONE:
+                self._slots_decoded += len(self._running)
                 for part in parts:
                     part.sequence.computed += part.n_tokens
-                    self._cache.cells.grow(part.sequence.slot, part.n_tokens)
+                    self._longest = max(self._longest, part.sequence.computed)
+                    self.cache.cells.grow(part.sequence.slot, part.n_tokens)
                 if batch.n_rows > len(parts):
                     self._pace.note(batch.n_rows, perf_counter() - started)
                 else:
@@ -334,7 +373,7 @@ class Batcher:
                 self._recover()
                 return []
             # A finished sequence may share all its cells, so one is not always enough.
-            if code != _NO_ROOM or not (self._cache.evict() or self._preempt_youngest()):
+            if code != _NO_ROOM or not (self.cache.evict() or self._preempt_youngest()):
                 self._give_up(parts, code)
         return []
 
@@ -351,11 +390,11 @@ class Batcher:
                 n_discard=sequence.request.n_discard,
                 adds_bos=self._vocab.adds_bos,
             )
-            moved = self._cache.cut(sequence.slot, start, end)
+            moved = self.cache.cut(sequence.slot, start, end)
             sequence.shift(start, end)
             if not moved:
                 # Another request holds the cells that would have to move: what is left is computed for itself.
-                self._cache.forget(sequence.slot)
+                self.cache.forget(sequence.slot)
                 self._begin(sequence)
 
     def _decode(self, viewer: Sequence | None) -> int:
@@ -453,10 +492,10 @@ class Batcher:
             # Positions do not tell how much of an image is there.
             length = sequence.computed if sequence.folds else self._context.length(sequence.slot)
             length = min(length, len(sequence.tokens) - 1)
-            self._cache.cells.grow(sequence.slot, max(0, length - sequence.computed))
+            self.cache.cells.grow(sequence.slot, max(0, length - sequence.computed))
             sequence.computed = length
-            if not self._cache.truncate(sequence.slot, length):
-                self._cache.forget(sequence.slot)
+            if not self.cache.truncate(sequence.slot, length):
+                self.cache.forget(sequence.slot)
                 sequence.computed = 0
 
     def _give_up(self, parts: list[_Part], code: int) -> None:

@@ -85,16 +85,30 @@ class Cache:
         self.cells.drop(slot)
         self._free.append(slot)
 
-    def keep(self, slot: int, tokens: "array[int]", adapters: AdapterSet = ()) -> None:
-        """Take an id back, but keep its sequence, whose computed tokens are ``tokens``, if that may ever be of use."""
+    def keep(self, slot: int, tokens: "array[int]", adapters: AdapterSet = ()) -> Kept | None:
+        """Take an id back, but keep its sequence, whose computed tokens are ``tokens``, if that may ever be of use.
+
+        Return what is there for it now: another one where that says as much, None for no tokens.
+        """
         new = Kept(slot, tokens, adapters)
-        if len(tokens) == 0 or any(self._covers(other, new) for other in self._kept):
+        known = next((other for other in self._kept if self._covers(other, new)), None)
+        if len(tokens) == 0 or known is not None:
             self.release(slot)
-            return
+            return known
         for other in [other for other in self._kept if self._covers(new, other)]:
             self._kept.remove(other)
             self.release(other.slot)
         self._kept.append(new)
+        return new
+
+    def locate(self, kept: Kept) -> Kept | State | None:
+        """Return where a finished sequence is now: in the cache, perhaps as the beginning of another one, in RAM, or
+        nowhere any more.
+        """
+        if kept in self._kept:
+            return kept
+        covering = next((one for one in self._kept if self._covers(one, kept)), None)
+        return covering or self.store.covering(kept.tokens, kept.adapters)
 
     def evict(self) -> bool:
         """Drop the finished sequence that was of no use for longest; False when there is none."""
@@ -116,6 +130,38 @@ class Cache:
         self.release(one.slot)
 
     # --- states outside the cache ---
+
+    def copy(self, kept: Kept) -> State | None:
+        """Return the state of a finished sequence; None if there is no memory for it."""
+        data = self._context.save(kept.slot)
+        return None if data is None else State(kept.tokens, data, kept.adapters)
+
+    def adopt(self, state: State) -> Kept | None:
+        """Take a state from elsewhere in as a finished sequence: into the cache, or into RAM where there is no room
+        beside what runs. None where that is full too, or llama.cpp refuses the state.
+        """
+        kept = Kept(-1, state.tokens, state.adapters)
+        if self.locate(kept) is not None:
+            return kept
+        if not self._free and not self.evict():
+            return self._adopt_into_ram(kept, state)
+        slot = self._free.pop()
+        while self.room < state.computed and self.evict():
+            pass
+        if self.room < state.computed:
+            self._free.append(slot)
+            return self._adopt_into_ram(kept, state)
+        if not self._context.load(slot, state.data) or self._context.length(slot) != state.computed:
+            self.release(slot)
+            return None
+        self.cells.grow(slot, state.computed)
+        return self.keep(slot, state.tokens, state.adapters)
+
+    def _adopt_into_ram(self, kept: Kept, state: State) -> Kept | None:
+        if not self.store.admit(state.size):
+            return None
+        self.store.keep(state)
+        return kept
 
     def stow(self, slot: int, tokens: "array[int]", adapters: AdapterSet = ()) -> State | None:
         """Save the state of a sequence that is interrupted, all of whose tokens are computed; None if it must be

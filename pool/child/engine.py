@@ -15,12 +15,15 @@ from llamaherd.transport.messages import (
     ChildMessage,
     Detokenize,
     Embed,
+    EngineLoad,
     Generate,
     Load,
     Rerank,
+    SlotState,
     Template,
     Tokenize,
 )
+from llamaherd.transport.messages import Sequence as SlotCommand
 
 __all__ = ["Engine", "EngineError", "ModelInfo", "Progress", "RequestError"]
 
@@ -115,11 +118,28 @@ class Engine(Protocol):
         """Advance every running request by one decode step and admit queued ones. Embeddings advance by one batch.
 
         Returns what happened: at most one ``tokens``, then ``done`` and ``failed`` of requests that ended in this step,
-        and the ``vectors`` and ends of requests for embeddings.
+        the ``vectors`` and ends of requests for embeddings, and the ``result`` of commands to :meth:`sequence`.
         A fault of one request is its own ``failed``. Only call while :attr:`busy`.
 
         Raises:
             EngineError: the engine cannot go on; the worker leaves with a failure.
+        """
+        ...
+
+    @property
+    def load_figures(self) -> EngineLoad:
+        """How busy it is, and what it has done; all zero while nothing is loaded. Cheap enough to ask in every step."""
+        ...
+
+    def slots(self) -> tuple[SlotState, ...]:
+        """Return what runs where. Raises RequestError."""
+        ...
+
+    def sequence(self, command: SlotCommand) -> None:
+        """Take a command to save, restore or erase what a slot has; :meth:`step` returns its ``result``, or ``failed``.
+
+        Raises:
+            RequestError: it is impossible; nothing was kept of it.
         """
         ...
 

@@ -35,18 +35,21 @@ from llamaherd.transport.messages import (
     Detokenize,
     Done,
     Embed,
+    EngineLoad,
     Failed,
     FinishReason,
     Generate,
     Load,
     Rerank,
     Result,
+    SlotState,
     Template,
     Tokenize,
     Usage,
     Vector,
     Vectors,
 )
+from llamaherd.transport.messages import Sequence as SlotCommand
 
 __all__ = ["FakeEngine", "Script"]
 
@@ -283,6 +286,28 @@ class FakeEngine:
             _end_process(script.crash)
         if script.stall_at == job.said:
             _stall()
+
+    # --- slots ---
+
+    @property
+    def load_figures(self) -> EngineLoad:
+        return EngineLoad(slots_busy=len(self._running), waiting=len(self._queue))
+
+    def slots(self) -> tuple[SlotState, ...]:
+        jobs = dict(enumerate(self._running))
+        return tuple(
+            SlotState(
+                id=number,
+                n_ctx=4096,
+                busy=number in jobs,
+                request=jobs[number].request.request if number in jobs else None,
+                n_decoded=jobs[number].said if number in jobs else 0,
+            )
+            for number in range(self._slots)
+        )
+
+    def sequence(self, command: SlotCommand) -> None:
+        raise RequestError("the fake engine has nothing to save", code="not_supported")
 
     # --- text ---
 

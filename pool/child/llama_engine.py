@@ -14,13 +14,16 @@ from llamaherd.transport.messages import (
     ChildMessage,
     Detokenize,
     Embed,
+    EngineLoad,
     EngineOptions,
     Generate,
     Load,
     Rerank,
+    SlotState,
     Template,
     Tokenize,
 )
+from llamaherd.transport.messages import Sequence as SequenceCommand
 
 if TYPE_CHECKING:
     from llamaherd.pool.child.batcher import Figures
@@ -129,6 +132,21 @@ class LlamaEngine:
     def step(self) -> Ordered[ChildMessage]:
         """Advance every running request by one decode step. See :meth:`Engine.step`."""
         return self._loaded.step() if self._loaded is not None else []
+
+    # --- slots ---
+
+    @property
+    def load_figures(self) -> EngineLoad:
+        """How busy it is, and what it has done; all zero while nothing is loaded."""
+        return self._loaded.batcher.load if self._loaded is not None else EngineLoad()
+
+    def slots(self) -> tuple[SlotState, ...]:
+        """Return what runs where."""
+        return self._need().batcher.told_slots()
+
+    def sequence(self, command: SequenceCommand) -> None:
+        """Take a command about a slot. See :meth:`Engine.sequence`."""
+        self._need().desk.submit(command)
 
     # --- text ---
 

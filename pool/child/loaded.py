@@ -26,6 +26,7 @@ from llamaherd.pool.child.model import Model
 from llamaherd.pool.child.prefix import Rules
 from llamaherd.pool.child.sampler import Samplers
 from llamaherd.pool.child.sequence import Sequence
+from llamaherd.pool.child.slot_desk import SlotDesk
 from llamaherd.pool.child.store import Store
 from llamaherd.transport.messages import (
     ChildMessage,
@@ -81,16 +82,21 @@ class Loaded:
             else:
                 self.context.warm_up(max(vocab.bos, 0))
             rules = Rules(whole=self.model.recurrent, window=self.model.window, first=self.context.first)
+            store = _store(options, rules)
             self.batcher: Final = Batcher(
                 self.context,
                 vocab,
                 options.n_parallel,
                 rules,
                 adapters=self.adapters,
-                store=_store(options, rules),
+                store=store,
                 projector=self.projector,
             )
             undo.callback(self.batcher.clear)
+            self.desk: Final = SlotDesk(
+                command, self.batcher, store, most_tokens=self.context.n_ctx_seq, check_tokens=vocab.check
+            )
+            undo.callback(self.desk.close)
             self._n_keep: Final = command.options.n_keep
             self._shifts: Final = command.options.context_shift and not self._why_unshiftable(command.options)
             self._suffix_first: Final = options.spm_infill
@@ -120,7 +126,7 @@ class Loaded:
     @property
     def busy(self) -> bool:
         """Whether a step has something to do or to tell."""
-        return self.batcher.busy or self.embedder.busy
+        return self.batcher.busy or self.embedder.busy or self.desk.busy
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -140,12 +146,15 @@ class Loaded:
         told = self.batcher.step() if self.batcher.busy else []
         if self.embedder.busy:
             told += self.embedder.step(shared=self.batcher.busy)
+        if self.desk.busy:
+            told += self.desk.step(wait=not (told or self.batcher.busy or self.embedder.busy))
         return told
 
     def cancel(self, request: int) -> None:
         """End a request now; the next step returns its ``done``. Unknown numbers are ignored."""
         self.batcher.cancel(request)
         self.embedder.cancel(request)
+        self.desk.cancel(request)
 
     def set_threads(self, n: int, batch: int) -> None:
         """Use so many threads from the next step on."""
@@ -165,6 +174,10 @@ class Loaded:
         if self.unfit:
             raise RequestError(f"this model cannot generate: {self.unfit}", code="unsupported_by_model")
         _check_limits(request)
+        if request.slot >= len(self.batcher.slots):
+            raise RequestError(
+                f"slot {request.slot} does not exist; there are {len(self.batcher.slots)}", code="invalid_slot"
+            )
         self.samplers.check(request.sampling)
         adapters = self.adapters.chosen(request.lora)
         messages, files = self._files_of(request)

@@ -12,7 +12,7 @@ from llamaherd.pool.child.calls_tagged import Kinds
 from llamaherd.pool.child.dialect import Dialect
 from llamaherd.pool.child.scan import Reading, Scan, overlap
 from llamaherd.pool.child.thinking import Tags
-from llamaherd.transport.messages import CallDelta, Delta, FinishReason, Tokens, TypedDelta
+from llamaherd.transport.messages import CallDelta, Delta, FinishReason, PromptProgress, Tokens, TypedDelta
 
 __all__ = ["Parts", "Reply", "read_delta", "sorted_tokens"]
 
@@ -224,12 +224,13 @@ def read_delta(reply: Reply, delta: Delta, reason: FinishReason | None) -> tuple
     return Delta(delta.request, parts.text, delta.tokens, delta.probs), reason
 
 
-def sorted_tokens(deltas: list[Delta]) -> Tokens:
+def sorted_tokens(deltas: list[Delta], progress: tuple[PromptProgress, ...] = ()) -> Tokens:
     """Return the message of one step."""
     typed = tuple(delta for delta in deltas if isinstance(delta, TypedDelta))
     if not typed:
-        return Tokens(deltas=tuple(deltas))
-    return Tokens(deltas=tuple(delta for delta in deltas if not isinstance(delta, TypedDelta)), typed=typed)
+        return Tokens(deltas=tuple(deltas), progress=progress)
+    plain = tuple(delta for delta in deltas if not isinstance(delta, TypedDelta))
+    return Tokens(deltas=plain, typed=typed, progress=progress)
 
 
 def _begins(whole: str, text: str) -> bool:

@@ -13,7 +13,17 @@ from llamaherd.pool.child.sampler import Chain
 from llamaherd.pool.child.store import State
 from llamaherd.pool.child.text import TextStream
 from llamaherd.pool.child.vocab import Vocab
-from llamaherd.transport.messages import Delta, Done, FinishReason, Generate, Timings, TokenProbs, Usage
+from llamaherd.transport.messages import (
+    Delta,
+    Done,
+    FinishReason,
+    Generate,
+    PromptProgress,
+    SlotState,
+    Timings,
+    TokenProbs,
+    Usage,
+)
 
 if TYPE_CHECKING:  # it brings a library that most models have no use for
     from llamaherd.pool.child.projector import Chunk, MediaPrompt
@@ -37,6 +47,7 @@ class Sequence:
         saved: Its state, while it waits to go on after a preemption; None if there is none.
         true_length: Its first tokens whose cells are what those tokens alone give; None means all.
         slot: Its sequence id in the cache while it runs, else -1.
+        lane: The number of its slot, as callers know it, while it runs, else -1.
         leader: The sequence that it lets compute their common beginning, and ``shared``, the length of that; None when
             it computes by itself.
         chain: Its samplers; None means greedy.
@@ -73,10 +84,14 @@ class Sequence:
         self.saved: State | None = None
         self.true_length: int | None = None
         self.slot = -1
+        self.lane = -1
         self.computed = 0
         self.leader: Sequence | None = None
         self.shared = 0
         self._cached = -1
+        self._ran_in = -1
+        self._new_line = False
+        self._told_progress = -1
         self.chain: Final = chain
         self.adapters: Final = adapters
         self.constraint: Final = constraint
@@ -139,7 +154,7 @@ class Sequence:
 
     def start(self, slot: int) -> None:
         """Take a slot, for the first time or again."""
-        self.slot = slot
+        self.slot, self._ran_in = slot, self.lane
         self._started = self._started or perf_counter()
 
     def follow(self, leader: "Sequence", length: int) -> None:
@@ -194,6 +209,7 @@ class Sequence:
                 text, reason = text + self._text.flush(), "stop"
             elif self.full:
                 text, reason = text + self._text.flush(), "length"
+        self._new_line = self._new_line or "\n" in text
         delta = Delta(self.request.request, text, (token,), probs)
         return (delta, reason) if self._reply is None else read_delta(self._reply, delta, reason)
 
@@ -217,6 +233,40 @@ class Sequence:
             ),
             stopping_word=self._text.stopping_word,
             truncated=self._shifted or len(self.tokens) >= self._context,
+            slot=self._ran_in,
+        )
+
+    def progress(self) -> PromptProgress | None:
+        """Return how far the prompt is, if the caller wants to know and there is news since the last time."""
+        if not self.request.progress or self.n_generated or self.leader is not None:
+            return None
+        processed = min(self.computed, self.n_prompt)
+        if processed <= self._told_progress:
+            return None
+        self._told_progress = processed
+        spent = (perf_counter() - self._started) * 1e3
+        return PromptProgress(self.request.request, self.n_prompt, max(self._cached, 0), processed, spent)
+
+    def told(self, n_ctx: int, *, busy: bool) -> SlotState:
+        """Return what there is to tell of its slot."""
+        request = self.request
+        return SlotState(
+            id=self.lane,
+            n_ctx=n_ctx,
+            busy=busy,
+            request=request.request,
+            n_tokens=self.computed,
+            n_prompt=self.n_prompt,
+            n_cached=max(self._cached, 0),
+            n_processed=max(0, min(self.computed, self.n_prompt) - max(self._cached, 0)),
+            n_decoded=self.n_generated,
+            n_remaining=-1 if request.max_tokens < 0 else request.max_tokens - self.n_generated,
+            new_line=self._new_line,
+            sampling=request.sampling,
+            max_tokens=request.max_tokens,
+            n_keep=request.n_keep or 0,
+            n_discard=request.n_discard,
+            ignore_eos=request.ignore_eos,
         )
 
     def free(self) -> None:

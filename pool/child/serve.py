@@ -11,12 +11,14 @@ leaves. The end of the channel means that the pool is gone: the process ends at 
 nobody is left to wait for it and the operating system frees faster.
 """
 
+import contextlib
 import os
 import queue
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from enum import IntEnum
+from time import monotonic
 from typing import Final
 
 import msgspec
@@ -31,6 +33,7 @@ from llamaherd.transport.messages import (
     Detokenize,
     Download,
     Embed,
+    EngineLoad,
     Exit,
     Failed,
     Fault,
@@ -40,7 +43,9 @@ from llamaherd.transport.messages import (
     PoolMessage,
     Rerank,
     Result,
+    Sequence,
     Sleep,
+    Slots,
     State,
     Stats,
     Template,
@@ -57,6 +62,8 @@ EngineFactory = Callable[[str], Engine]
 
 #: Seconds that the engine thread has, once interrupted, before the process ends without it.
 LEAVE_SECONDS: Final = 5.0
+#: Least time between two messages of figures.
+LOAD_SECONDS: Final = 1.0
 #: Least progress between two ``loading`` messages.
 PROGRESS_STEP: Final = 0.01
 
@@ -86,6 +93,9 @@ class Service:
         self._engine: Engine | None = None
         self._load: Load | None = None
         self._awake = False
+        #: The engine's figures as they were told last, and when they may be told again.
+        self._load_told: EngineLoad | None = None
+        self._load_due = 0.0
         self._leaving = threading.Event()
         self._exit_code = ExitCode.DONE
         self._engine_thread = threading.Thread(target=self._run_engine, name="engine", daemon=True)
@@ -165,8 +175,24 @@ class Service:
                 self._take_waiting()
                 if not self._leaving.is_set():
                     self._send_all(engine.step())
+                    self._tell_load(engine)
+            elif engine is not None and self._load_told is not None and engine.load_figures != self._load_told:
+                # What was too soon to be told is told when its time has come, if nothing else comes before.
+                with contextlib.suppress(queue.Empty):
+                    self._handle(self._inbox.get(timeout=max(0.0, self._load_due - monotonic())))
+                self._tell_load(engine)
             else:
                 self._handle(self._inbox.get())
+
+    def _tell_load(self, engine: Engine) -> None:
+        """Send the engine's figures, if they have changed and the last ones are a second old."""
+        now = monotonic()
+        if now < self._load_due:
+            return
+        figures = engine.load_figures
+        if figures != self._load_told:
+            self._load_told, self._load_due = figures, now + LOAD_SECONDS
+            self._channel.send(Stats(load=figures))
 
     def _take_waiting(self) -> None:
         while not self._leaving.is_set():
@@ -182,7 +208,7 @@ class Service:
 
     def _handle(self, command: PoolMessage) -> None:
         match command:
-            case Generate() | Embed() | Rerank() | Tokenize() | Detokenize() | Template():
+            case Generate() | Embed() | Rerank() | Tokenize() | Detokenize() | Template() | Slots() | Sequence():
                 self._answer(command)
             case Cancel():
                 if self._engine is not None:
@@ -205,7 +231,7 @@ class Service:
             case Unknown():
                 log(f"ignored a message of kind {command.kind!r}: {command.reason}")
 
-    def _answer(self, command: Generate | Embed | Rerank | Tokenize | Detokenize | Template) -> None:
+    def _answer(self, command: Generate | Embed | Rerank | Tokenize | Detokenize | Template | Slots | Sequence) -> None:
         engine = self._engine
         try:
             if engine is None or not self._awake:
@@ -213,6 +239,10 @@ class Service:
             match command:
                 case Generate() | Embed() | Rerank():
                     engine.submit(command)
+                case Slots():
+                    self._channel.send(Result(request=command.request, slots=engine.slots()))
+                case Sequence():
+                    engine.sequence(command)
                 case Tokenize():
                     tokens = engine.tokenize(command)
                     pieces = engine.pieces(tokens) if command.pieces else None

@@ -110,7 +110,11 @@ class Store:
 
     def covers(self, tokens: "array[int]", adapters: AdapterSet = ()) -> bool:
         """Whether a finished sequence of these tokens would say nothing new."""
-        return any(self._includes(other, tokens, adapters) for other in self._kept)
+        return self.covering(tokens, adapters) is not None
+
+    def covering(self, tokens: "array[int]", adapters: AdapterSet = ()) -> State | None:
+        """Return a kept state that begins with all of these tokens; None if there is none."""
+        return next((other for other in self._kept if self._includes(other, tokens, adapters)), None)
 
     def drop(self, state: State) -> None:
         """Forget a kept state, if it is still there."""

@@ -13,39 +13,13 @@ from llamaherd.pool.child import bindings
 from llamaherd.pool.child.cache import Cache
 from llamaherd.pool.child.context import Context
 from llamaherd.pool.child.engine import EngineError, RequestError
-from llamaherd.pool.child.llama_engine import LlamaEngine
 from llamaherd.pool.child.model import Model
 from llamaherd.pool.child.prefix import Rules
 from llamaherd.pool.child.shift import cut
 from llamaherd.pool.child.store import Store
 from llamaherd.transport.messages import EngineOptions, Generate
+from prompts import alone, cached, request, run, tokens
 from tiny_gguf import tiny_model
-
-LETTERS = range(263, 320)
-
-
-def tokens(length: int, seed: int = 1) -> tuple[int, ...]:
-    return tuple(LETTERS[(index * index * 7 + index * seed + seed) % len(LETTERS)] for index in range(length))
-
-
-def request(number: int, prompt: tuple[int, ...], *, max_tokens: int = 8, **fields: Any) -> Generate:
-    return Generate(
-        request=number, prompt=prompt, max_tokens=max_tokens, ignore_eos=True, **{"sampling": GREEDY, **fields}
-    )
-
-
-def run(engine: LlamaEngine, prompt: tuple[int, ...], **fields: Any) -> Collected:
-    engine.submit(request(1, prompt, **fields))
-    return drain(engine)[1]
-
-
-def alone(engine: LlamaEngine, prompt: tuple[int, ...], **fields: Any) -> list[int]:
-    return run(engine, prompt, cache_prompt=False, **fields).tokens
-
-
-def cached(got: Collected) -> int:
-    assert got.done is not None
-    return got.done.usage.cached_tokens
 
 
 @dataclass

@@ -1,0 +1,273 @@
+"""Saving, restoring and erasing slots, beside the requests that run.
+
+A command waits until its slot is idle, as in the reference. Files are read and written by a thread of their own: a
+state has some hundred megabytes with a large model, and nobody's next token shall wait for a disk. Only the copies from
+and to the cache are made between two steps.
+"""
+
+import threading
+from array import array
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Final
+
+from llamaherd.pool.child.adapters import AdapterSet
+from llamaherd.pool.child.batcher import Batcher
+from llamaherd.pool.child.cache import Kept
+from llamaherd.pool.child.engine import RequestError
+from llamaherd.pool.child.state_file import Header, fingerprint, read_state, valid_name, write_state
+from llamaherd.pool.child.store import State, Store
+from llamaherd.transport.messages import EngineOptions, Failed, Load, Result, SlotFile
+from llamaherd.transport.messages import Sequence as Command
+
+__all__ = ["SlotDesk"]
+
+#: Seconds that a step without other work waits for a file.
+_PATIENCE: Final = 0.05
+#: Options that the numbers in a state depend on.
+_SETTINGS: Final = (
+    "cache_type_k",
+    "cache_type_v",
+    "rope_scaling",
+    "rope_freq_base",
+    "rope_freq_scale",
+    "yarn_orig_ctx",
+    "yarn_ext_factor",
+    "yarn_attn_factor",
+    "yarn_beta_slow",
+    "yarn_beta_fast",
+)
+
+
+class _Job:
+    """One command on its way."""
+
+    def __init__(self, command: Command) -> None:
+        self.command: Final = command
+        self.began = 0.0
+        self.dropped = False
+        self._thread: threading.Thread | None = None
+        self._result: Any = None
+        self._error: RequestError | None = None
+
+    @property
+    def started(self) -> bool:
+        return self._thread is not None
+
+    def start(self, work: Callable[[], Any]) -> None:
+        """Do the part that takes a disk's time in a thread."""
+
+        def run() -> None:
+            try:
+                self._result = work()
+            except RequestError as error:
+                self._error = error
+            except (OSError, MemoryError) as error:
+                self._error = RequestError(f"{self.command.name!r}: {error}", code="slot_file_unreadable")
+
+        self.began = perf_counter()
+        self._thread = threading.Thread(target=run, name="slot-file", daemon=True)
+        self._thread.start()
+
+    def finished(self, patience: float) -> bool:
+        """Whether the thread is done, after waiting for it so long."""
+        if self._thread is None:
+            return False
+        self._thread.join(patience)
+        return not self._thread.is_alive()
+
+    def take(self) -> Any:
+        """Return what the thread made. Raises RequestError."""
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+    def done(self, n_tokens: int, n_bytes: int = 0) -> Result:
+        """Return the answer."""
+        ms = (perf_counter() - self.began) * 1e3 if self.began else 0.0
+        file = SlotFile(slot=self.command.slot, name=self.command.name, n_tokens=n_tokens, n_bytes=n_bytes, ms=ms)
+        return Result(request=self.command.request, file=file)
+
+
+class SlotDesk:
+    """See the module's text.
+
+    Args:
+        check_tokens: Raises RequestError for ids that are not of the vocabulary.
+    """
+
+    def __init__(
+        self,
+        command: Load,
+        batcher: Batcher,
+        store: Store,
+        *,
+        most_tokens: int,
+        check_tokens: Callable[["array[int]"], None],
+    ) -> None:
+        self._path: Final = command.path
+        self._options: Final = command.options
+        self._batcher: Final = batcher
+        self._store: Final = store
+        self._most_tokens: Final = most_tokens
+        self._check_tokens: Final = check_tokens
+        self._jobs: Final[list[_Job]] = []
+
+    @property
+    def busy(self) -> bool:
+        """Whether a command waits or is being carried out."""
+        return bool(self._jobs)
+
+    def submit(self, command: Command) -> None:
+        """Take a command. Raises RequestError for one that is impossible."""
+        if not self._options.slot_save_path:
+            raise RequestError(
+                "slots of this model cannot be saved, restored or erased: set slot_save_path", code="not_supported"
+            )
+        if not 0 <= command.slot < len(self._batcher.slots):
+            raise RequestError(
+                f"slot {command.slot} does not exist; there are {len(self._batcher.slots)}", code="invalid_slot"
+            )
+        if command.action != "erase" and not valid_name(command.name):
+            raise RequestError(f"{command.name!r} cannot be the name of a file", code="invalid_filename")
+        self._jobs.append(_Job(command))
+
+    def cancel(self, request: int) -> None:
+        """Give up a command that has not begun; :meth:`step` says so. Unknown numbers are ignored."""
+        for job in self._jobs:
+            job.dropped = job.dropped or job.command.request == request
+
+    def step(self, *, wait: bool) -> list[Result | Failed]:
+        """Carry on; return the answers to commands that are done. With ``wait``, rather wait a moment than return
+        without any.
+        """
+        answers: list[Result | Failed] = []
+        for job in list(self._jobs):
+            answer: Result | Failed | None
+            try:
+                answer = self._advance(job, _PATIENCE if wait and not answers else 0.0)
+            except RequestError as error:
+                answer = Failed(request=job.command.request, message=str(error), fault="caller", code=error.code)
+            if answer is not None:
+                self._jobs.remove(job)
+                answers.append(answer)
+        return answers
+
+    def close(self) -> None:
+        """Wait for files that are being written."""
+        for job in self._jobs:
+            while job.started and not job.finished(_PATIENCE):
+                pass
+        self._jobs.clear()
+
+    def _advance(self, job: _Job, patience: float) -> Result | None:
+        if job.started:
+            return self._finish(job) if job.finished(patience) else None
+        if job.dropped:
+            raise RequestError("the command was cancelled", code="cancelled")
+        if self._batcher.slots[job.command.slot].sequence is not None or self._is_busy_with(job):
+            return None
+        return self._start(job)
+
+    def _is_busy_with(self, job: _Job) -> bool:
+        """Whether an earlier command for the same slot is not done yet."""
+        earlier = self._jobs[: self._jobs.index(job)]
+        return any(other.command.slot == job.command.slot for other in earlier)
+
+    def _start(self, job: _Job) -> Result | None:
+        command = job.command
+        folder = Path(self._options.slot_save_path)
+        match command.action:
+            case "erase":
+                return job.done(self._erase(command.slot))
+            case "restore":
+                self._batcher.slots[command.slot].kept = None
+                job.start(lambda: self._read(folder, command.name))
+            case "save":
+                state = self._state_of(command.slot)
+                if state is None:
+                    raise RequestError(f"slot {command.slot} is empty", code="slot_empty")
+                if min(state.tokens) < 0:
+                    raise RequestError(
+                        f"slot {command.slot} has images or sounds, which cannot be saved", code="not_supported"
+                    )
+                job.start(lambda: self._write(folder, command.name, state))
+        return None
+
+    def _finish(self, job: _Job) -> Result:
+        if job.command.action == "save":
+            n_tokens, n_bytes = job.take()
+            return job.done(n_tokens, n_bytes)
+        state, n_bytes = job.take()
+        slot = self._batcher.slots[job.command.slot]
+        self._check_tokens(state.tokens)
+        kept = self._batcher.cache.adopt(state)
+        if kept is None:
+            raise RequestError(
+                f"{job.command.name!r} could not be restored: the cache has no room for its {state.computed} tokens, "
+                "or llama.cpp refused it",
+                code="slot_not_restored",
+            )
+        if slot.sequence is None:
+            slot.kept = kept
+        return job.done(state.computed, n_bytes)
+
+    # --- what is in a slot ---
+
+    def _found(self, number: int) -> Kept | State | None:
+        kept = self._batcher.slots[number].kept
+        return None if kept is None else self._batcher.cache.locate(kept)
+
+    def _state_of(self, number: int) -> State | None:
+        found = self._found(number)
+        return self._batcher.cache.copy(found) if isinstance(found, Kept) else found
+
+    def _erase(self, number: int) -> int:
+        found = self._found(number)
+        self._batcher.slots[number].kept = None
+        if isinstance(found, Kept):
+            self._batcher.cache.drop(found)
+        elif found is not None:
+            self._store.drop(found)
+        return 0 if found is None else found.computed
+
+    # --- in the thread ---
+
+    def _write(self, folder: Path, name: str, state: State) -> tuple[int, int]:
+        header = Header(
+            model=fingerprint(self._path),
+            settings=_settings(self._options),
+            adapters=tuple((prints, scale) for prints, scale in self._prints(state.adapters)),
+            n_tokens=state.computed,
+            n_bytes=state.data.nbytes,
+        )
+        return state.computed, write_state(folder, name, header, state.tokens, state.data)
+
+    def _read(self, folder: Path, name: str) -> tuple[State, int]:
+        header, tokens, data, size = read_state(folder, name, most_tokens=self._most_tokens)
+        if header.model != fingerprint(self._path):
+            raise RequestError(f"{name!r} was saved by another model", code="slot_file_foreign")
+        if header.settings != _settings(self._options):
+            raise RequestError(
+                f"{name!r} was saved with other settings: {header.settings} instead of {_settings(self._options)}",
+                code="slot_file_foreign",
+            )
+        return State(tokens, data, self._adapters(header, name)), size
+
+    def _prints(self, adapters: AdapterSet) -> list[tuple[str, float]]:
+        return [(fingerprint(self._options.adapters[index].path), scale) for index, scale in adapters]
+
+    def _adapters(self, header: Header, name: str) -> AdapterSet:
+        known = {fingerprint(one.path): index for index, one in enumerate(self._options.adapters)}
+        if any(prints not in known for prints, _ in header.adapters):
+            raise RequestError(f"{name!r} was saved with a LoRA adapter that is not loaded", code="slot_file_foreign")
+        return tuple(sorted((known[prints], scale) for prints, scale in header.adapters))
+
+
+def _settings(options: EngineOptions) -> str:
+    return " ".join(f"{name}={getattr(options, name)}" for name in _SETTINGS if _differs(options, name))
+
+
+def _differs(options: EngineOptions, name: str) -> bool:
+    return bool(getattr(options, name) != getattr(EngineOptions(), name))

@@ -1,0 +1,309 @@
+"""Slots on the real engine: what runs where, and saving, restoring and erasing what they hold."""
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from engine_driver import Collected, collect, drain, loaded
+from llamaherd.pool.child.engine import RequestError
+from llamaherd.pool.child.llama_engine import LlamaEngine
+from llamaherd.transport.messages import Adapter, ChildMessage, Failed, Result, Sequence, SlotFile, Tokens
+from prompts import alone, cached, request, run, tokens
+from tiny_gguf import tiny_model
+
+
+def act(
+    engine: LlamaEngine, action: Literal["save", "restore", "erase"], slot: int, name: str = ""
+) -> SlotFile | Failed:
+    engine.sequence(Sequence(request=99, action=action, slot=slot, name=name))
+    answers = [message for message in steps(engine) if isinstance(message, Result | Failed)]
+    (answer,) = answers
+    if isinstance(answer, Failed):
+        assert answer.fault == "caller"
+        return answer
+    assert answer.file is not None
+    return answer.file
+
+
+def done(engine: LlamaEngine, action: Literal["save", "restore", "erase"], slot: int, name: str = "") -> SlotFile:
+    answer = act(engine, action, slot, name)
+    assert isinstance(answer, SlotFile), answer
+    return answer
+
+
+def failure(engine: LlamaEngine, action: Literal["save", "restore", "erase"], slot: int, name: str = "") -> Failed:
+    answer = act(engine, action, slot, name)
+    assert isinstance(answer, Failed), answer
+    return answer
+
+
+def steps(engine: LlamaEngine) -> list[ChildMessage]:
+    messages: list[ChildMessage] = []
+    while engine.busy:
+        messages += engine.step()
+    return messages
+
+
+def slot_of(got: Collected) -> int:
+    assert got.done is not None
+    return got.done.slot
+
+
+# --- the view ---
+
+
+def test_an_unused_model_has_idle_slots() -> None:
+    with loaded("random", n_parallel=3) as engine:
+        slots = engine.slots()
+    assert [slot.id for slot in slots] == [0, 1, 2]
+    assert not any(slot.busy or slot.n_tokens or slot.request is not None for slot in slots)
+    assert slots[0].n_ctx == 1024
+
+
+def test_the_view_tells_what_runs_and_what_ran() -> None:
+    with loaded("random", n_parallel=2) as engine:
+        engine.submit(request(7, tokens(50), max_tokens=20, n_keep=5))
+        for _ in range(4):
+            engine.step()
+        busy, idle = engine.slots()
+        drain(engine)
+        after = engine.slots()[0]
+    assert (busy.busy, busy.request, busy.n_prompt, busy.n_processed) == (True, 7, 50, 50)
+    assert (busy.n_decoded, busy.n_remaining, busy.max_tokens, busy.n_keep, busy.n_tokens) == (4, 16, 20, 5, 53)
+    assert (idle.busy, idle.request) == (False, None)
+    assert (after.busy, after.request, after.n_decoded, after.n_tokens) == (False, 7, 20, 69)
+
+
+def test_a_slot_whose_tokens_have_gone_holds_none() -> None:
+    with loaded("random", n_parallel=1, n_cached=0, cache_ram=0) as engine:
+        run(engine, tokens(50))
+        run(engine, tokens(60, 2), cache_prompt=False)
+        assert engine.slots()[0].n_tokens == 0
+
+
+# --- a slot of one's own ---
+
+
+def test_a_request_runs_where_it_wants_to() -> None:
+    with loaded("random", n_parallel=3) as engine:
+        assert [slot_of(run(engine, tokens(20, seed), slot=slot)) for seed, slot in ((1, 2), (2, 0), (3, 2))] == [
+            2,
+            0,
+            2,
+        ]
+
+
+def test_a_request_without_a_wish_runs_where_its_beginning_was_left() -> None:
+    with loaded("random", n_parallel=3) as engine:
+        first = slot_of(run(engine, tokens(60)))
+        other = slot_of(run(engine, tokens(60, 2)))
+        assert other != first
+        assert slot_of(run(engine, tokens(60) + tokens(5, 3))) == first
+
+
+def test_one_that_waits_for_its_slot_is_passed_by_others_and_comes_first_when_it_is_idle() -> None:
+    with loaded("random", n_parallel=2) as engine:
+        engine.submit(request(1, tokens(20), max_tokens=10, slot=0))
+        engine.submit(request(2, tokens(20, 2), max_tokens=5, slot=0))
+        engine.submit(request(3, tokens(20, 3), max_tokens=30))
+        engine.submit(request(4, tokens(20, 4), max_tokens=5))
+        began: list[int] = []
+        got: dict[int, Collected] = {}
+        while engine.busy:
+            messages = engine.step()
+            collect(messages, got)
+            for message in messages:
+                if isinstance(message, Tokens):
+                    began += [delta.request for delta in message.deltas if delta.request not in began]
+    assert began == [1, 3, 2, 4]
+    assert [slot_of(got[number]) for number in (1, 2, 3, 4)] == [0, 0, 1, 0]
+
+
+def test_a_slot_that_does_not_exist_is_refused() -> None:
+    with loaded("random", n_parallel=2) as engine, pytest.raises(RequestError, match="slot 2 does not exist") as caught:
+        engine.submit(request(1, tokens(5), slot=2))
+    assert caught.value.code == "invalid_slot"
+
+
+# --- files ---
+
+
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [("random", {}), ("gemma2", {}), ("gemma2", {"swa_full": False}), ("mamba", {}), ("random", {"flash_attn": "on"})],
+)
+def test_a_saved_slot_is_restored_in_another_process_as_it_were(
+    model: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = str(tmp_path)
+    with loaded(model, slot_save_path=folder, **options) as engine:
+        first = run(engine, tokens(100))
+        saved = done(engine, "save", slot_of(first), "one.bin")
+    longer = tokens(100) + tuple(first.tokens) + tokens(20, 5)
+    with loaded(model, slot_save_path=folder, **options) as engine:
+        restored = done(engine, "restore", 2, "one.bin")
+        assert engine.slots()[2].n_tokens == 107
+        got = run(engine, longer)
+        assert got.tokens == alone(engine, longer)
+    assert (saved.n_tokens, restored.n_tokens, cached(got)) == (107, 107, 107)
+    assert saved.n_bytes == restored.n_bytes == (tmp_path / "one.bin").stat().st_size
+
+
+def test_an_erased_slot_is_empty_and_its_prompt_computed_again(tmp_path: Path) -> None:
+    with loaded("random", slot_save_path=str(tmp_path)) as engine:
+        slot = slot_of(run(engine, tokens(50)))
+        assert done(engine, "erase", slot).n_tokens == 57
+        assert done(engine, "erase", slot).n_tokens == 0
+        assert engine.slots()[slot].n_tokens == 0
+        assert cached(run(engine, tokens(50))) == 0
+        assert failure(engine, "save", 3, "x").code == "slot_empty"
+
+
+def test_what_left_the_cache_is_saved_and_erased_in_ram(tmp_path: Path) -> None:
+    with loaded("random", n_parallel=2, n_ctx=256, slot_save_path=str(tmp_path)) as engine:
+        slot = slot_of(run(engine, tokens(100)))
+        run(engine, tokens(240, 2), cache_prompt=False, slot=1 - slot)
+        assert (engine.figures.kept, engine.figures.stored) == (0, 1)
+        assert engine.slots()[slot].n_tokens == 107
+        assert done(engine, "save", slot, "a").n_tokens == 107
+        assert done(engine, "erase", slot).n_tokens == 107
+        assert engine.figures.stored == 0
+        assert done(engine, "restore", slot, "a").n_tokens == 107
+        assert cached(run(engine, tokens(100))) == 99
+
+
+def test_a_command_waits_for_its_slot_and_hinders_nobody(tmp_path: Path) -> None:
+    with loaded("random", n_parallel=2, slot_save_path=str(tmp_path)) as engine:
+        expected = alone(engine, tokens(30, 2), max_tokens=40)
+        engine.submit(request(1, tokens(50), max_tokens=10, slot=0))
+        engine.submit(request(2, tokens(30, 2), max_tokens=40, slot=1))
+        engine.step()
+        engine.sequence(Sequence(request=8, action="save", slot=0, name="a"))
+        engine.sequence(Sequence(request=9, action="erase", slot=0))
+        messages = steps(engine)
+        results = [message for message in messages if isinstance(message, Result)]
+        answer = [
+            token
+            for message in messages
+            if isinstance(message, Tokens)
+            for delta in message.deltas
+            if delta.request == 2
+            for token in delta.tokens
+        ]
+        assert [(one.request, one.file and one.file.n_tokens) for one in results] == [(8, 59), (9, 59)]
+        assert answer == expected[1:]
+
+
+def test_a_restored_slot_that_has_no_room_beside_the_others_waits_in_ram(tmp_path: Path) -> None:
+    with loaded("random", n_ctx=256, n_parallel=2, slot_save_path=str(tmp_path)) as engine:
+        done(engine, "save", slot_of(run(engine, tokens(150))), "a")
+        done(engine, "erase", 0)
+        engine.submit(request(1, tokens(150, 2), max_tokens=90, slot=0))
+        for _ in range(3):
+            engine.step()
+        engine.sequence(Sequence(request=9, action="restore", slot=1, name="a"))
+        while not any(isinstance(message, Result) for message in engine.step()):
+            pass
+        assert engine.figures.stored == 1
+        drain(engine)
+        assert cached(run(engine, tokens(150))) == 149
+
+
+def test_a_cancelled_command_that_waits_ends(tmp_path: Path) -> None:
+    with loaded("random", n_parallel=1, slot_save_path=str(tmp_path)) as engine:
+        engine.submit(request(1, tokens(50), max_tokens=30))
+        engine.step()
+        engine.sequence(Sequence(request=9, action="save", slot=0, name="a"))
+        engine.cancel(9)
+        answers = [message for message in engine.step() if isinstance(message, Failed)]
+        assert [(one.request, one.code) for one in answers] == [(9, "cancelled")]
+        drain(engine)
+        assert os.listdir(tmp_path) == []
+
+
+def test_a_file_of_another_model_or_of_other_settings_is_refused_and_the_slot_empty(tmp_path: Path) -> None:
+    folder = str(tmp_path)
+    with loaded("random", slot_save_path=folder) as engine:
+        done(engine, "save", slot_of(run(engine, tokens(50))), "a")
+    for model, options in (("scripted", {}), ("random", {"cache_type_k": "f32"}), ("random", {"rope_freq_base": 5e4})):
+        with loaded(model, slot_save_path=folder, **options) as engine:
+            assert failure(engine, "restore", 0, "a").code == "slot_file_foreign"
+            assert engine.slots()[0].n_tokens == 0
+            assert engine.figures.cells == 0
+    with loaded("random", slot_save_path=folder, n_ctx=256, flash_attn="on") as engine:
+        refused = failure(engine, "restore", 0, "a")
+        assert refused.code == "slot_not_restored", "values lie otherwise without flash attention: llama.cpp says no"
+        assert engine.figures.cells == 0
+        assert len(run(engine, tokens(50)).tokens) == 8
+
+
+def test_a_damaged_file_leaves_the_slot_empty(tmp_path: Path) -> None:
+    with loaded("random", slot_save_path=str(tmp_path)) as engine:
+        slot = slot_of(run(engine, tokens(50)))
+        done(engine, "save", slot, "a")
+        (tmp_path / "a").write_bytes((tmp_path / "a").read_bytes()[:-40])
+        assert failure(engine, "restore", slot, "a").code == "slot_file_invalid"
+        assert engine.slots()[slot].n_tokens == 0
+        assert failure(engine, "restore", slot, "missing").code == "slot_file_not_found"
+
+
+def test_adapters_belong_to_what_was_saved(tmp_path: Path) -> None:
+    adapters = (Adapter(path=str(tiny_model("lora"))),)
+    with loaded("random", slot_save_path=str(tmp_path), adapters=adapters) as engine:
+        done(engine, "save", slot_of(run(engine, tokens(50), lora=((0, 0.5),))), "half")
+        done(engine, "erase", 0)
+        done(engine, "restore", 0, "half")
+        assert cached(run(engine, tokens(50), lora=((0, 0.5),))) == 49
+        assert cached(run(engine, tokens(50), lora=((0, 1.0),))) == 0
+    with loaded("random", slot_save_path=str(tmp_path)) as engine:
+        assert failure(engine, "restore", 0, "half").code == "slot_file_foreign"
+
+
+def test_impossible_commands_are_refused_at_once(tmp_path: Path) -> None:
+    with loaded("random", n_parallel=2, slot_save_path=str(tmp_path)) as engine:
+        for command, code in (
+            (Sequence(request=1, action="save", slot=2, name="a"), "invalid_slot"),
+            (Sequence(request=1, action="save", slot=-1, name="a"), "invalid_slot"),
+            (Sequence(request=1, action="save", slot=0, name="../a"), "invalid_filename"),
+            (Sequence(request=1, action="restore", slot=0), "invalid_filename"),
+        ):
+            with pytest.raises(RequestError) as caught:
+                engine.sequence(command)
+            assert caught.value.code == code
+        assert not engine.busy
+    with loaded("random") as engine, pytest.raises(RequestError, match="set slot_save_path") as caught:
+        engine.sequence(Sequence(request=1, action="erase", slot=0))
+    assert caught.value.code == "not_supported"
+
+
+# --- how far it is ---
+
+
+def test_the_progress_of_a_prompt_is_told_once_a_step_to_those_who_ask() -> None:
+    with loaded("random", n_batch=32, n_ubatch=32, n_parallel=2) as engine:
+        run(engine, tokens(20), max_tokens=0)
+        engine.submit(request(1, tokens(20) + tokens(80, 2), max_tokens=3, progress=True))
+        engine.submit(request(2, tokens(90, 3), max_tokens=3))
+        told = [
+            (one.request, one.total, one.cache, one.processed)
+            for message in steps(engine)
+            if isinstance(message, Tokens)
+            for one in message.progress
+        ]
+    assert [one[:3] for one in told] == [(1, 100, 20)] * len(told)
+    processed = [one[3] for one in told]
+    assert processed == sorted(set(processed)) and processed[-1] == 100 and len(processed) >= 3
+
+
+def test_the_figures_of_the_engine_count_what_it_does() -> None:
+    with loaded("random", n_parallel=2) as engine:
+        before = engine.load_figures
+        run(engine, tokens(50), max_tokens=10)
+        after = engine.load_figures
+    assert (before.decodes, before.cells, before.cells_used) == (1, 1024, 0), "the warm-up is one"
+    assert after.decodes - before.decodes == 10
+    assert after.decoded - before.decoded == 59
+    assert (after.slots_decoded, after.longest, after.cells_used, after.cached, after.slots_busy) == (10, 59, 59, 1, 0)
+    assert LlamaEngine().load_figures.cells == 0
