@@ -12,6 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from llamaherd.http.access import AccessLog
 from llamaherd.http.adapters import list_adapters, set_adapters
 from llamaherd.http.anthropic import messages, messages_count
 from llamaherd.http.chat import chat_completions
@@ -54,6 +55,7 @@ def create_app(
     body_seconds: float = DEFAULT_BODY_SECONDS,
     stream_ping: float | None = 10.0,
     event_ping: float = 15.0,
+    access_log: bool = False,
 ) -> Starlette:
     """Return the application that serves a pool. The pool is opened and closed by the caller.
 
@@ -72,6 +74,7 @@ def create_app(
         stream_ping: Seconds of silence before a generation's stream sends a comment; also how long the first piece is
             waited for before the headers go out. None sends none, and waits.
         event_ping: Seconds of silence before ``/models/sse`` sends a comment.
+        access_log: Whether every request is logged, without what was said in it.
 
     The app's ``state.front`` is the :class:`~llamaherd.http.front.Front` behind it.
     """
@@ -91,7 +94,11 @@ def create_app(
     )
     app = Starlette(
         routes=_routes(front),
-        middleware=[Middleware(Gate, security=security or Security()), Middleware(_LastResort)],
+        middleware=[
+            *([Middleware(AccessLog)] if access_log else []),
+            Middleware(Gate, security=security or Security()),
+            Middleware(_LastResort),
+        ],
         exception_handlers={
             PoolError: _answer_problem,
             Problem: _answer_problem,

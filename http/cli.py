@@ -131,6 +131,7 @@ def serve(
                     autoload=settings.autoload,
                     manage=settings.manage,
                     metrics=settings.metrics,
+                    access_log=settings.access_log,
                     stream_ping=settings.stream_ping,
                     library=library,
                     default_model=only,

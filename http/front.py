@@ -11,11 +11,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from llamaherd.http.body import read_json, read_json_list
+from llamaherd.http.grants import CURRENT
 from llamaherd.http.library import Library
-from llamaherd.http.problems import DISABLED, INVALID_REQUEST, UNAVAILABLE, Problem
+from llamaherd.http.problems import DISABLED, INVALID_REQUEST, PERMISSION, UNAVAILABLE, Problem
 from llamaherd.http.schema import ModelBody
 from llamaherd.http.tally import Meter, Tally
-from llamaherd.pool import Generation, ModelNotLoaded, ModelSpec, Pool, State, Subscription
+from llamaherd.pool import Generation, ModelNotFound, ModelNotLoaded, ModelSpec, Pool, State, Subscription
 
 __all__ = ["DEFAULT_BODY_SECONDS", "DEFAULT_MAX_BODY_BYTES", "MAX_LISTENERS", "Front", "json_response"]
 
@@ -78,7 +79,24 @@ class Front:
         name = body.model or self.default_model
         if not name:
             raise Problem(INVALID_REQUEST, "model name is missing from the request", param="model")
+        self.check_model(name)
         return name
+
+    def check_model(self, name: str) -> None:
+        """Raise Problem if the key of the request does not open this model, whether there is one or not."""
+        if not self.may_see(name):
+            raise Problem(PERMISSION, f"this key does not open model {name[:100]!r}", param="model")
+
+    def may_see(self, name: str) -> bool:
+        """Whether the key of the request opens a model, by any of its names."""
+        models = CURRENT.get().models
+        if models is None or name in models:
+            return True
+        try:
+            status = self.pool.status(name)
+        except ModelNotFound:
+            return False
+        return not models.isdisjoint((status.name, *status.aliases))
 
     def autoload_of(self, request: Request) -> bool:
         """Return whether a request may load its model."""
@@ -101,10 +119,13 @@ class Front:
             raise ModelNotLoaded(f"model {status.name!r} is not loaded", code="model_not_loaded")
         return status.name
 
-    def check_manage(self) -> None:
-        """Raise Problem if clients may not load and unload models."""
+    def check_manage(self, *, whole: bool = False) -> None:
+        """Raise Problem if the request may not load and unload models, or with ``whole`` not change which there are."""
         if not self.manage:
             raise Problem(DISABLED, "this feature is disabled")
+        grant = CURRENT.get()
+        if grant.read_only or (whole and grant.models is not None):
+            raise Problem(PERMISSION, "this key does not open that")
 
     def listen(self, since: int | None = None) -> Subscription:
         """Return a new subscription to the pool's events, after one of them. Raises Problem if there are too many."""

@@ -7,6 +7,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from llamaherd.http.grants import CURRENT, Grant
 from llamaherd.http.problems import AUTHENTICATION, PERMISSION, Problem
 from llamaherd.http.security import ANY, Security, is_loopback
 from llamaherd.http.shapes import problem_response
@@ -46,9 +47,14 @@ class Gate:
             await problem_response(problem, scope["path"])(scope, receive, send)
         elif scope["method"] == "OPTIONS":
             await self._preflight(headers)(scope, receive, send_with_cors)
-        elif (problem := self._wrong_origin(scope, headers) or self._no_key(scope, headers)) is not None:
+        elif (problem := self._wrong_origin(scope, headers)) is not None:
             await problem_response(problem, scope["path"])(scope, receive, send_with_cors)
         else:
+            grant = self._grant_of(scope, headers)
+            if isinstance(grant, Problem):
+                await problem_response(grant, scope["path"])(scope, receive, send_with_cors)
+                return
+            CURRENT.set(grant)
             await self._app(scope, receive, send_with_cors)
 
     # --- what is refused ---
@@ -70,10 +76,13 @@ class Gate:
             return None
         return _refusal(f"pages of {origin[:100]!r} may not use this server; --cors-origins adds origins")
 
-    def _no_key(self, scope: Scope, headers: Headers) -> Problem | None:
+    def _grant_of(self, scope: Scope, headers: Headers) -> Grant | Problem:
+        if scope["path"] in PUBLIC:
+            return Grant()
         given = headers.get("authorization") or headers.get("x-api-key") or ""
-        if scope["path"] in PUBLIC or self._security.keys.admit(given.encode("latin-1")):
-            return None
+        grant = self._security.keys.admit(given.encode("latin-1"))
+        if grant is not None:
+            return _refusal("this key may only read") if grant.read_only and scope["method"] not in _SAFE else grant
         return Problem(AUTHENTICATION, "Invalid API Key", headers={"WWW-Authenticate": "Bearer", "Connection": "close"})
 
     # --- what browsers are told ---

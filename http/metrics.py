@@ -15,7 +15,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from llamaherd.http.front import Front
-from llamaherd.http.problems import NOT_OFFERED, Problem
+from llamaherd.http.grants import CURRENT
+from llamaherd.http.problems import NOT_OFFERED, PERMISSION, Problem
 from llamaherd.http.tally import Histogram, Tally
 from llamaherd.pool import Event, ModelStatus, Pool, State
 
@@ -58,6 +59,8 @@ async def metrics(front: Front, request: Request) -> Response:
     """Answer with the figures of all models."""
     if not front.metrics:
         raise Problem(NOT_OFFERED, "This server does not support metrics endpoint. Start it with `--metrics`")
+    if CURRENT.get().models is not None:
+        raise Problem(PERMISSION, "this key does not open the figures of all models")
     return Response(Metrics(front.pool, front.tallies).render(), media_type=_CONTENT_TYPE)
 
 

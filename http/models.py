@@ -17,20 +17,24 @@ __all__ = ["download_model", "list_models", "remove_model", "load_model", "model
 _WITH_INFO: Final = frozenset({State.LOADING, State.LOADED, State.SLEEPING})
 #: More digits than an id ever has.
 _ID_DIGITS: Final = 20
+#: The model of events that are about all.
+_ALL: Final = "*"
 _STARTED: Final = int(time.time())
 
 
 async def list_models(front: Front, request: Request) -> Response:
     """List every model, loaded or not, with its state. ``?reload=`` reads the catalogue anew before."""
     if request.query_params.get("reload") and front.library is not None:
-        front.check_manage()
+        front.check_manage(whole=True)
         await front.library.reload(front.pool)
-    return json_response({"data": [model_json(status) for status in front.pool.models()], "object": "list"})
+    return json_response(
+        {"data": [model_json(status) for status in front.pool.models() if front.may_see(status.name)], "object": "list"}
+    )
 
 
 async def download_model(front: Front, request: Request) -> Response:
     """Begin to download a model, and answer once the hub has said that it is there. Events tell the rest."""
-    front.check_manage()
+    front.check_manage(whole=True)
     model = parse(await front.read(request), ModelBody).model
     if not model:
         raise Problem(INVALID_REQUEST, "model must be a non-empty string", param="model")
@@ -42,7 +46,7 @@ async def download_model(front: Front, request: Request) -> Response:
 
 async def remove_model(front: Front, request: Request) -> Response:
     """Delete a model from the cache, or cancel its download and delete what there is of it."""
-    front.check_manage()
+    front.check_manage(whole=True)
     model = request.query_params.get("model", "")
     if not model:
         raise Problem(INVALID_REQUEST, "model must be a non-empty string", param="model")
@@ -118,9 +122,14 @@ class _Events:
         self._subscription = subscription
 
     async def __anext__(self) -> bytes:
-        event = await anext(self._subscription)
+        while True:
+            event = await anext(self._subscription)
+            if event.model == _ALL or self._front.may_see(event.model):
+                break
         data: dict[str, Any] = {"model": event.model, "event": event.event}
-        if event.data:
+        if event.event == "snapshot":
+            data["data"] = {"models": [one for one in event.data["models"] if self._front.may_see(one["name"])]}
+        elif event.data:
             data["data"] = event.data
         return frame(data, number=self._front.first_event + event.seq)
 

@@ -7,6 +7,7 @@ side carry.
 
 import logging
 import math
+import re
 import secrets
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -87,6 +88,10 @@ TABLE: Final[Mapping[type[PoolError], Kind]] = MappingProxyType(
         PoolError: SERVER_ERROR,
     }
 )
+
+#: The folders of an absolute path. A worker's last words may name files; whoever asks the server need not know where it
+#: keeps them, and the log tells operators.
+_FOLDERS: Final = re.compile(r"(?<![\w./])/(?:[^\s/'\"|:;,]+/)+")
 
 #: Codes that make an error special, whatever its class.
 _BY_CODE: Final[Mapping[str, Kind]] = MappingProxyType(
@@ -174,7 +179,8 @@ def _from_pool(error: PoolError) -> Problem:
         headers["x-should-retry"] = "true" if error.retry else "false"
     if kind is SERVER_ERROR:
         logger.warning("%s: %r", type(error).__name__, str(error))
-    return Problem(kind, str(error), headers=headers, details=error.details if isinstance(error, BadRequest) else None)
+    message = _FOLDERS.sub("", str(error)) if kind.status >= 500 else str(error)
+    return Problem(kind, message, headers=headers, details=error.details if isinstance(error, BadRequest) else None)
 
 
 def _from_starlette(error: HTTPException) -> Problem:

@@ -18,6 +18,7 @@ async def props(front: Front, request: Request) -> Response:
     model = request.query_params.get("model")
     if not model:
         return json_response(_router(front))
+    front.check_model(model)
     return json_response(_model(front, front.pool.status(model)))
 
 

@@ -8,11 +8,13 @@ browser would carry requests.
 import hashlib
 import hmac
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
+
+from llamaherd.http.grants import Grant, parse_grant
 
 __all__ = ["ANY", "LOCALHOST", "ApiKeys", "Cors", "Security", "host_of", "is_loopback", "read_keys"]
 
@@ -29,11 +31,12 @@ class ApiKeys:
     """The keys that open the server. It keeps their digests only, so that no dump or repr can show one.
 
     Args:
-        keys: Without any, everybody may enter.
+        keys: Without any, everybody may enter. A mapping says what each opens, a list opens everything.
     """
 
-    def __init__(self, keys: Iterable[str] = ()) -> None:
-        self._digests: Final = tuple(_digest(key.encode()) for key in dict.fromkeys(keys) if key)
+    def __init__(self, keys: Iterable[str] | Mapping[str, Grant] = ()) -> None:
+        grants = keys if isinstance(keys, Mapping) else dict.fromkeys(keys, Grant())
+        self._digests: Final = tuple((_digest(key.encode()), grant) for key, grant in grants.items() if key)
 
     def __len__(self) -> int:
         return len(self._digests)
@@ -41,26 +44,30 @@ class ApiKeys:
     def __repr__(self) -> str:
         return f"<{len(self)} API keys>"
 
-    def admit(self, given: bytes) -> bool:
-        """Whether somebody may enter with this, a key or ``Bearer`` and a key.
+    def admit(self, given: bytes) -> Grant | None:
+        """Return what somebody may do who gives this, a key or ``Bearer`` and a key; None if it opens nothing.
 
         How long that takes does not depend on how much of a key is right.
         """
+        if not self._digests:
+            return Grant()
         digest = _digest(given.removeprefix(_BEARER).strip())
-        matches = [hmac.compare_digest(digest, known) for known in self._digests]
-        return not self._digests or any(matches)
+        matches = [grant for known, grant in self._digests if hmac.compare_digest(digest, known)]
+        return matches[0] if matches else None
 
 
 def _digest(key: bytes) -> bytes:
     return hashlib.sha256(key).digest()
 
 
-def read_keys(path: Path) -> list[str]:
-    """Return the keys in a file, one per line; empty lines and those that begin with ``#`` are none.
+def read_keys(path: Path) -> dict[str, Grant]:
+    """Return the keys in a file and what they open: one per line, then ``read-only`` or ``models=NAME,NAME`` or both.
+
+    Empty lines and those that begin with ``#`` are none.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is over 1 MiB, is not UTF-8 text, or holds no key.
+        ValueError: it is over 1 MiB, is not UTF-8 text, holds no key, or says something else after one.
     """
     with path.open("rb") as file:
         raw = file.read(_MAX_KEY_FILE + 1)
@@ -70,7 +77,14 @@ def read_keys(path: Path) -> list[str]:
         lines = [line.strip() for line in raw.decode().splitlines()]
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not UTF-8 text") from None
-    keys = [line for line in lines if line and not line.startswith("#")]
+    keys: dict[str, Grant] = {}
+    for number, line in enumerate(lines, 1):
+        if line and not line.startswith("#"):
+            key, *words = line.split()
+            try:
+                keys[key] = parse_grant(words)
+            except ValueError as error:
+                raise ValueError(f"{path} line {number}: {error}") from None
     if not keys:
         raise ValueError(f"{path} holds no API key")
     return keys

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import click
 
+from llamaherd.http.grants import Grant
 from llamaherd.http.limits import Limits
 from llamaherd.http.options import Whole
 from llamaherd.http.security import ANY, ApiKeys, Cors, Security, is_loopback, read_keys
@@ -44,6 +45,7 @@ class ServerSettings:
     autoload: bool
     manage: bool
     metrics: bool
+    access_log: bool
     stream_ping: float | None
 
     def warn(self) -> None:
@@ -113,7 +115,8 @@ _SECURITY: Final[Sequence[Callable[[_Command], _Command]]] = (
         type=click.Path(path_type=Path),
         metavar="PATH",
         envvar="LLAMA_ARG_API_KEY_FILE",
-        help="A file of keys, one per line; lines that begin with # are none.",
+        help="A file of keys, one per line; lines that begin with # are none. After a key may stand read-only and "
+        "models=NAME,NAME, which limit it.",
     ),
     _option(
         "--allowed-host",
@@ -175,6 +178,11 @@ _OFFER: Final[Sequence[Callable[[_Command], _Command]]] = (
         help="Seconds of silence before an answer's stream sends a comment (llama-server: 30). -1 sends none.",
     ),
     _option(
+        "--access-log/--no-access-log",
+        default=False,
+        help="Whether every request is logged: client, method, path, status, bytes and time.",
+    ),
+    _option(
         "--metrics/--no-metrics",
         default=True,
         envvar="LLAMA_ARG_ENDPOINT_METRICS",
@@ -204,6 +212,7 @@ def server_options(command: _Command) -> _Command:
         autoload: bool,
         manage: bool,
         metrics: bool,
+        access_log: bool,
         ping: int,
         **values: Any,
     ) -> Any:
@@ -225,6 +234,7 @@ def server_options(command: _Command) -> _Command:
             autoload=autoload,
             manage=manage,
             metrics=metrics,
+            access_log=access_log,
             stream_ping=float(ping) if ping > 0 else None,
         )
         return command(*args, settings=settings, **values)
@@ -236,16 +246,16 @@ def server_options(command: _Command) -> _Command:
 
 
 def _keys(given: Sequence[str], file: Path | None) -> ApiKeys:
-    keys: list[str] = []
+    keys: dict[str, Grant] = {}
     for words in given:
         found = _words(words)
         if not found:
             # An unset variable of a shell, most likely; without a key everybody would get in.
             raise click.BadParameter("the key is empty.", param_hint="'--api-key'")
-        keys.extend(found)
+        keys |= dict.fromkeys(found, Grant())
     if file is not None:
         try:
-            keys.extend(read_keys(file))
+            keys = read_keys(file) | keys
         except OSError as error:
             raise click.BadParameter(
                 f"{file} cannot be read: {error.strerror}.", param_hint="'--api-key-file'"

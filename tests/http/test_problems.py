@@ -108,3 +108,17 @@ def test_a_problem_names_the_field_that_is_wrong() -> None:
 def test_errors_of_the_router_take_the_same_form(status: int, kind: str) -> None:
     error = body_of(problem_of(HTTPException(status, headers={"Allow": "GET"})))["error"]
     assert (error["code"], error["type"]) == (status, kind)
+
+
+@pytest.mark.parametrize(
+    ("told", "shown"),
+    [
+        ("cannot open /home/me/models/a.gguf: no such file", "cannot open a.gguf: no such file"),
+        ("last log lines: '/srv/x/y.gguf' | /a/b/c", "last log lines: 'y.gguf' | c"),
+        ("see https://example.org/a/b and 3/4 of n/a", "see https://example.org/a/b and 3/4 of n/a"),
+    ],
+)
+def test_what_broke_is_told_without_the_folders_of_its_files(told: str, shown: str) -> None:
+    assert problem_of(LoadFailed(told)).message == shown
+    assert problem_of(WorkerDied(told)).message == shown
+    assert problem_of(BadRequest(told)).message == told

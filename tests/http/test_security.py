@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from llamaherd.http.grants import Grant
 from llamaherd.http.security import ApiKeys, Cors, Security, host_of, read_keys
 
 
@@ -31,7 +32,25 @@ def test_no_repr_shows_a_key() -> None:
 def test_a_key_file_has_keys_and_comments(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_bytes(b"# ours\nalpha\r\n\n  beta  \n#gamma\n")
-    assert read_keys(file) == ["alpha", "beta"]
+    assert read_keys(file) == {"alpha": Grant(), "beta": Grant()}
+
+
+def test_a_key_file_says_what_its_keys_open(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("alpha read-only\nbeta models=one,two\ngamma  models=one read-only models=two\n")
+    assert read_keys(file) == {
+        "alpha": Grant(read_only=True),
+        "beta": Grant(models=frozenset({"one", "two"})),
+        "gamma": Grant(models=frozenset({"one", "two"}), read_only=True),
+    }
+
+
+@pytest.mark.parametrize("words", ["readonly", "models=", "models", "a key"])
+def test_a_word_that_means_nothing_after_a_key_is_an_error(tmp_path: Path, words: str) -> None:
+    file = tmp_path / "keys"
+    file.write_text(f"# ours\nalpha {words}\n")
+    with pytest.raises(ValueError, match="line 2: after a key"):
+        read_keys(file)
 
 
 @pytest.mark.parametrize(

@@ -49,14 +49,14 @@ def test_without_options_the_server_is_on_loopback_and_open_to_this_machine() ->
 
 def test_keys_come_from_options_a_file_and_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "keys"
-    file.write_text("# ours\nfrom file\n")
+    file.write_text("# ours\nfrom-file\n")
     keys = parsed("--api-key", "a, b,", "--api-key", "c", "--api-key-file", str(file)).security.keys
-    assert all(map(keys.admit, (b"a", b"b", b"c", b"from file")))
+    assert all(map(keys.admit, (b"a", b"b", b"c", b"from-file")))
     assert not keys.admit(b"a, b,")
     monkeypatch.setenv("LLAMA_API_KEY", "with space,second")
     monkeypatch.setenv("LLAMA_ARG_API_KEY_FILE", str(file))
     keys = parsed().security.keys
-    assert all(map(keys.admit, (b"with space", b"second", b"from file")))
+    assert all(map(keys.admit, (b"with space", b"second", b"from-file")))
     assert len(keys) == 3
 
 

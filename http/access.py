@@ -1,0 +1,50 @@
+"""The access log: one line per request, of what was asked and how it ended, never of what was said."""
+
+import logging
+import time
+from typing import Final
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+__all__ = ["AccessLog"]
+
+logger: Final = logging.getLogger("llamaherd.access")
+
+
+class AccessLog:
+    """Logs client, method, path (without the query), status, bytes of the answer's body, and milliseconds.
+
+    The line comes when the answer has ended. A status of 0 means that there was none: the client left first.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began = time.monotonic()
+        status = size = 0
+
+        async def note(message: Message) -> None:
+            nonlocal status, size
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            else:
+                size += len(message.get("body", b""))
+            await send(message)
+
+        try:
+            await self._app(scope, receive, note)
+        finally:
+            client = scope.get("client")
+            logger.info(
+                "%s %s %s %d %d %.1f ms",
+                client[0] if client else "-",
+                scope["method"],
+                scope["path"],
+                status,
+                size,
+                (time.monotonic() - began) * 1000,
+            )
