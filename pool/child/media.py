@@ -23,11 +23,17 @@ MOST_PIXELS: Final = 64_000_000
 MOST_PIXELS_TOGETHER: Final = 128_000_000
 #: Longer side by shorter side. Some models divide by what is left of the shorter one.
 MOST_STRETCH: Final = 200
-#: Of one sound. MP3 frames grow by a factor of 64 at most, so its size bounds it.
+#: Of one sound. The frames of an MP3 grow by a factor of 64 at most, so its size bounds it.
 MOST_SECONDS: Final = 1800
 MOST_MP3_BYTES: Final = 16 * 1024 * 1024
 _SAMPLE_RATES: Final = (4000, 384_000)
 _MOST_CHANNELS: Final = 16
+#: WAV's numbers for integers, floating point, and what is said further on.
+_PLAIN_SAMPLES: Final = (1, 3)
+_EXTENSIBLE: Final = 0xFFFE
+#: Samples of an MP3 frame, and per second, at most.
+_MP3_FRAME: Final = 1152
+_MP3_RATE: Final = 48_000
 _PIECE: Final = 1024 * 1024
 
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
@@ -219,25 +225,62 @@ def _png_data(data: bytes) -> Sequence[bytes]:
 def _check_sound(data: bytes) -> None:
     if data[:4] == b"RIFF" and data[8:12] == b"WAVE":
         _check_wave(data)
-    elif data[:3] == b"ID3" or (len(data) > 2 and data[0] == 0xFF and data[1] & 0xE0 == 0xE0):
-        if len(data) > MOST_MP3_BYTES:
-            raise _refusal(f"an MP3 file has more than {MOST_MP3_BYTES} bytes")
-    else:
+        return
+    start = _after_tags(data)
+    if len(data) < start + 4 or data[start] != 0xFF or data[start + 1] & 0xE0 != 0xE0:
         raise _refusal("a sound is in no format that is taken here: WAV and MP3 are", code="media_format")
+    if len(data) > MOST_MP3_BYTES:
+        raise _refusal(f"an MP3 file has more than {MOST_MP3_BYTES} bytes")
+    _check_claims(data)
+
+
+def _after_tags(data: bytes) -> int:
+    """Return where a file goes on after its ID3 tags. Behind them other formats could hide."""
+    place = 0
+    while data[place : place + 3] == b"ID3" and len(data) >= place + 10:
+        size = 0
+        for byte in data[place + 6 : place + 10]:
+            size = size << 7 | byte & 0x7F
+        footer = 10 if data[place + 5] & 0x10 else 0
+        place += 10 + size + footer
+    return place
+
+
+def _check_claims(data: bytes) -> None:
+    """Raise RequestError for an MP3 that says that it has more frames than is allowed: decoders reserve memory for what
+    it says, wherever they find it.
+    """
+    for word in (b"Xing", b"Info"):
+        place = data.find(word)
+        while place >= 0:
+            tag = data[place : place + 12]
+            if len(tag) == 12 and tag[7] & 1 and int.from_bytes(tag[8:]) * _MP3_FRAME > MOST_SECONDS * _MP3_RATE:
+                raise _refusal(f"an MP3 file says that it lasts longer than {MOST_SECONDS} seconds")
+            place = data.find(word, place + 1)
 
 
 def _check_wave(data: bytes) -> None:
     place = 12
     while place + 8 <= len(data):
         kind, length = struct.unpack_from("<4sI", data, place)
+        if kind == b"data":
+            break
         if kind == b"fmt " and length >= 16 and place + 24 <= len(data):
-            _, channels, rate, _, block, bits = struct.unpack_from("<HHIIHH", data, place + 8)
-            low, high = _SAMPLE_RATES
-            if not low <= rate <= high or not 1 <= channels <= _MOST_CHANNELS or bits == 0 or block == 0:
-                raise _refusal("a WAV file has an impossible sample rate, number of channels or sample size")
-            # Compressed kinds have four bits to a sample, or more.
-            if len(data) * 2 / channels / rate > MOST_SECONDS * max(1, bits // 4):
-                raise _refusal(f"a WAV file lasts longer than {MOST_SECONDS} seconds")
+            _check_layout(data, place + 8, length)
             return
         place += 8 + length + (length & 1)
     raise _refusal("a WAV file does not say what its samples are")
+
+
+def _check_layout(data: bytes, place: int, length: int) -> None:
+    """Raise RequestError unless samples are plain numbers, of which no more come than bytes are there."""
+    kind, channels, rate, _, block, bits = struct.unpack_from("<HHIIHH", data, place)
+    if kind == _EXTENSIBLE and length >= 26 and place + 26 <= len(data):
+        (kind,) = struct.unpack_from("<H", data, place + 24)
+    if kind not in _PLAIN_SAMPLES:
+        raise _refusal("a WAV file is compressed; PCM and floating point are taken", code="media_format")
+    low, high = _SAMPLE_RATES
+    if not low <= rate <= high or not 1 <= channels <= _MOST_CHANNELS or bits < 8 or block < channels:
+        raise _refusal("a WAV file has an impossible sample rate, number of channels or sample size")
+    if len(data) > MOST_SECONDS * rate * block:
+        raise _refusal(f"a WAV file lasts longer than {MOST_SECONDS} seconds")

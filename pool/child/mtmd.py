@@ -14,6 +14,7 @@ __all__ = [
     "ProjectorSettings",
     "bitmap_free",
     "bitmap_load",
+    "bitmap_n_x",
     "chunk_file",
     "chunk_is_text",
     "chunk_n_positions",
@@ -27,6 +28,7 @@ __all__ = [
     "output",
     "projector_free",
     "projector_load",
+    "sample_rate",
     "supports_audio",
     "supports_vision",
     "tokenize",
@@ -75,6 +77,8 @@ supports_audio: Callable[[int], bool] = _bind(_short, "mtmd_support_audio", _boo
 uses_mrope: Callable[[int], bool] = _bind(_short, "mtmd_decode_use_mrope", _bool, _ptr)
 #: Whether the parts of a chunk see each other, later ones too.
 non_causal: Callable[[int, int], bool] = _bind(_short, "mtmd_decode_use_non_causal", _bool, _ptr, _ptr)
+#: Samples per second that a sound is resampled to.
+sample_rate: Callable[[int], int] = _bind(_short, "mtmd_get_audio_sample_rate", ctypes.c_int, _ptr)
 _log_set = _bind(_long, "mtmd_log_set", None, _ptr, _ptr)
 _helper_log_set = _bind(_long, "mtmd_helper_log_set", None, _ptr, _ptr)
 
@@ -111,6 +115,8 @@ _bitmap = _bind(
 )
 _video_free = _bind(_long, "mtmd_helper_video_free", None, _ptr)
 bitmap_free: Callable[[int], None] = _bind(_long, "mtmd_bitmap_free", None, _ptr)
+#: Width of an image, samples of a sound.
+bitmap_n_x: Callable[[int], int] = _bind(_short, "mtmd_bitmap_get_nx", ctypes.c_uint32, _ptr)
 
 
 def bitmap_load(projector: int, data: bytes) -> int | None:

@@ -28,6 +28,8 @@ _FLASH_ATTENTION: Final = {"auto": -1, "off": 0, "on": 1}
 _MOST_FILES: Final = 4096
 #: Bytes of embeddings that are kept for a file that comes again.
 _KEPT_BYTES: Final = 128 * 1024 * 1024
+#: The shortest sound is this part of a second.
+_SHORTEST: Final = 10
 
 
 class Chunk:
@@ -160,6 +162,10 @@ class Projector:
         bitmap = mtmd.bitmap_load(self._handle, media.data)
         if bitmap is None:
             raise RequestError(f"an {media.kind} file is damaged", code="invalid_media")
+        # Of a single sample llama.cpp aborts the process.
+        if media.kind == "audio" and mtmd.bitmap_n_x(bitmap) * _SHORTEST < mtmd.sample_rate(self._handle):
+            mtmd.bitmap_free(bitmap)
+            raise RequestError(f"a sound is shorter than 1/{_SHORTEST} of a second", code="invalid_media")
         return bitmap
 
     def _prompt(self, handle: int) -> MediaPrompt:

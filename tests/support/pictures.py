@@ -1,4 +1,4 @@
-"""Picture files made on the spot."""
+"""Pictures and sounds made on the spot."""
 
 import base64
 import struct
@@ -22,10 +22,14 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def wave(samples: int = 1600, rate: int = 16_000, channels: int = 1) -> bytes:
-    """Return a silent WAV file."""
-    data = bytes(2 * samples * channels)
-    layout = struct.pack("<HHIIHH", 1, channels, rate, rate * 2 * channels, 2 * channels, 16)
+def wave(
+    samples: int = 1600, rate: int = 16_000, channels: int = 1, *, kind: int = 1, tone: int = 0, more: bytes = b""
+) -> bytes:
+    """Return a WAV file: silence, or with ``tone`` steps that come so many times a second. ``more`` ends its layout."""
+    period = max(1, rate // tone) if tone else 1
+    level = [8000 if tone and index % period < period // 2 else 0 for index in range(samples)]
+    data = b"".join(struct.pack("<h", one) * channels for one in level)
+    layout = struct.pack("<HHIIHH", kind, channels, rate, rate * 2 * channels, 2 * channels, 16) + more
     body = b"WAVEfmt " + struct.pack("<I", len(layout)) + layout + b"data" + struct.pack("<I", len(data)) + data
     return b"RIFF" + struct.pack("<I", len(body)) + body
 

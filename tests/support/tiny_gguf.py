@@ -15,6 +15,7 @@
 ``gemma3-eye``   the same, whose parts see each other in the model
 ``qwen2vl``      ``random`` with positions of four parts (M-RoPE)
 ``qwen2vl-eye``  projector for it: images of any size, 16 x 16 pixels a token
+``ear``          projector for sounds
 ``mamba``        recurrent model
 ``gemma2``       sliding-window attention, 16 tokens wide
 ===============  ============================================================================================
@@ -41,6 +42,7 @@ __all__ = [
     "SCRIPT",
     "SCRIPT_TEXT",
     "tiny_model",
+    "write_audio_mmproj",
     "write_bert",
     "write_gemma2",
     "write_lora",
@@ -465,10 +467,42 @@ def write_mmproj(
     file.close()
 
 
-def _clip_layers(file: _File, width: int, hidden: int, norm: str) -> None:
+def write_audio_mmproj(path: Path, *, seed: int = 0) -> None:
+    """Write a sound projector for the llamas of this module: 30 seconds become 75 tokens."""
+    file, width, hidden, mel_bins, stacked, frames = _File(path, "clip", seed), 32, 64, 80, 20, 1500
+    keys = file.keys
+    keys.add_type("mmproj")
+    keys.add_bool("clip.has_audio_encoder", True)
+    keys.add_bool("clip.use_gelu", True)
+    keys.add_string("clip.projector_type", "ultravox")
+    keys.add_file_type(gguf.LlamaFileType.ALL_F32)
+    for name, value in (
+        ("embedding_length", width),
+        ("attention.head_count", 2),
+        ("feed_forward_length", hidden),
+        ("block_count", _LAYERS),
+        ("projection_dim", _WIDTH),
+        ("num_mel_bins", mel_bins),
+        ("projector.stack_factor", stacked),
+    ):
+        keys.add_uint32(f"clip.audio.{name}", value)
+    keys.add_float32("clip.audio.attention.layer_norm_epsilon", 1e-5)
+    file.add("a.position_embd.weight", file.normal(frames, width))
+    for number, inputs in ((1, mel_bins), (2, width)):
+        file.add(f"a.conv1d.{number}.weight", file.normal(width, inputs, 3), half=True)
+        file.add(f"a.conv1d.{number}.bias", np.zeros((width, 1)))
+    _clip_layers(file, width, hidden, "a.post_ln", part="a")
+    file.add_ones("mm.a.norm_pre.weight", size=width * stacked)
+    file.add_ones("mm.a.norm_mid.weight", size=hidden)
+    file.add("mm.a.mlp.1.weight", file.normal(2 * hidden, width * stacked))
+    file.add("mm.a.mlp.2.weight", file.normal(_WIDTH, hidden))
+    file.close()
+
+
+def _clip_layers(file: _File, width: int, hidden: int, norm: str, part: str = "v") -> None:
     norms, linears = [norm], list[tuple[str, int, int]]()
     for layer in range(_LAYERS):
-        at = f"v.blk.{layer}."
+        at = f"{part}.blk.{layer}."
         norms += [at + "ln1", at + "ln2"]
         linears += [(at + name, width, width) for name in ("attn_q", "attn_k", "attn_v", "attn_out")]
         linears += [(at + "ffn_up", hidden, width), (at + "ffn_down", width, hidden)]
@@ -477,7 +511,8 @@ def _clip_layers(file: _File, width: int, hidden: int, norm: str) -> None:
         file.add(name + ".bias", np.zeros(width))
     for name, rows, columns in linears:
         file.add(name + ".weight", file.normal(rows, columns))
-        file.add(name + ".bias", np.zeros(rows))
+        if part == "v" or not name.endswith("attn_k"):  # Whisper's keys have no bias
+            file.add(name + ".bias", np.zeros(rows))
 
 
 def write_mamba(path: Path, *, seed: int = 0) -> None:
@@ -566,6 +601,7 @@ _MODELS: Final[dict[str, Callable[[Path], None]]] = {
     "qwen2vl": functools.partial(write_random_llama, architecture="qwen2vl"),
     "qwen2vl-eye": functools.partial(write_mmproj, kind="qwen2vl_merger"),
     "gemma3-eye": functools.partial(write_mmproj, kind="gemma3"),
+    "ear": write_audio_mmproj,
     "mamba": write_mamba,
     "gemma2": write_gemma2,
 }

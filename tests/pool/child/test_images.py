@@ -1,6 +1,8 @@
 """Images in chats: what they change, what they share, and what they do not disturb."""
 
+import base64
 import ctypes
+import re
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,7 +17,7 @@ from llamaherd.pool.child.engine import EngineError, RequestError
 from llamaherd.pool.child.llama_engine import LlamaEngine
 from llamaherd.pool.child.model import Model
 from llamaherd.transport.messages import Generate, Load, Sampling
-from pictures import BLUE, RED, image_part, png
+from pictures import BLUE, RED, image_part, png, wave
 from tiny_gguf import tiny_model, write_mmproj
 
 GREEN = png((0, 255, 0))
@@ -299,6 +301,59 @@ def test_with_such_positions_too_a_cancelled_image_does_no_harm(steps: int) -> N
         engine.cancel(7)
         drain(engine)
         assert run(engine, chat).tokens == expected
+
+
+# --- sounds ---
+
+
+def play(*sounds: bytes) -> tuple[dict[str, Any], ...]:
+    parts = [{"type": "input_audio", "input_audio": {"data": base64.b64encode(one).decode()}} for one in sounds]
+    return ({"role": "user", "content": [*parts, {"type": "text", "text": "what is this?"}]},)
+
+
+LOW, HIGH = wave(tone=200), wave(tone=2000)
+
+
+def test_a_sound_changes_the_answer_and_is_shared_like_an_image() -> None:
+    with seeing("ear", n_parallel=3) as engine:
+        chats = (play(LOW), play(HIGH), SAY)
+        expected = [alone(engine, chat) for chat in chats]
+        for number, chat in enumerate(chats):
+            engine.submit(request(number, chat))
+        got = drain(engine)
+        again = run(engine, play(LOW))
+    assert [got[number].tokens for number in range(3)] == expected
+    assert len({tuple(one) for one in expected}) == 3
+    assert usage(again)[1] == usage(again)[0] - 1
+    assert again.tokens == expected[0]
+
+
+def test_a_projector_takes_what_it_is_for() -> None:
+    engine = LlamaEngine()
+    assert engine.load(load_with("ear"), lambda _: True).modalities == ("text", "audio")
+    assert "takes no images" in str(refusal(engine, show(RED)))
+    engine.unload()
+    with seeing() as other:
+        assert "takes no sounds" in str(refusal(other, play(LOW)))
+
+
+@pytest.mark.parametrize(
+    ("sound", "reason"),
+    [
+        (wave(samples=0), "damaged"),
+        (wave(samples=1), "shorter than 1/10"),
+        (wave(samples=1599), "shorter than 1/10"),
+        (wave()[:60], "shorter than 1/10"),
+        (b"\xff\xfb\x90\x64" + bytes(500), "damaged|shorter"),
+    ],
+    ids=["empty", "one sample", "too short", "cut", "mp3 of nothing"],
+)
+def test_sounds_of_nothing_are_refused(sound: bytes, reason: str) -> None:
+    with seeing("ear") as engine:
+        error = refusal(engine, play(sound))
+        assert error.code == "invalid_media"
+        assert re.search(reason, str(error))
+        assert alone(engine, SAY)
 
 
 # --- parts that see each other ---

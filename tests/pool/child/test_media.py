@@ -168,16 +168,43 @@ def test_other_formats_and_torn_headers_are_refused(data: bytes) -> None:
     assert "no format" in refused_file(data)
 
 
+def tagged(size: int, *, footer: bool = False) -> bytes:
+    """Return an ID3 tag of that many bytes after its head."""
+    parts = bytes(size >> shift & 0x7F for shift in (21, 14, 7, 0))
+    return b"ID3\x04\x00" + (b"\x10" if footer else b"\x00") + parts + bytes(size + (10 if footer else 0))
+
+
+MPEG = b"\xff\xfb\x90\x64" + bytes(400)
+
+
+def test_sounds_are_told_by_what_they_are() -> None:
+    for data in (wave(), wave(kind=3), wave(kind=0xFFFE, more=bytes(8) + b"\x01\x00" + bytes(14)), MPEG):
+        assert check_file(Media("audio", data)) == 0
+    for tag in (tagged(0), tagged(300), tagged(20, footer=True), tagged(5) + tagged(7)):
+        assert check_file(Media("audio", tag + MPEG)) == 0
+        for other in (b"fLaC" + bytes(100), b"OggS" + bytes(100), b"", b"\xff"):
+            assert "no format" in refused_file(tag + other, "audio")
+    assert "no format" in refused_file(b"fLaC" + bytes(100), "audio")
+    for kind in (2, 0x11, 0x55, 0xFFFE):
+        assert "compressed" in refused_file(wave(kind=kind), "audio")
+
+
 def test_sounds_are_bounded_by_what_they_last() -> None:
-    assert check_file(Media("audio", wave())) == 0
-    assert check_file(Media("audio", b"ID3" + bytes(100))) == 0
-    assert check_file(Media("audio", b"\xff\xfb" + bytes(100))) == 0
     assert "impossible" in refused_file(wave(rate=1), "audio")
     assert "impossible" in refused_file(wave(channels=0, samples=0), "audio")
-    assert "longer than" in refused_file(wave(samples=4000 * 4000, rate=4000), "audio")
+    assert "longer than" in refused_file(wave(samples=1, rate=4000) + bytes(4000 * 2 * 1800), "audio")
     assert "does not say" in refused_file(b"RIFF....WAVE", "audio")
-    assert "no format" in refused_file(b"fLaC" + bytes(100), "audio")
-    assert "MP3" in refused_file(b"ID3" + bytes(media.MOST_MP3_BYTES), "audio")
+    assert "does not say" in refused_file(b"RIFF....WAVEdata" + bytes(100) + wave()[12:], "audio")
+    assert "more than" in refused_file(MPEG + bytes(media.MOST_MP3_BYTES), "audio")
+
+
+def test_an_mp3_is_not_believed_how_long_it_is() -> None:
+    for word in (b"Xing", b"Info"):
+        lie = word + b"\x00\x00\x00\x01\xff\xff\xff\xff"
+        assert "says that it lasts" in refused_file(MPEG + lie, "audio")
+        assert "says that it lasts" in refused_file(MPEG + word + lie, "audio")
+        assert check_file(Media("audio", MPEG + word + b"\x00\x00\x00\x01\x00\x00\x10\x00")) == 0
+        assert check_file(Media("audio", MPEG + word + b"\x00\x00\x00\x00\xff\xff\xff\xff")) == 0
 
 
 @given(
