@@ -1,21 +1,167 @@
-"""Failures that users of such programs have met, each played against real processes. Others have their tests where
-they belong:
+"""The twenty failures that users of such programs have met most, and that shall not happen here.
 
-a busy model evicted, a caller that leaves, a request at the moment of falling asleep (``test_pool``,
-``test_policies``); a worker killed at every moment, deaf to everything, with a grandchild, with a dead manager
-(``test_supervision``); torn, glued and flooded records (``tests/transport``); disconnects and slow loads as HTTP
-clients see them (``tests/http``).
+:data:`TESTS` says which tests play each; those that belong nowhere else are in this file, against real processes.
 """
 
 import asyncio
 import fcntl
+import threading
 from pathlib import Path
 
 import psutil
 import pytest
 
-from herding import fake, reach, run, until
-from llamaherd.pool import BadRequest, LoadFailed, ModelSpec, Pool, State
+from herding import TRANSPORTS, fake, reach, run, until
+from llamaherd.pool import BadRequest, LoadFailed, ModelSpec, Pool, State, SyncPool, WorkerDied
+
+HERE = Path(__file__).parents[1]
+
+#: Failure -> the tests that play it, as file and name.
+TESTS = {
+    "a busy model is evicted": [
+        ("pool/test_pool.py", "test_a_busy_model_finishes_before_another_takes_its_place"),
+        ("pool/test_schedule_machine.py", "TestHerd"),
+    ],
+    "a model is evicted between its ready and its first piece": [
+        ("pool/test_field_failures.py", "test_no_model_is_evicted_between_its_ready_and_its_first_piece"),
+    ],
+    "two wait, one place becomes free, one wake-up is lost": [
+        ("pool/test_field_failures.py", "test_no_wake_up_is_lost_when_two_wait_for_one_place"),
+    ],
+    "a worker that is killed while it loads leaves the model loading for ever": [
+        ("pool/test_supervision.py", "test_a_worker_killed_from_outside_is_noticed_and_the_next_request_restarts_it"),
+        ("pool/test_supervision.py", "test_a_worker_killed_while_it_is_told_to_stop_counts_as_stopped"),
+    ],
+    "the manager deadlocks": [
+        ("pool/test_field_failures.py", "test_random_commands_always_make_progress"),
+        ("pool/test_field_failures.py", "test_unloading_from_inside_an_event_stream_does_not_deadlock"),
+        ("pool/test_soak.py", "test_nothing_is_lost_left_or_broken_in_a_long_disorder"),
+    ],
+    "loads at the same time pass the limit": [
+        ("pool/test_field_failures.py", "test_fifty_loads_at_once_never_pass_the_limit_and_never_start_a_model_twice"),
+    ],
+    "a worker ignores exit and SIGTERM": [
+        ("pool/test_supervision.py", "test_a_worker_that_ignores_everything_is_killed_at_its_stop_timeout"),
+        (
+            "pool/test_supervision.py",
+            "test_a_worker_that_spins_in_a_step_and_never_returns_is_killed_at_its_stop_timeout",
+        ),
+        ("pool/test_supervision.py", "test_the_pool_answers_while_a_worker_refuses_to_stop"),
+    ],
+    "an exit command is not read during a load": [
+        ("pool/test_supervision.py", "test_an_unload_right_after_the_spawn_does_not_wait_for_the_stop_timeout"),
+        ("pool/test_supervision.py", "test_a_model_that_is_still_loading_is_killed_at_once_and_its_callers_are_told"),
+    ],
+    "a grandchild keeps a pipe open and the exit is not noticed": [
+        (
+            "pool/test_supervision.py",
+            "test_a_grandchild_that_holds_every_descriptor_neither_delays_the_exit_nor_survives_it",
+        ),
+    ],
+    "the manager dies and the workers stay": [
+        ("pool/test_supervision.py", "test_no_worker_outlives_a_manager_that_is_killed"),
+        ("pool/test_supervision.py", "test_a_worker_without_the_parent_death_signal_still_leaves_at_end_of_file"),
+        ("pool/test_field_failures.py", "test_a_worker_outlives_the_thread_that_asked_for_it"),
+    ],
+    "a state is torn, glued or lost in log noise, or unknown": [
+        ("transport/test_framing.py", "test_lines_survive_any_chunking_and_any_noise_between_them"),
+        ("transport/test_framing.py", "test_an_open_line_of_progress_dots_loses_no_state"),
+        ("transport/test_framing.py", "test_the_prefix_inside_a_line_is_log"),
+        ("transport/test_contract.py", "test_unknown_kinds_and_malformed_bodies_arrive_as_unknown"),
+    ],
+    "an undrained pipe or a long line stalls the reader": [
+        ("pool/test_supervision.py", "test_a_worker_that_floods_its_output_loses_nothing_and_costs_bounded_memory"),
+        ("transport/test_framing.py", "test_a_line_over_the_cap_is_reported_once_and_the_stream_goes_on"),
+    ],
+    "memory runs out at a load, and the load is tried again and again": [
+        (
+            "pool/test_field_failures.py",
+            "test_a_load_without_memory_stops_the_idle_model_used_longest_ago_and_is_tried_once_more",
+        ),
+        (
+            "pool/test_field_failures.py",
+            "test_a_load_without_memory_that_cannot_be_helped_cools_down_instead_of_being_tried_again_and_again",
+        ),
+        ("pool/test_field_failures.py", "test_a_second_try_that_finds_no_memory_either_is_the_last"),
+    ],
+    "memory is not back yet when the next load starts, or is waited for too long": [
+        ("pool/test_field_failures.py", "test_the_next_load_waits_until_the_old_process_is_really_gone"),
+        ("pool/test_field_failures.py", "test_the_next_load_does_not_wait_for_the_stop_timeout_of_a_worker_that_died"),
+    ],
+    "a port is taken between its choice and its use": [
+        ("pool/test_field_failures.py", "test_no_worker_listens_on_any_port"),
+    ],
+    "a request arrives while an idle model is being stopped": [
+        ("pool/test_policies.py", "test_requests_at_the_very_moment_of_falling_asleep_are_all_served"),
+    ],
+    "a caller that leaves keeps its slot": [
+        ("pool/test_pool.py", "test_a_caller_that_leaves_frees_its_slot"),
+        ("pool/test_pool.py", "test_a_caller_that_leaves_while_the_model_loads_or_in_the_queue_is_forgotten"),
+        ("http/test_disconnect.py", "test_many_clients_that_leave_leave_nothing_behind"),
+    ],
+    "polls wake a model or keep it awake": [
+        ("pool/test_policies.py", "test_looking_neither_wakes_a_model_nor_keeps_it_awake"),
+        ("http/test_metrics.py", "test_a_scrape_shows_every_model_and_wakes_none"),
+        ("http/test_routes.py", "test_listing_wakes_nothing"),
+    ],
+    "a proxy gives up on a long prompt, and a shutdown cuts answers off": [
+        ("http/test_failures.py", "test_a_client_that_waits_for_a_load_is_kept_with_comments"),
+        ("http/test_server.py", "test_a_shutdown_lets_answers_that_are_under_way_end"),
+        ("pool/test_pool.py", "test_a_pool_that_drains_finishes_what_it_has_and_refuses_what_is_new"),
+    ],
+    "one bad model or a bad catalogue stops everything": [
+        ("pool/test_field_failures.py", "test_one_broken_model_does_not_stop_the_others"),
+        ("pool/test_field_failures.py", "test_a_thousand_bad_requests_leave_the_worker_healthy"),
+        ("pool/test_reload.py", "test_a_broken_entry_is_listed_with_its_reason_and_the_others_serve"),
+        ("pool/test_reload.py", "test_a_catalogue_that_is_none_changes_nothing"),
+    ],
+}
+
+
+def test_each_of_the_twenty_failures_is_played() -> None:
+    assert len(TESTS) == 20
+    sources = {path: (HERE / path).read_text() for tests in TESTS.values() for path, _ in tests}
+    played = [
+        name
+        for tests in TESTS.values()
+        for path, name in tests
+        if f"{name}(" in sources[path] or f"\n{name} = " in sources[path]
+    ]
+    assert played == [name for tests in TESTS.values() for _, name in tests]
+
+
+def test_a_worker_outlives_the_thread_that_asked_for_it() -> None:
+    """The kernel's parent-death signal follows threads, so the one that spawns must be the pool's own."""
+    with SyncPool([fake("m")]) as pool:
+        loading = threading.Thread(target=pool.load, args=("m",))
+        loading.start()
+        loading.join()
+        pid = pool.status("m").pid
+        assert pool.complete("m", "still here").collect().text == "still here"
+        assert pool.status("m").pid == pid
+
+
+def test_the_next_load_does_not_wait_for_the_stop_timeout_of_a_worker_that_died() -> None:
+    async def scene() -> None:
+        async with Pool([fake("a", crash_at=1), fake("b")], models_max=1, stop_timeout=3600) as pool:
+            dying = pool.complete("a", "one two")
+            waiting = asyncio.ensure_future(pool.complete("b", "hello").collect())
+            with pytest.raises(WorkerDied):
+                await dying.collect()
+            assert (await waiting).text == "hello"
+
+    run(scene())
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_no_worker_listens_on_any_port(transport: str) -> None:
+    async def scene() -> None:
+        async with Pool([fake("m")], transport=transport) as pool:
+            pid = (await pool.load("m")).pid
+            assert psutil.Process(pid).net_connections(kind="inet") == []
+            assert psutil.Process().net_connections(kind="inet") == []
+
+    run(scene())
 
 
 def test_no_model_is_evicted_between_its_ready_and_its_first_piece() -> None:
