@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import click
 import msgspec
@@ -18,26 +18,39 @@ _MIB: Final = 1024 * 1024
 _DAY: Final = 86400.0
 
 
+class _Budget(click.ParamType[int | Literal["auto"]]):
+    """A number of MiB, as bytes, or ``auto``."""
+
+    name = "mib"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | Literal["auto"]:
+        if value == "auto":
+            return "auto"
+        return Whole(0).convert(value, param, ctx) * _MIB
+
+
 @dataclass(frozen=True, kw_only=True)
 class PoolSettings:
     """What the options say: arguments of ``Pool`` and fields of ``ModelSpec`` by their names; -1 seconds mean never."""
 
     models_max: int
-    memory_budget: int
+    memory_budget: int | Literal["auto"]
     queue_max: int
     queue_max_per_model: int
     queue_timeout: float
     spare: bool
     sleep_idle_seconds: float
     unload_idle_seconds: float
+    replicas: int
     load_stall_seconds: float
 
     def apply(self, specs: Sequence[ModelSpec]) -> tuple[ModelSpec, ...]:
-        """Return the models with the idle times in them."""
+        """Return the models with the idle times and the number of replicas in them."""
         times: dict[str, Any] = {
             "sleep_idle_seconds": _seconds(self.sleep_idle_seconds),
             "unload_idle_seconds": _seconds(self.unload_idle_seconds),
             "load_stall_seconds": self.load_stall_seconds,
+            "replicas": self.replicas,
         }
         return tuple(msgspec.structs.replace(spec, **times) for spec in specs)
 
@@ -61,11 +74,12 @@ _OPTIONS: Final[Sequence[Callable[[_Command], _Command]]] = (
     ),
     _option(
         "--memory-budget",
-        type=Whole(0),
+        type=_Budget(),
         metavar="MIB",
-        default=0,
+        default="auto",
         help="Most memory of all loaded models together, in MiB: estimated from the file before a model's first load, "
-        "measured after it. 0 sets no limit.",
+        "measured after it. 0 sets no limit. auto is 80 % of what is free at the start, and 90 % of each NVIDIA GPU "
+        "where nvidia-ml-py is installed; a model that does not fit alone then runs alone.",
     ),
     _option("--queue-max", type=Whole(0), metavar="N", default=1024, help="Most requests that wait. 0 sets no limit."),
     _option(
@@ -87,6 +101,14 @@ _OPTIONS: Final[Sequence[Callable[[_Command], _Command]]] = (
         "--spare/--no-spare",
         default=False,
         help="Keep a worker ready without a model, so that the next load does not wait for the start of a process.",
+    ),
+    _option(
+        "--replicas",
+        type=Whole(1, 64),
+        metavar="N",
+        default=1,
+        help="Most workers of one model. A further one starts when more requests wait than there are slots and there "
+        "is room to spare.",
     ),
     _option(
         "--sleep-idle-seconds",
@@ -118,7 +140,6 @@ def pool_options(command: _Command) -> _Command:
     @functools.wraps(command)
     def with_settings(*args: Any, **values: Any) -> Any:
         fields = {name: values.pop(name) for name in PoolSettings.__annotations__}
-        fields["memory_budget"] *= _MIB
         return command(*args, pool=PoolSettings(**fields), **values)
 
     decorated: _Command = with_settings

@@ -19,6 +19,7 @@ __all__ = [
     "ModelSpec",
     "Source",
     "CORES_ENV",
+    "CUDA_ENV",
     "BrokenModel",
     "Placement",
     "check_name",
@@ -40,15 +41,17 @@ MAX_REPLICAS: Final = 64
 #: Environment variable that tells a worker which cores to run on; read by ``pool/child``.
 CORES_ENV: Final = "LLAMAHERD_CORES"
 #: Read by CUDA before a worker's first use of a GPU.
-_CUDA_ENV: Final = "CUDA_VISIBLE_DEVICES"
+CUDA_ENV: Final = "CUDA_VISIBLE_DEVICES"
+#: Has CUDA number GPUs as nvidia-smi does, instead of the fastest first.
+_CUDA_ORDER: Final = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
 
 class Placement(msgspec.Struct, frozen=True, kw_only=True):
     """Where a worker runs, and with what environment.
 
     Attributes:
-        gpus: The only GPUs that it sees, as ``CUDA_VISIBLE_DEVICES`` names them (numbers or UUIDs); none for ``()``,
-            all for None. For other makes of GPU set their variable in ``env``.
+        gpus: The only GPUs that it sees, as ``CUDA_VISIBLE_DEVICES`` names them (``nvidia-smi``'s numbers, or UUIDs);
+            none for ``()``, all for None. For other makes of GPU set their variable in ``env``.
         cores: The only cores that its threads run on; all for ``()``. Its default number of threads follows.
         env: Further environment variables.
     """
@@ -61,7 +64,7 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True):
         """Return the variables that make a worker run there."""
         found = dict(self.env)
         if self.gpus is not None:
-            found[_CUDA_ENV] = ",".join(self.gpus)
+            found = {**_CUDA_ORDER, **found, CUDA_ENV: ",".join(self.gpus)}
         if self.cores:
             found[CORES_ENV] = ",".join(map(str, self.cores))
         return found

@@ -53,20 +53,25 @@ def drainable(models: Iterable[Model], wanted: Model, max_overtakes: int) -> lis
 
 def hopeless(model: Model, models: Iterable[Model], limits: Limits) -> QueueFull | None:
     """Return why a model can never start: it is too large, or what is pinned leaves no room; None if it can."""
-    room = Room(1, model.memory)
+    room = model.next_room
     if not limits.allow(room):
-        figures = (
-            f"it needs about {model.memory // _MIB} MiB, and the memory budget is {limits.memory_budget // _MIB} MiB"
-        )
-        return QueueFull(f"model {model.name!r} cannot be loaded: {figures}", code="too_large")
+        return QueueFull(f"model {model.name!r} cannot be loaded: {_figures(room, limits)}", code="too_large")
     for other in models:
         if other.pinned:
-            room += max((Room(1, one.memory) for one in other.instances if one.live), default=Room(), key=_memory)
+            room += max((one.room for one in other.instances if one.live), default=Room(), key=lambda one: one.total)
     if limits.allow(room):
         return None
     text = f"model {model.name!r} cannot be loaded: what pinned models hold leaves no room for it"
     return QueueFull(text, code="no_room")
 
 
-def _memory(room: Room) -> int:
-    return room.memory
+def _figures(room: Room, limits: Limits) -> str:
+    texts: list[str] = []
+    if limits.memory_budget and room.memory > limits.memory_budget:
+        texts.append(
+            f"needs about {room.memory // _MIB} MiB, and the memory budget is {limits.memory_budget // _MIB} MiB"
+        )
+    for number, (need, budget) in enumerate(zip(room.gpus, limits.gpu_budgets, strict=False)):
+        if need > budget:
+            texts.append(f"needs about {need // _MIB} MiB of GPU {number}, whose budget is {budget // _MIB} MiB")
+    return "it " + " and it ".join(texts)

@@ -31,13 +31,15 @@ from llamaherd.pool.explain import (
     ran_out_of_memory,
 )
 from llamaherd.pool.gguf import modalities_of
+from llamaherd.pool.gpus import Gpu, Gpus
 from llamaherd.pool.idle import Rest
 from llamaherd.pool.launch import Exit, Launcher
 from llamaherd.pool.lifecycle import RUNNING, IllegalTransition, State, Trigger, transition
 from llamaherd.pool.machine import oom_kills
-from llamaherd.pool.memory import expected_memory
+from llamaherd.pool.memory import expected_shares
 from llamaherd.pool.reload import CatalogModel, ReloadReport, plan_catalog
 from llamaherd.pool.restart import Backoff
+from llamaherd.pool.room import Room
 from llamaherd.pool.schedule import Limits, Scheduler
 from llamaherd.pool.spares import SPARE, SpareKeeper
 from llamaherd.pool.status import ModelStatus, QueuedRequest, ReplicaStatus
@@ -88,14 +90,26 @@ class Herd:
     """
 
     def __init__(
-        self, transport: Transport, launcher: Launcher, *, limits: Limits, stop_timeout: float, spare: bool
+        self,
+        transport: Transport,
+        launcher: Launcher,
+        *,
+        limits: Limits,
+        stop_timeout: float,
+        spare: bool,
+        gpus: tuple[Gpu, ...] = (),
+        gpu_memory: Gpus | None = None,
+        lenient: bool = False,
     ) -> None:
         self.events = EventLog(lambda: {"models": [status.to_dict() for status in self.statuses()]})
         self.downloads = Downloads(transport, launcher, self.events, self._next_generation)
         self._transport = transport
         self._launcher = launcher
         self._stop_timeout = stop_timeout
-        self._budgeted = limits.memory_budget > 0
+        self._limits = limits
+        self._gpus = gpus
+        self._gpu_memory = gpu_memory
+        self._lenient = lenient
         self._scheduler = Scheduler(self, limits)
         self._clocks = Clocks(self._is_idle, self._on_rest)
         self._entries: dict[str, Entry] = {}
@@ -384,9 +398,9 @@ class Herd:
 
     def _size(self, entry: Entry, request: Request) -> None:
         """See to it that the scheduler knows what a model takes before a request for it can start it."""
-        if not self._budgeted or entry.spec.memory is not None:
+        if not self._limits.budgeted or (entry.spec.memory is not None and not self._gpus):
             entry.sized = True
-            self._scheduler.resize(entry.name, entry.spec.memory or 0)
+            self._scheduler.resize(entry.name, self._fit(Room(1, entry.spec.memory or 0)).memory)
             self._put(request)
             return
         entry.unsized.append(request.number)
@@ -394,20 +408,26 @@ class Herd:
             self.keep(self._read_size(entry))
 
     async def _read_size(self, entry: Entry) -> None:
-        spec = None
-        memory = 0
+        spec: ModelSpec | None = None
+        shares: tuple[int, tuple[tuple[int, ...], ...]] = (0, ((),))
         while spec is not entry.spec:  # a reload may change it meanwhile
             spec = entry.spec
             # In a thread: the header of a model with a large vocabulary takes a good part of a second to read.
-            memory = await asyncio.to_thread(expected_memory, spec)
+            shares = await asyncio.to_thread(expected_shares, spec, self._gpus)
         if self._entries.get(entry.name) is not entry:
             return  # it was removed, and those who waited for it were told
         waiting, entry.unsized, entry.sized = entry.unsized, [], True
-        self._scheduler.resize(entry.name, memory)
+        host, gpus = shares
+        rooms = [self._fit(Room(1, host, share)) for share in gpus]
+        self._scheduler.resize(entry.name, rooms[0].memory, [room.gpus for room in rooms])
         for number in waiting:
             request = self._requests.get(number)
             if request is not None:
                 self._put(request)
+
+    def _fit(self, room: Room) -> Room:
+        """Return an estimate; with a budget that nobody chose, no more than that: what is too large runs alone."""
+        return self._limits.clamp(room) if self._lenient else room
 
     def _put(self, request: Request) -> None:
         name, holds = request.entry.name, request.command is not None
@@ -643,9 +663,16 @@ class Herd:
             case Stats():
                 replica.load = message.load or replica.load
                 if replica.spec.memory is None and message.rss_bytes > 0:
-                    self._scheduler.measure(replica.entry.name, message.rss_bytes, replica.index)
+                    gpus = self._measured_gpus(worker)
+                    self._scheduler.measure(replica.entry.name, message.rss_bytes, replica.index, gpus)
             case Unknown():
                 _log.warning("%r sent a %r that means nothing here: %s", worker, message.kind, message.reason)
+
+    def _measured_gpus(self, worker: Worker) -> tuple[int, ...] | None:
+        if not self._gpus or self._gpu_memory is None or worker.pid is None:
+            return None
+        used = self._gpu_memory.used_by(worker.pid)
+        return None if used is None else tuple(used[gpu.index] for gpu in self._gpus)
 
     def _end(self, replica: Replica, number: int | None, end: Done | Result | PoolError) -> None:
         request = self._requests.get(number) if number is not None else None

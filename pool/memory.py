@@ -1,18 +1,79 @@
-"""What a model will take, before anyone has loaded it."""
+"""What a model will take, before anyone has loaded it; and what all may take together."""
 
 import logging
+import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Final, NamedTuple
 
-from llamaherd.pool.config import ModelSpec
+from llamaherd.pool.config import CUDA_ENV, ModelSpec, Placement
 from llamaherd.pool.gguf import GGUFError, estimate_bytes, read_facts
+from llamaherd.pool.gpus import Gpu, Gpus, visible
+from llamaherd.pool.machine import available_memory
 
-__all__ = ["expected_memory"]
+__all__ = ["Budget", "automatic_budget", "expected_memory", "expected_shares"]
 
 _log = logging.getLogger("llamaherd.pool")
 
+#: What of the memory that was free at the start all workers together may take.
+HOST_SHARE: Final = 0.8
+GPU_SHARE: Final = 0.9
+#: What a process takes of each GPU that it uses before it has loaded anything (context, kernels): 120 to 550 MiB by
+#: reports.
+GPU_PROCESS_BYTES: Final = 512 * 1024 * 1024
+
+
+class Budget(NamedTuple):
+    """What all workers together may take: of this machine's memory, and of each of these GPUs."""
+
+    host: int
+    gpus: tuple[Gpu, ...] = ()
+    gpu_bytes: tuple[int, ...] = ()
+
+
+def automatic_budget(gpus: Gpus) -> Budget:
+    """Return a share of the memory that is free now: 80 % of this machine's (0, which is no limit, where that is not
+    known) and 90 % of that of each GPU that ``CUDA_VISIBLE_DEVICES`` shows to this process.
+    """
+    names = os.environ.get(CUDA_ENV)
+    shown = visible(gpus.devices(), None if names is None else [name.strip() for name in names.split(",")])
+    return Budget(int((available_memory() or 0) * HOST_SHARE), shown, tuple(int(gpu.free * GPU_SHARE) for gpu in shown))
+
+
+def expected_shares(spec: ModelSpec, gpus: Sequence[Gpu]) -> tuple[int, tuple[tuple[int, ...], ...]]:
+    """Return the bytes that a worker is expected to take of this machine's memory, and for each placement of the model
+    (one, if it has none) the bytes of each GPU. Zeros where nothing is known.
+
+    Layers go to the GPUs that the placement shows, in proportion to their size, as llama.cpp divides them.
+    """
+    total = expected_memory(spec)
+    share = _offloaded(spec) if gpus and total else 0.0
+    on_gpus = int(total * share)
+    placements = spec.placements or (Placement(),)
+    return total - on_gpus, tuple(_divided(on_gpus, gpus, visible(gpus, place.gpus)) for place in placements)
+
+
+def _offloaded(spec: ModelSpec) -> float:
+    """Return which part of a model its options give to GPUs."""
+    layers = spec.options.n_gpu_layers
+    if layers <= 0 or spec.path is None:
+        return 1.0 if layers < 0 else 0.0
+    try:
+        # One more than its layers is the output.
+        return min(1.0, layers / (read_facts(spec.path).n_layer + 1))
+    except (GGUFError, OSError):
+        return 1.0
+
+
+def _divided(total: int, gpus: Sequence[Gpu], shown: Sequence[Gpu]) -> tuple[int, ...]:
+    size = sum(gpu.total for gpu in shown)
+    if not total or not size:
+        return (0,) * len(gpus)
+    return tuple(total * gpu.total // size + GPU_PROCESS_BYTES if gpu in shown else 0 for gpu in gpus)
+
 
 def expected_memory(spec: ModelSpec) -> int:
-    """Return the bytes that a model's worker is expected to take; 0 where its file does not tell.
+    """Return the bytes that a model's worker is expected to take, wherever; 0 where its file does not tell.
 
     What the spec says comes first. A file that cannot be read costs nothing here, since its load will fail with the
     reason.

@@ -32,11 +32,13 @@ from llamaherd.pool.errors import BadRequest, ModelBusy, ModelNotFound, ModelNot
 from llamaherd.pool.events import Subscription
 from llamaherd.pool.explain import explain_broken
 from llamaherd.pool.generation import Generation
+from llamaherd.pool.gpus import FixedGpus, Gpus, find_gpus
 from llamaherd.pool.herd import Herd
 from llamaherd.pool.hub import cache_folder
 from llamaherd.pool.launch import Launcher, LocalLauncher
 from llamaherd.pool.lifecycle import RUNNING, State
 from llamaherd.pool.machine import usable_cores
+from llamaherd.pool.memory import Budget, automatic_budget
 from llamaherd.pool.names import parse_hub_name
 from llamaherd.pool.params import (
     ChatParams,
@@ -87,8 +89,10 @@ class Pool:
         models: What the pool may run. Nothing is loaded before it is asked for.
         transport: How workers are spoken to: ``pipe`` (default), ``zmq`` or ``stdio``.
         models_max: Most models with a process at one time; 0 means no limit.
-        memory_budget: Most bytes that all workers together may take; 0, the default, means no limit. What a model
-            takes is estimated from its file before the first load, and measured after it.
+        memory_budget: Most bytes that all workers together may take, wherever; 0, the default, means no limit. What a
+            model takes is estimated from its file before the first load, and measured after it; one that does not fit
+            alone is refused. ``auto`` takes 80 % of the memory that is free now, and 90 % of what is free of each
+            NVIDIA GPU where the package ``nvidia-ml-py`` is installed; one that does not fit alone then runs alone.
         stop_timeout: Seconds from a worker's exit command to its kill, where the model sets none of its own.
         cores: Cores to divide among the models that are busy at the moment; None takes those that this process may
             use, 0 leaves each model its own choice. Models whose ``n_threads`` is set keep it.
@@ -99,6 +103,7 @@ class Pool:
         queue_timeout: Seconds that a request may wait until its model is loaded and has a slot free for it, where the
             request sets no limit of its own; it fails with ``QueueTimeout`` then. 0, the default, means no limit.
         launcher: How workers come to run; local processes by default.
+        gpus: Who knows the GPUs, for ``memory_budget="auto"``; NVIDIA's driver by default.
 
     Raises:
         BadRequest: a number is out of range, a spec is wrong, or two models share a name.
@@ -111,7 +116,7 @@ class Pool:
         *,
         transport: str = "pipe",
         models_max: int = 4,
-        memory_budget: int = 0,
+        memory_budget: int | Literal["auto"] = 0,
         stop_timeout: float = DEFAULT_STOP_TIMEOUT,
         cores: int | None = None,
         spare: bool = False,
@@ -119,10 +124,17 @@ class Pool:
         queue_max_per_model: int = 0,
         queue_timeout: float = 0.0,
         launcher: Launcher | None = None,
+        gpus: Gpus | None = None,
     ) -> None:
+        if isinstance(memory_budget, str) and memory_budget != "auto":
+            raise BadRequest("memory_budget must be a number of bytes, or 'auto'")
+        lenient = memory_budget == "auto"
+        gpu_memory = (gpus or find_gpus()) if lenient else FixedGpus()
+        budget = automatic_budget(gpu_memory) if lenient else Budget(int(memory_budget))
         limits = Limits(
             models_max=models_max,
-            memory_budget=memory_budget,
+            memory_budget=budget.host,
+            gpu_budgets=budget.gpu_bytes,
             cores=usable_cores() if cores is None else cores,
             queue_max=queue_max,
             queue_max_per_model=queue_max_per_model,
@@ -140,6 +152,9 @@ class Pool:
             limits=limits,
             stop_timeout=stop_timeout,
             spare=spare,
+            gpus=budget.gpus,
+            gpu_memory=gpu_memory,
+            lenient=lenient,
         )
         self._open = False
         self._closing: asyncio.Task[None] | None = None

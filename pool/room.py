@@ -1,6 +1,8 @@
 """Room for processes: places and bytes, what there is of them and what is taken."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+from operator import le
 from typing import Final
 
 __all__ = ["Ledger", "Limits", "Room"]
@@ -12,7 +14,8 @@ class Limits:
 
     Attributes:
         models_max: Most processes; 0 means no limit.
-        memory_budget: Most bytes that all processes together may take; 0 means no limit.
+        memory_budget: Most bytes of this machine's memory that all processes together may take; 0 means no limit.
+        gpu_budgets: The same of each GPU that is counted; none for ``()``.
         max_overtakes: How often a model that waits for room may be overtaken before another is drained for it; at least
             1.
         cores: Cores to divide among the processes that are busy; 0 leaves the threads alone.
@@ -22,29 +25,55 @@ class Limits:
 
     models_max: int = 4
     memory_budget: int = 0
+    gpu_budgets: tuple[int, ...] = ()
     max_overtakes: int = 16
     cores: int = 0
     queue_max: int = 0
     queue_max_per_model: int = 0
 
+    @property
+    def budgeted(self) -> bool:
+        """Whether any memory is counted."""
+        return self.memory_budget > 0 or bool(self.gpu_budgets)
+
     def allow(self, room: "Room") -> bool:
         """Whether processes may take so much."""
         places = not self.models_max or room.places <= self.models_max
-        return places and (not self.memory_budget or room.memory <= self.memory_budget)
+        memory = not self.memory_budget or room.memory <= self.memory_budget
+        return places and memory and all(map(le, room.gpus, self.gpu_budgets))
+
+    def clamp(self, room: "Room") -> "Room":
+        """Return no more than all of the memory there is."""
+        memory = min(room.memory, self.memory_budget) if self.memory_budget else room.memory
+        return Room(room.places, memory, tuple(map(min, room.gpus, self.gpu_budgets)))
 
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """What processes take: places, and bytes of memory as far as they are known."""
+    """What processes take: places, and bytes of this machine's memory and of each GPU, as far as they are known."""
 
     places: int = 0
     memory: int = 0
+    gpus: tuple[int, ...] = ()
 
     def __add__(self, other: "Room") -> "Room":
-        return Room(self.places + other.places, self.memory + other.memory)
+        gpus = tuple(map(sum, zip_longest(self.gpus, other.gpus, fillvalue=0)))
+        return Room(self.places + other.places, self.memory + other.memory, gpus)
 
     def __sub__(self, other: "Room") -> "Room":
-        return Room(self.places - other.places, self.memory - other.memory)
+        return self + other * -1
+
+    def __mul__(self, factor: int) -> "Room":
+        return Room(self.places * factor, self.memory * factor, tuple(gpu * factor for gpu in self.gpus))
+
+    def meets(self, other: "Room") -> bool:
+        """Whether both take of one GPU."""
+        return any(map(min, self.gpus, other.gpus))
+
+    @property
+    def total(self) -> int:
+        """All of its bytes, wherever they are."""
+        return self.memory + sum(self.gpus)
 
 
 class Ledger:
@@ -63,18 +92,18 @@ class Ledger:
         self._leaving = Room()
         self._ghosts = 0
 
-    def count(self, memory: int, *, stopping: bool, sign: int) -> None:
-        """A process takes (1), or no longer takes (-1), so many bytes; 0 if nobody knows how many."""
-        ghost = stopping and self._limits.memory_budget > 0 and memory > 0
-        room = Room(0 if ghost else sign, sign * memory)
+    def count(self, room: Room, *, stopping: bool, sign: int) -> None:
+        """A process takes (1), or no longer takes (-1), a place and so many bytes; 0 if nobody knows how many."""
+        ghost = stopping and self._limits.budgeted and room.total > 0
+        room = replace(room, places=0 if ghost else 1) * sign
         self.used += room
         if stopping:
             self._leaving += room
             self._ghosts += sign * ghost
 
-    def need(self, memory: int) -> Room:
+    def need(self, room: Room) -> Room:
         """Return what a start takes. What is not known may not start beside what is leaving."""
-        return Room(1 if memory else 1 + self._ghosts, memory)
+        return room if room.total else replace(room, places=1 + self._ghosts)
 
     def fits(self, need: Room) -> bool:
         """Whether there is so much room now."""

@@ -6,6 +6,7 @@ from enum import Enum, auto
 from typing import Final, TypeAlias
 
 from llamaherd.pool.affinity import Prefixes
+from llamaherd.pool.room import Room
 
 __all__ = ["AFFINITY_SLACK", "Instance", "Key", "Model", "Phase", "Waiting"]
 
@@ -52,7 +53,7 @@ class Instance:
 
     Attributes:
         last_used: The scheduler's count of uses at its last one.
-        memory: Bytes that it takes; 0 where nothing is known.
+        room: What it takes.
         drained_for: The model that it takes no new requests for the sake of.
         retiring: It takes no new requests and is stopped when it has finished what it has.
         prefixes: The prompts that it has seen; only kept where a model has several replicas.
@@ -63,7 +64,7 @@ class Instance:
     phase: Phase = Phase.ABSENT
     in_flight: int = 0
     last_used: int = 0
-    memory: int = 0
+    room: Room = Room(places=1)
     drained_for: "Model | None" = None
     retiring: bool = False
     prefixes: Prefixes = field(default_factory=Prefixes)
@@ -94,7 +95,8 @@ class Model:
         slots: Most requests granted to one instance; 0 means no limit.
         replicas: Most instances that may run.
         pinned: Its last instance is never stopped to make room.
-        memory: Bytes that an instance is expected to take; 0 where nothing is known.
+        rooms: What instances are expected to take: the first the first, and so on, again from the start if there are
+            fewer.
         instances: By their number. Those beyond ``replicas`` are leftovers that retire.
         overtaken: How often its waiting requests were overtaken by others for models that are in its way.
         queues: By priority, requests by their tickets in the order of their arrival; no empty ones are kept.
@@ -109,7 +111,7 @@ class Model:
     slots: int
     replicas: int
     pinned: bool
-    memory: int = 0
+    rooms: list[Room] = field(default_factory=lambda: [Room(places=1)])
     instances: list[Instance] = field(default_factory=list[Instance])
     overtaken: int = 0
     queues: dict[int, dict[int, Waiting]] = field(default_factory=dict[int, dict[int, Waiting]])
@@ -136,6 +138,12 @@ class Model:
             if instance.phase is Phase.ABSENT:
                 return instance
         return None
+
+    @property
+    def next_room(self) -> Room:
+        """What the next start is expected to take."""
+        instance = self.startable
+        return self.rooms[0 if instance is None else instance.index % len(self.rooms)]
 
     @property
     def hungry(self) -> bool:

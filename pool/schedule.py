@@ -10,11 +10,11 @@ A model has one process or several, its *instances*, numbered from 0 on. The rul
 2. A request for a model with a free slot is granted at once, to the instance that has least to do; one that has seen
    the beginning of its prompt is preferred as long as it has at most ``AFFINITY_SLACK`` more to do than that. All
    requests that wait for one model share its start.
-3. At most ``models_max`` processes run, and together they take at most ``memory_budget`` bytes. A process that is told
-   to stop counts until it is gone; with a memory budget it gives up its place at once and keeps its bytes, so that the
-   next one can start beside it where both are known to fit.
-4. Room is made by stopping the ready, idle instances that were used longest ago, no more than it takes, and none if
-   that would not do. Those without which their model goes on go first.
+3. At most ``models_max`` processes run, and together they take at most ``memory_budget`` bytes, and of each GPU at most
+   its budget. A process that is told to stop counts until it is gone; where memory is counted it gives up its place at
+   once and keeps its bytes, so that the next one can start beside it where both are known to fit.
+4. Room is made by stopping the ready, idle instances that were used longest ago, no more than it takes, none whose end
+   would not help, and none if that would not do. Those without which their model goes on go first.
 5. Waiting requests go by priority, then by age. When a model that waits for room has been overtaken ``max_overtakes``
    times by requests for models in its way, it comes first, and an instance in its way is *drained*: it finishes what it
    has, and new requests for it wait. After as many again, another one is. So nobody is overtaken more often than
@@ -29,7 +29,7 @@ A model has one process or several, its *instances*, numbered from 0 on. The rul
 11. An instance that *retires* (its model has changed) takes no new requests and is stopped when it has finished.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from llamaherd.pool.effects import Effects
@@ -98,9 +98,9 @@ class Scheduler:
         entry = self._models[model]
         if replica is not None:
             instance = entry.instances[replica]
-            return 0 if instance.phase is Phase.ABSENT else instance.memory
-        running = [one.memory for one in entry.instances if one.phase is not Phase.ABSENT]
-        return sum(running) if running else entry.memory
+            return 0 if instance.phase is Phase.ABSENT else instance.room.total
+        running = [one.room.total for one in entry.instances if one.phase is not Phase.ABSENT]
+        return sum(running) if running else entry.next_room.total
 
     # --- events: models ---
 
@@ -152,22 +152,24 @@ class Scheduler:
             del self._retiring[instance.key]
             self._decide()
 
-    def resize(self, model: str, memory: int) -> None:
-        """A further instance of the model is expected to take so many bytes."""
-        self._models[model].memory = memory
+    def resize(self, model: str, memory: int, gpus: Sequence[tuple[int, ...]] = ((),)) -> None:
+        """A further instance of the model is expected to take so many bytes of this machine's memory and, for each of
+        the model's placements, of each GPU.
+        """
+        self._models[model].rooms = [Room(1, memory, shares) for shares in gpus]
         self._decide()
 
-    def measure(self, model: str, memory: int, replica: int = 0) -> None:
-        """An instance takes so many bytes, and a further one is expected to take as many.
+    def measure(self, model: str, memory: int, replica: int = 0, gpus: tuple[int, ...] | None = None) -> None:
+        """An instance takes so many bytes, of GPUs as many as were expected if nobody knows, and a further one of its
+        kind is expected to take as many.
 
         What was loaded fits, whatever was measured: it counts for no more than the whole budget.
         """
         entry = self._models[model]
         instance = entry.instances[replica]
-        if self._limits.memory_budget:
-            memory = min(memory, self._limits.memory_budget)
+        room = self._limits.clamp(Room(1, memory, instance.room.gpus if gpus is None else gpus))
         self._count(instance, -1)
-        entry.memory = instance.memory = memory
+        entry.rooms[replica % len(entry.rooms)] = instance.room = room
         self._count(instance, +1)
         self._decide()
 
@@ -352,7 +354,7 @@ class Scheduler:
         promised = Room()
         waits: Model | None = None
         for model in self._hungry_in_turn():
-            need = promised + self._ledger.need(model.memory)
+            need = promised + self._ledger.need(model.next_room)
             refusal = hopeless(model, self._models.values(), self._limits)
             if refusal is not None:
                 self._reject_waiting(model, refusal)
@@ -379,7 +381,7 @@ class Scheduler:
                 and not model.stunted
                 and model.lacks_slots
                 and model.startable is not None
-                and self._ledger.fits(self._ledger.need(model.memory))
+                and self._ledger.fits(self._ledger.need(model.next_room))
             ):
                 self._start(model)
 
@@ -395,7 +397,7 @@ class Scheduler:
     def _start(self, model: Model) -> None:
         instance = model.startable
         assert instance is not None
-        instance.memory = model.memory
+        instance.room = model.next_room
         self._set_phase(instance, Phase.STARTING)
         model.overtaken = 0
         self._touch(instance)
@@ -408,12 +410,21 @@ class Scheduler:
         idle = dispensable(self._models.values())
         left = self._ledger.after_exits(need)
         for count, instance in enumerate(idle, start=1):
-            left -= Room(1, instance.memory)
+            left -= instance.room
             if self._limits.allow(left):
-                for victim in idle[:count]:
+                for victim in self._needed(idle[:count], left):
                     self._stop(victim)
                 return True
         return False
+
+    def _needed(self, victims: list[Instance], left: Room) -> list[Instance]:
+        """Return the victims without those whose end would not help, such as those on another GPU."""
+        needed = list(victims)
+        for victim in reversed(victims):
+            if self._limits.allow(left + victim.room):
+                left += victim.room
+                needed.remove(victim)
+        return needed
 
     def _stop(self, instance: Instance) -> None:
         self._release(instance)
@@ -433,9 +444,11 @@ class Scheduler:
         """Stop something idle for a model whose load found too little memory. Rule 10."""
         if not model.waiting or model.live or model.second_try:
             return False
-        victim = next(iter(dispensable(self._models.values())), None)
-        if victim is None:
+        idle = dispensable(self._models.values())
+        if not idle:
             return False
+        # One on the same GPU, if any is known to be.
+        victim = next((one for one in idle if one.room.meets(model.next_room)), idle[0])
         self._stop(victim)
         model.second_try, model.victim = True, victim
         return True
@@ -478,7 +491,7 @@ class Scheduler:
 
     def _count(self, instance: Instance, sign: int) -> None:
         if instance.phase is not Phase.ABSENT:
-            self._ledger.count(instance.memory, stopping=instance.phase is Phase.STOPPING, sign=sign)
+            self._ledger.count(instance.room, stopping=instance.phase is Phase.STOPPING, sign=sign)
 
     def _touch(self, instance: Instance) -> None:
         self._clock += 1

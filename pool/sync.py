@@ -18,6 +18,7 @@ from llamaherd.pool.config import DEFAULT_DRAIN_TIMEOUT, DEFAULT_STOP_TIMEOUT, B
 from llamaherd.pool.embeddings import Embeddings, Ranking
 from llamaherd.pool.errors import BadRequest, PoolClosed, PoolError
 from llamaherd.pool.generation import Completion, Generation
+from llamaherd.pool.gpus import Gpus
 from llamaherd.pool.launch import Launcher
 from llamaherd.pool.loop_thread import LoopThread
 from llamaherd.pool.params import ChatParams, GenerateParams
@@ -52,7 +53,7 @@ class SyncPool:
         *,
         transport: str = "pipe",
         models_max: int = 4,
-        memory_budget: int = 0,
+        memory_budget: int | Literal["auto"] = 0,
         stop_timeout: float = DEFAULT_STOP_TIMEOUT,
         cores: int | None = None,
         spare: bool = False,
@@ -60,6 +61,7 @@ class SyncPool:
         queue_max_per_model: int = 0,
         queue_timeout: float = 0.0,
         launcher: Launcher | None = None,
+        gpus: Gpus | None = None,
     ) -> None:
         self._pool = Pool(
             models,
@@ -73,6 +75,7 @@ class SyncPool:
             queue_max_per_model=queue_max_per_model,
             queue_timeout=queue_timeout,
             launcher=launcher,
+            gpus=gpus,
         )
         self._loop = LoopThread(self._pool, "llamaherd")
         self._opened = False

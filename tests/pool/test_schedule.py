@@ -401,7 +401,48 @@ def test_no_idle_model_is_stopped_in_vain() -> None:
     scheduler.request(2, "big")
     assert effects.take() == []
     scheduler.finish(1)
-    assert effects.take() == ["stop a", "stop b"]
+    assert effects.take() == ["stop b"]  # with it gone, a and the new one fit
+
+
+def test_only_what_is_in_the_way_is_stopped_and_not_what_was_merely_used_longer_ago() -> None:
+    effects = Recorder()
+    scheduler = Scheduler(effects, Limits(models_max=0, gpu_budgets=(10 * MIB, 10 * MIB)))
+    for model, shares in {"a": (0, 9), "b": (5, 0), "c": (4, 1), "new": (3, 0)}.items():
+        scheduler.add(model)
+        scheduler.resize(model, 0, [tuple(share * MIB for share in shares)])
+    serve(scheduler, "a", "b", "c")
+    effects.take()
+    scheduler.request(1, "new")
+    assert effects.take() == ["stop b"]
+
+
+def test_what_does_not_fit_a_gpu_is_refused_with_its_figures() -> None:
+    effects = Recorder()
+    scheduler = Scheduler(effects, Limits(memory_budget=2 * MIB, gpu_budgets=(9 * MIB, 3 * MIB)))
+    scheduler.add("m")
+    scheduler.resize("m", 3 * MIB, [(9 * MIB, 4 * MIB)])
+    scheduler.request(1, "m")
+    assert effects.take() == [
+        "reject 1: model 'm' cannot be loaded: it needs about 3 MiB, and the memory budget is 2 MiB "
+        "and it needs about 4 MiB of GPU 1, whose budget is 3 MiB"
+    ]
+
+
+def test_short_of_memory_the_idle_model_on_the_same_gpu_goes() -> None:
+    effects = Recorder()
+    scheduler = Scheduler(effects, Limits(models_max=0, gpu_budgets=(10 * MIB, 10 * MIB)))
+    for model, shares in {"a": (0, 1), "b": (1, 0), "new": (1, 0)}.items():
+        scheduler.add(model)
+        scheduler.resize(model, 0, [tuple(share * MIB for share in shares)])
+    serve(scheduler, "a", "b")
+    scheduler.request(1, "new")
+    effects.take()
+    assert scheduler.exited("new", LoadFailed("memory"), short_of_memory=True)
+    assert effects.take() == ["stop b"]
+    scheduler.exited("b")
+    assert effects.take() == ["start new"]
+    assert not scheduler.exited("new", LoadFailed("memory"), short_of_memory=True)
+    assert effects.take() == ["reject 1: memory"]
 
 
 def test_what_does_not_fit_alone_is_refused_with_the_figures() -> None:

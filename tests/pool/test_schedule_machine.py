@@ -15,6 +15,9 @@ MIB = 1024 * 1024
 MODELS = ["a", "b", "c", "d", "unknown"]
 SIZES = {"a": 3 * MIB, "b": 2 * MIB, "c": 7 * MIB, "d": 2 * MIB, "unknown": 0}
 BUDGET = 9 * MIB
+#: What the models take of one GPU, and what there is of it.
+ON_GPU = {"a": 2 * MIB, "b": 1 * MIB, "c": 2 * MIB, "d": 0, "unknown": 0}
+GPU_BUDGET = 4 * MIB
 SLOTS = 2
 LIMIT = 3
 OVERTAKES = 3
@@ -32,7 +35,12 @@ class Herd(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         limits = Limits(
-            models_max=LIMIT, memory_budget=BUDGET, max_overtakes=OVERTAKES, cores=CORES, queue_max=QUEUE_MAX
+            models_max=LIMIT,
+            memory_budget=BUDGET,
+            gpu_budgets=(GPU_BUDGET,),
+            max_overtakes=OVERTAKES,
+            cores=CORES,
+            queue_max=QUEUE_MAX,
         )
         self.scheduler = Scheduler(self, limits)
         self.replicas = dict.fromkeys(MODELS, 1) | {"b": 2}
@@ -52,7 +60,7 @@ class Herd(RuleBasedStateMachine):
         self.stops: list[Key] = []
         for model in MODELS:
             self.scheduler.add(model, slots=SLOTS, replicas=self.replicas[model], pinned=model == "d")
-            self.scheduler.resize(model, SIZES[model])
+            self.scheduler.resize(model, SIZES[model], [(ON_GPU[model],)])
 
     # what the machine knows
 
@@ -250,6 +258,7 @@ class Herd(RuleBasedStateMachine):
     @invariant()
     def the_limits_hold(self) -> None:
         assert sum(SIZES[model] for model, _ in self.keys_in(*RUNNING, Phase.STOPPING)) <= BUDGET
+        assert sum(ON_GPU[model] for model, _ in self.keys_in(*RUNNING, Phase.STOPPING)) <= GPU_BUDGET
         stopping_unknown = [model for model, _ in self.keys_in(Phase.STOPPING) if not SIZES[model]]
         assert len(self.keys_in(*RUNNING)) + len(stopping_unknown) <= LIMIT
 
@@ -265,12 +274,13 @@ class Herd(RuleBasedStateMachine):
             in_flight = sum(self.busy((model, replica)) for replica in range(MOST_REPLICAS))
             assert self.scheduler.in_flight(model) == in_flight
             running = [key for key in self.keys_in(*RUNNING, Phase.STOPPING) if key[0] == model]
-            assert self.scheduler.memory(model) == SIZES[model] * max(1, len(running))
+            assert self.scheduler.memory(model) == (SIZES[model] + ON_GPU[model]) * max(1, len(running))
 
     def _has_room_for(self, *models: str) -> bool:
         """Whether there would be room even if what is leaving kept its places."""
         present = [model for model, _ in self.keys_in(*RUNNING, Phase.STOPPING)] + list(models)
-        return len(present) <= LIMIT and sum(SIZES[model] for model in present) <= BUDGET
+        fits = sum(SIZES[model] for model in present) <= BUDGET and sum(map(ON_GPU.__getitem__, present)) <= GPU_BUDGET
+        return len(present) <= LIMIT and fits
 
     @invariant()
     def nobody_waits_while_there_is_room_for_all_who_wait(self) -> None:
