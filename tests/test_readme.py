@@ -117,15 +117,16 @@ def test_the_curl_example_answers(server: str) -> None:
     assert answer["choices"][0]["message"]["content"].strip()
 
 
-def test_the_openai_example_answers(server: str) -> None:
-    source = block("python", "import OpenAI")
+@pytest.mark.parametrize("client", ["import OpenAI", "import Anthropic"])
+def test_the_examples_of_clients_answer(server: str, client: str) -> None:
+    source = block("python", client)
     assert SERVER in source
     assert python(source.replace(SERVER, server)).strip()
 
 
 def test_every_route_of_the_table_exists(server: str) -> None:
     routes = re.findall(r"`(GET|POST) (/\S+)`", README)
-    assert len(routes) == 14
+    assert len(routes) == 18
     for method, path in routes:
         connection = http.client.HTTPConnection(server, timeout=DEADLINE)
         connection.request(method, path, b"{}" if method == "POST" else None)
