@@ -3,7 +3,7 @@ flag means, and a new option of the engine is a key at once.
 
 Beside the engine's options a preset has those of one model: which file, how it is called, and how the pool treats it.
 llama-server knows ``load-on-startup``, ``stop-timeout`` and ``dedup-cache-models`` of these; ``pinned``, ``priority``,
-``memory`` and the idle times are ours.
+``replicas``, ``memory`` and the idle times are ours.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -56,6 +56,7 @@ _MODEL: Final[Sequence[Callable[[Any], Any]]] = (
     click.option("--pinned", type=_Truth(), default=False),
     click.option("--priority", type=Whole(-(2**31)), default=0),
     click.option("--memory", type=Whole(0), default=None),
+    click.option("--replicas", type=Whole(1), default=1),
 )
 #: Which model it is and how it is called, with their defaults: never taken from the command line or the environment.
 _OWN: Final[Mapping[str, Any]] = {"model": None, "hf_repo": "", "hf_file": "", "alias": "", "mmproj": None}
@@ -274,6 +275,7 @@ def _draft(name: str, values: Mapping[str, Any], options: EngineOptions) -> Draf
         load_stall_seconds=values["load_stall_seconds"],
         pinned=values["pinned"],
         priority=values["priority"],
+        replicas=values["replicas"],
         memory=None if values["memory"] is None else values["memory"] * _MIB,
     )
     return Draft(

@@ -87,6 +87,7 @@ def test_an_engine_setting_is_the_flag_of_the_command_line(line: str, field: str
         ("tags=x,y", "tags", ("x", "y")),
         ("load-on-startup=true", "load_on_startup", True),
         ("stop-timeout=3", "stop_timeout", 3.0),
+        ("replicas=2", "replicas", 2),
         ("pinned=1", "pinned", True),
         ("priority=-2", "priority", -2),
         ("memory=2", "memory", 2 * 1024 * 1024),
