@@ -25,7 +25,15 @@ from llamaherd.http.health import health
 from llamaherd.http.infill import infill
 from llamaherd.http.library import Library
 from llamaherd.http.metrics import metrics as get_metrics
-from llamaherd.http.models import download_model, list_models, load_model, model_events, remove_model, unload_model
+from llamaherd.http.models import (
+    download_model,
+    list_models,
+    load_model,
+    model_events,
+    model_logs,
+    remove_model,
+    unload_model,
+)
 from llamaherd.http.native import native_completion
 from llamaherd.http.openapi import openapi
 from llamaherd.http.problems import UNAVAILABLE, Problem, problem_of
@@ -125,6 +133,7 @@ def _routes(front: Front) -> list[Route]:
         route("/models/load", load_model, "POST"),
         route("/models/unload", unload_model, "POST"),
         route("/models/sse", model_events, "GET"),
+        route("/models/logs", model_logs, "GET"),
         route("/chat/completions", chat_completions, "POST"),
         route("/v1/chat/completions", chat_completions, "POST"),
         route("/chat/completions/input_tokens", chat_input_tokens, "POST"),

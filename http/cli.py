@@ -1,8 +1,8 @@
-"""The command ``llamaherd``: ``serve``, ``run`` and ``models``.
+"""The command ``llamaherd``: ``serve``, ``run``, ``models``, and those of :mod:`~llamaherd.http.manage`.
 
 Exit codes: 0; 1 for an error, told in one line ``llamaherd: error: ...`` on standard error, or untold if it is only
 that nobody reads the output any more; 2 for a wrong command line, told likewise; 128 and the signal's number when a
-signal ended ``run`` (130 for ^C). ``serve`` that a signal stopped has done what it was asked to do: 0.
+signal ended ``run`` or ``pull`` (130 for ^C). ``serve`` that a signal stopped has done what it was asked to do: 0.
 """
 
 import contextlib
@@ -20,6 +20,7 @@ import msgspec
 from llamaherd.http.benchmarks import bench
 from llamaherd.http.catalog_options import CatalogSettings, catalog_options
 from llamaherd.http.foreign import ForeignCommand
+from llamaherd.http.manage import COMMANDS
 from llamaherd.http.options import (
     Whole,
     engine_options,
@@ -240,7 +241,19 @@ def list_models(wanted: CatalogSettings, as_json: bool) -> None:
     Console(width=None if sys.stdout.isatty() else 10_000).print(table)
 
 
-cli.add_command(bench)
+for _command in (*COMMANDS, bench):
+    cli.add_command(_command)
+
+
+@cli.command("completion")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print a script that completes this command in a shell: eval "$(llamaherd completion bash)"."""
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    assert kind is not None
+    click.echo(kind(cli, {}, "llamaherd", "_LLAMAHERD_COMPLETE").source())
 
 
 def _catalog(wanted: CatalogSettings, sources: Sources) -> Catalog:

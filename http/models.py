@@ -1,5 +1,7 @@
 """The models: their list, loading and unloading, and the stream of what happens to them. None of it wakes a model."""
 
+import asyncio
+import contextlib
 import time
 from typing import Any, Final
 
@@ -12,13 +14,24 @@ from llamaherd.http.schema import ModelBody, parse
 from llamaherd.http.sse import EventStream, frame
 from llamaherd.pool import ModelNotFound, ModelStatus, State, Subscription
 
-__all__ = ["download_model", "list_models", "remove_model", "load_model", "model_events", "model_json", "unload_model"]
+__all__ = [
+    "download_model",
+    "list_models",
+    "load_model",
+    "model_events",
+    "model_json",
+    "model_logs",
+    "remove_model",
+    "unload_model",
+]
 
 _WITH_INFO: Final = frozenset({State.LOADING, State.LOADED, State.SLEEPING})
 #: More digits than an id ever has.
 _ID_DIGITS: Final = 20
 #: The model of events that are about all.
 _ALL: Final = "*"
+#: Seconds between two looks at a log that is followed.
+_LOG_SECONDS: Final = 0.2
 _STARTED: Final = int(time.time())
 
 
@@ -54,6 +67,18 @@ async def remove_model(front: Front, request: Request) -> Response:
         raise Problem(NOT_OFFERED, "this server has no cache to delete from")
     await front.library.remove(front.pool, model)
     return json_response({"success": True})
+
+
+async def model_logs(front: Front, request: Request) -> Response:
+    """Return the last lines that a model's workers printed; with ``?follow=1`` stream them and those that follow."""
+    front.check_manage()
+    model = request.query_params.get("model") or front.default_model
+    if not model:
+        raise Problem(INVALID_REQUEST, "model name is missing from the request", param="model")
+    if request.query_params.get("follow") in ("1", "true"):
+        front.pool.logs(model)  # an unknown model is an error before the stream begins
+        return EventStream(_Logs(front, front.listen(), model), ping=front.event_ping, on_error=_error_frame)
+    return json_response({"model": model, "lines": front.pool.logs(model)})
 
 
 async def load_model(front: Front, request: Request) -> Response:
@@ -132,6 +157,29 @@ class _Events:
         elif event.data:
             data["data"] = event.data
         return frame(data, number=self._front.first_event + event.seq)
+
+    async def aclose(self) -> None:
+        self._front.listeners.discard(self._subscription)
+        await self._subscription.aclose()
+
+
+class _Logs:
+    """A model's log as frames, one for each line. The subscription ends it when the server does."""
+
+    def __init__(self, front: Front, subscription: Subscription, model: str) -> None:
+        self._front = front
+        self._subscription = subscription
+        self._model = model
+        self._marks: tuple[int, ...] = ()
+
+    async def __anext__(self) -> bytes:
+        while True:
+            lines, self._marks = self._front.pool.logs_since(self._model, self._marks)
+            if lines:
+                return b"".join(frame({"model": self._model, "line": line}) for line in lines)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LOG_SECONDS):
+                    await anext(self._subscription)
 
     async def aclose(self) -> None:
         self._front.listeners.discard(self._subscription)

@@ -2,7 +2,7 @@
 
 import asyncio
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -137,6 +137,15 @@ class Entry:
         """Have as many replicas as the spec wants, at least."""
         while len(self.replicas) < self.spec.replicas:
             self.replicas.append(Replica(self, len(self.replicas), self.spec))
+
+    def logs_since(self, marks: Sequence[int]) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        """Return the lines that its workers printed since the marks were taken, and new marks; one of each replica."""
+        several = len(self.replicas) > 1
+        lines: list[str] = []
+        for replica in self.replicas:
+            before = marks[replica.index] if replica.index < len(marks) else 0
+            lines.extend(f"#{replica.index} {line}" if several else line for line in replica.log.since(before))
+        return tuple(lines), tuple(replica.log.count for replica in self.replicas)
 
     def logs(self) -> tuple[str, ...]:
         """Return the last lines that its workers printed, oldest first; of several replicas, one after the other and

@@ -18,6 +18,8 @@ class LogRing:
     def __init__(self) -> None:
         self._lines: deque[bytes] = deque(maxlen=MAX_LINES)
         self._partial = b""
+        #: Lines that were ever added.
+        self.count = 0
 
     def feed(self, data: bytes) -> None:
         """Add what was read from the worker, in pieces of any size."""
@@ -32,12 +34,19 @@ class LogRing:
     def _add(self, line: bytes) -> None:
         for start in range(0, min(len(line), MAX_LINES * MAX_LINE_BYTES), MAX_LINE_BYTES) or (0,):
             self._lines.append(line[start : start + MAX_LINE_BYTES])
+            self.count += 1
 
     def end_line(self) -> None:
         """Close an unfinished line: its writer is gone."""
         if self._partial:
             self._add(self._partial)
             self._partial = b""
+
+    def since(self, count: int) -> tuple[str, ...]:
+        """Return the whole lines that were added since :attr:`count` was so much, as far as they are kept."""
+        new = min(self.count - count, len(self._lines))
+        lines = list(self._lines)[-new:] if new > 0 else []
+        return tuple(line.decode(errors="replace") for line in lines)
 
     def tail(self, count: int = MAX_LINES) -> tuple[str, ...]:
         """Return the last lines, oldest first, unfinished one included; what is not UTF-8 is replaced."""

@@ -620,6 +620,20 @@ class Pool:
         job = self._herd.downloads.active(model)
         return job.log.tail() if job is not None else self._entry(model).logs()
 
+    def logs_since(self, model: str, marks: Sequence[int] = ()) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        """Return the lines that a model's workers finished since the last call, and the marks for the next.
+
+        Args:
+            marks: What the last call returned beside its lines; empty for all that is kept.
+
+        Raises:
+            ModelNotFound: there is no such model.
+        """
+        job = self._herd.downloads.active(model)
+        if job is not None:
+            return job.log.since(marks[0] if marks else 0), (job.log.count,)
+        return self._entry(model).logs_since(marks)
+
     def events(self, since: int | None = None) -> Subscription:
         """Return a stream of events: a snapshot first, then every change in order; see
         :class:`~llamaherd.pool.events.Event`.

@@ -407,6 +407,10 @@ class SyncPool:
         """Return the last lines that the model's workers printed; see ``Pool.logs``."""
         return self._loop.call(lambda: self._pool.logs(model))
 
+    def logs_since(self, model: str, marks: Sequence[int] = ()) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        """Return new log lines; see ``Pool.logs_since``."""
+        return self._loop.call(lambda: self._pool.logs_since(model, marks))
+
     def events(self, since: int | None = None) -> SyncSubscription:
         """Return a stream of events, a snapshot first; see ``Pool.events``."""
         return SyncSubscription(self._loop, self._loop.call(lambda: self._pool.events(since)), self)

@@ -34,7 +34,7 @@ PUBLIC: dict[str, set[str]] = {
 BINDINGS = {"llamaherd.pool.child.bindings", "llamaherd.pool.child.mtmd"}
 #: What each room may import besides the standard library and llamaherd.
 THIRD_PARTY = {
-    "llamaherd.http": {"click", "msgspec", "prometheus_client", "rich", "starlette", "uvicorn", "uvloop"},
+    "llamaherd.http": {"click", "httpx2", "msgspec", "prometheus_client", "rich", "starlette", "uvicorn", "uvloop"},
     "llamaherd.pool": {"msgspec", "rich", "uvloop"},  # the latter two for SyncPool, and only if they are there
     # The hub's client is for a worker in download mode, and nobody else.
     "llamaherd.pool.child": {"filelock", "httpx2", "huggingface_hub"} | {"jinja2", "llama_cpp", "msgspec", "numpy"},

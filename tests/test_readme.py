@@ -126,7 +126,7 @@ def test_the_examples_of_clients_answer(server: str, client: str) -> None:
 
 def test_every_route_of_the_table_exists(server: str) -> None:
     routes = re.findall(r"`(GET|POST) (/\S+)`", README)
-    assert len(routes) == 18
+    assert len(routes) == 19
     for method, path in routes:
         connection = http.client.HTTPConnection(server, timeout=DEADLINE)
         connection.request(method, path, b"{}" if method == "POST" else None)
