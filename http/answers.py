@@ -17,9 +17,9 @@ from llamaherd.http.problems import problem_of
 from llamaherd.http.schema import GenerateBody
 from llamaherd.http.sse import DONE, EventStream, frame
 from llamaherd.http.tally import Meter
-from llamaherd.pool import Completion, Generation, Piece, Timings, Usage, WorkerFailed
+from llamaherd.pool import Completion, Generation, Piece, PromptProgress, Timings, Usage, WorkerFailed
 
-__all__ = ["FINGERPRINT", "Answer", "OpenAIAnswer", "Summary", "respond", "timings_json", "usage_json"]
+__all__ = ["FINGERPRINT", "Answer", "OpenAIAnswer", "Summary", "progress_json", "respond", "timings_json", "usage_json"]
 
 #: Who made an answer.
 FINGERPRINT: Final = f"llamaherd-{version('llamaherd')}"
@@ -51,6 +51,16 @@ def _pace(name: str, count: int, ms: float) -> dict[str, Any]:
         f"{name}_ms": ms,
         f"{name}_per_token_ms": ms / count if count else 0.0,
         f"{name}_per_second": count * 1000 / ms if ms > 0 else 0.0,
+    }
+
+
+def progress_json(progress: PromptProgress) -> dict[str, Any]:
+    """Return llama-server's ``prompt_progress``."""
+    return {
+        "total": progress.total,
+        "cache": progress.cache,
+        "processed": progress.processed,
+        "time_ms": round(progress.time_ms),
     }
 
 

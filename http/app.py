@@ -42,6 +42,7 @@ from llamaherd.http.rerank import rerank
 from llamaherd.http.responses import responses, responses_input_tokens
 from llamaherd.http.security import Security
 from llamaherd.http.shapes import problem_response
+from llamaherd.http.slots import list_slots, slot_action
 from llamaherd.http.text import apply_template, detokenize, tokenize
 from llamaherd.pool import ModelSpec, Pool, PoolError
 
@@ -56,6 +57,7 @@ def create_app(
     autoload: bool = True,
     manage: bool = True,
     metrics: bool = True,
+    slots: bool = True,
     specs: Iterable[ModelSpec] = (),
     library: Library | None = None,
     security: Security | None = None,
@@ -73,6 +75,7 @@ def create_app(
         autoload: Whether a request loads its model; ``?autoload=`` overrides it.
         manage: Whether clients may load and unload models by ``/models/load`` and ``/models/unload``.
         metrics: Whether ``/metrics`` answers.
+        slots: Whether ``GET /slots`` answers.
         library: The catalogue behind the pool: it is reloaded by ``GET /models?reload=1`` and downloads end in it. Its
             specs take the place of ``specs``.
         specs: The models' settings, which ``/props`` tells of; models without one have fewer properties.
@@ -93,6 +96,7 @@ def create_app(
         autoload=autoload,
         manage=manage,
         metrics=metrics,
+        slots=slots,
         specs=library.specs if library is not None else {spec.name: spec for spec in specs},
         library=library,
         max_body_bytes=max_body_bytes,
@@ -162,6 +166,8 @@ def _routes(front: Front) -> list[Route]:
         route("/lora-adapters", set_adapters, "POST"),
         route("/props", props, "GET"),
         route("/metrics", get_metrics, "GET"),
+        route("/slots", list_slots, "GET"),
+        route("/slots/{id_slot}", slot_action, "POST"),
         route("/openapi.json", openapi, "GET"),
     ]
 

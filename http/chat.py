@@ -6,7 +6,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from llamaherd.http.answers import OpenAIAnswer, Summary, respond, usage_json
+from llamaherd.http.answers import OpenAIAnswer, Summary, progress_json, respond, usage_json
 from llamaherd.http.choices import start_all
 from llamaherd.http.front import Front
 from llamaherd.http.logprobs import kept_probs, logprobs_json
@@ -86,6 +86,8 @@ class ChatAnswer(OpenAIAnswer):
         return [self._chunk(index, {"role": "assistant", "content": None})]
 
     def middle(self, index: int, piece: Piece) -> Iterable[dict[str, Any]]:
+        if piece.progress is not None:
+            return [self._chunk(index, {}) | {"prompt_progress": progress_json(piece.progress)}]
         delta: dict[str, Any] = {}
         if piece.reasoning:
             delta["reasoning_content"] = piece.reasoning

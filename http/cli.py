@@ -133,6 +133,7 @@ def serve(
                     manage=settings.manage,
                     metrics=settings.metrics,
                     access_log=settings.access_log,
+                    slots=settings.slots,
                     stream_ping=settings.stream_ping,
                     library=library,
                     default_model=only,

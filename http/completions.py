@@ -6,7 +6,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from llamaherd.http.answers import OpenAIAnswer, Summary, respond
+from llamaherd.http.answers import OpenAIAnswer, Summary, progress_json, respond
 from llamaherd.http.choices import start_all
 from llamaherd.http.front import Front
 from llamaherd.http.logprobs import kept_probs, logprobs_json
@@ -51,6 +51,9 @@ class TextAnswer(OpenAIAnswer):
         return []
 
     def middle(self, index: int, piece: Piece) -> Iterable[dict[str, Any]]:
+        if piece.progress is not None:
+            progress = progress_json(piece.progress)
+            return [self._object("text_completion", [self._choice(index, "", None)], prompt_progress=progress)]
         if not piece.text and not piece.probs:
             return []
         return [self._object("text_completion", [self._choice(index, piece.text, None, piece.probs)])]

@@ -1,6 +1,7 @@
 """The command line's options of a model's context: what its KV cache is made of, and what becomes of a full one."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Final, get_args, get_type_hints
 
 import click
@@ -89,6 +90,13 @@ CONTEXT_OPTIONS: Final[Sequence[Callable[[_Command], _Command]]] = (
         help="Tokens of the prompt that a context shift keeps. -1 keeps all of it.",
     ),
     click.option(
+        "--slot-save-path",
+        type=click.Path(exists=True, file_okay=False),
+        metavar="PATH",
+        default="",
+        help="A folder for saved slots. Without it slots cannot be saved, restored or erased.",
+    ),
+    click.option(
         "--rope-scaling",
         type=click.Choice(["none", "linear", "yarn"]),
         envvar="LLAMA_ARG_ROPE_SCALING_TYPE",
@@ -119,6 +127,7 @@ _FIELDS: Final = (
     "swa_full",
     "context_shift",
     "n_keep",
+    "slot_save_path",
     "rope_scaling",
     "rope_freq_base",
     "rope_freq_scale",
@@ -137,6 +146,8 @@ def context_fields(values: dict[str, Any]) -> dict[str, Any]:
         click.UsageError: ``--rope-scale`` and ``--rope-freq-scale`` are both given.
     """
     fields = {name: values[name] for name in _FIELDS if values.get(name) is not None}
+    if fields.get("slot_save_path"):
+        fields["slot_save_path"] = str(Path(fields["slot_save_path"]).absolute())
     scale = values.get("rope_scale")
     if scale is not None:
         if "rope_freq_scale" in fields:

@@ -27,6 +27,8 @@ __all__ = [
     "ResponseObject",
     "Success",
     "TextCompletion",
+    "Slot",
+    "SlotAnswer",
     "TokenList",
 ]
 
@@ -267,6 +269,22 @@ class RankedText(msgspec.Struct):
 
     index: int
     score: float
+
+
+class Slot(msgspec.Struct):
+    """A place where requests run, and the request that runs there or did last."""
+
+    id: int
+    n_ctx: int
+    speculative: bool
+    is_processing: bool
+    n_prompt_tokens: int
+
+
+class SlotAnswer(msgspec.Struct):
+    """What came of saving, restoring or erasing a slot."""
+
+    id_slot: int
 
 
 class TokenList(msgspec.Struct):

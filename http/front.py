@@ -42,6 +42,7 @@ class Front:
             waited for before the headers go out. None sends none, and waits.
         event_ping: The same for ``/models/sse``.
         metrics: Whether ``/metrics`` answers.
+        slots: Whether ``GET /slots`` answers.
         specs: What is known of the models' settings, by name.
         tallies: What was counted, by model.
         first_event: What ids of ``/models/sse`` count from. It grows with time, so that an id of an earlier server is
@@ -60,6 +61,7 @@ class Front:
     stream_ping: float | None = 10.0
     event_ping: float = 15.0
     metrics: bool = True
+    slots: bool = True
     specs: Mapping[str, ModelSpec] = field(default_factory=dict[str, ModelSpec])
     tallies: defaultdict[str, Tally] = field(default_factory=lambda: defaultdict(Tally))
     first_event: int = field(default_factory=lambda: int(time.time()) * 1_000_000)

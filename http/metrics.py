@@ -18,7 +18,7 @@ from llamaherd.http.front import Front
 from llamaherd.http.grants import CURRENT
 from llamaherd.http.problems import NOT_OFFERED, PERMISSION, Problem
 from llamaherd.http.tally import Histogram, Tally
-from llamaherd.pool import Event, ModelStatus, Pool, State
+from llamaherd.pool import EngineLoad, Event, ModelStatus, Pool, State
 
 __all__ = ["LoadWatch", "Metrics", "metrics"]
 
@@ -42,6 +42,27 @@ _GAUGES: Final[Mapping[str, tuple[str, Callable[[ModelStatus], float]]]] = Mappi
         "llamacpp:requests_processing": ("Requests in a worker.", lambda status: status.in_flight),
         "llamacpp:requests_deferred": ("Requests waiting for the model.", lambda status: status.queued),
         "llamaherd_memory_bytes": ("What the model takes, or is expected to.", lambda status: status.memory),
+    }
+)
+#: What the workers tell of themselves, summed over a model's replicas; absent while none of them has told.
+_WORK_COUNTERS: Final[Mapping[str, tuple[str, Callable[[EngineLoad], float]]]] = MappingProxyType(
+    {
+        "llamacpp:n_decode": ("Calls of llama_decode since the load.", lambda load: load.decodes),
+        "llamaherd_decoded_tokens": ("Tokens that these calls computed.", lambda load: load.decoded),
+    }
+)
+_WORK_GAUGES: Final[Mapping[str, tuple[str, Callable[[EngineLoad], float]]]] = MappingProxyType(
+    {
+        "llamacpp:n_busy_slots_per_decode": (
+            "Busy slots in the average call of llama_decode.",
+            lambda load: load.slots_decoded / load.decodes if load.decodes else 0.0,
+        ),
+        "llamacpp:n_tokens_max": ("Most tokens that one request ever had.", lambda load: load.longest),
+        "llamaherd_slots_busy": ("Slots with a running request.", lambda load: load.slots_busy),
+        "llamaherd_kv_cells": ("Cells of the KV cache.", lambda load: load.cells),
+        "llamaherd_kv_cells_used": ("Cells of the KV cache that are held.", lambda load: load.cells_used),
+        "llamaherd_cached_sequences": ("Finished sequences in the KV cache.", lambda load: load.cached),
+        "llamaherd_stored_bytes": ("States of sequences in RAM.", lambda load: load.stored_bytes),
     }
 )
 _HISTOGRAMS: Final[Mapping[str, tuple[str, Callable[[Tally], Histogram]]]] = MappingProxyType(
@@ -86,6 +107,7 @@ class Metrics(Collector):
         statuses = self._pool.models()
         rows = [(status, self._tallies.get(status.name) or Tally()) for status in statuses]
         yield from _of_one_number(rows)
+        yield from _of_work(statuses)
         yield from _of_more(rows)
 
 
@@ -106,6 +128,29 @@ def _of_one_number(rows: list[tuple[ModelStatus, Tally]]) -> Iterator[Metric]:
             observed = values(tally)
             histogram.add_metric([status.name], observed.buckets(), sum_value=observed.sum)
         yield histogram
+
+
+def _of_work(statuses: list[ModelStatus]) -> Iterator[Metric]:
+    told = [(status.name, load) for status in statuses if (load := _together(status)) is not None]
+    for name, (text, value) in _WORK_COUNTERS.items():
+        counter = CounterMetricFamily(name, text, labels=_MODEL)
+        for model, load in told:
+            counter.add_metric([model], value(load))
+        yield counter
+    for name, (text, value) in _WORK_GAUGES.items():
+        gauge = GaugeMetricFamily(name, text, labels=_MODEL)
+        for model, load in told:
+            gauge.add_metric([model], value(load))
+        yield gauge
+
+
+def _together(status: ModelStatus) -> EngineLoad | None:
+    """Return the figures of all replicas; None while none has told its own."""
+    loads = [replica.load for replica in status.replicas if replica.load is not None]
+    if not loads:
+        return None
+    sums = {name: sum(getattr(load, name) for load in loads) for name in EngineLoad.__struct_fields__}
+    return EngineLoad(**sums | {"longest": max(load.longest for load in loads)})
 
 
 def _of_more(rows: list[tuple[ModelStatus, Tally]]) -> Iterator[Metric]:

@@ -7,7 +7,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from llamaherd.http.answers import Answer, Summary, respond, timings_json
+from llamaherd.http.answers import Answer, Summary, progress_json, respond, timings_json
 from llamaherd.http.front import Front
 from llamaherd.http.logprobs import kept_probs, probs_json
 from llamaherd.http.problems import NOT_SUPPORTED, Problem
@@ -116,6 +116,9 @@ class NativeAnswer(Answer):
         return []
 
     def middle(self, index: int, piece: Piece) -> Iterable[dict[str, Any]]:
+        if piece.progress is not None:
+            part = {"content": "", "tokens": [], "stop": False, "tokens_predicted": 0}
+            return [{"index": 0, **part, "prompt_progress": progress_json(piece.progress)}]
         self._predicted += len(piece.tokens)
         self._new_line = self._new_line or "\n" in piece.text
         part = {"content": piece.text, "tokens": piece.tokens, "stop": False, "tokens_predicted": self._predicted}
@@ -139,6 +142,7 @@ class NativeAnswer(Answer):
             "tokens": tokens,
             "stop": True,
             "model": self._model,
+            "id_slot": piece.slot,
             "tokens_predicted": usage.completion_tokens,
             "tokens_evaluated": usage.prompt_tokens,
             "generation_settings": settings,

@@ -29,6 +29,11 @@ _QUERIES: Final[Mapping[str, dict[str, Any]]] = MappingProxyType(
             "description": "Whether the request may load its model.",
             "schema": {"type": "string", "enum": ["true", "false"]},
         },
+        "action": {
+            "description": "What to do with what the slot holds.",
+            "schema": {"type": "string", "enum": ["save", "restore", "erase"]},
+        },
+        "fail_on_no_slot": {"description": "Answer 503 if all are busy.", "schema": {"type": "string", "enum": ["1"]}},
         "reload": {"description": "Look for models again.", "schema": {"type": "string", "enum": ["1"]}},
     }
 )

@@ -18,6 +18,7 @@ from llamaherd.http.schema import (
     ModelBody,
     NativeBody,
     RerankBody,
+    SlotBody,
     TokenizeBody,
 )
 
@@ -56,6 +57,8 @@ OPERATIONS: Final[Mapping[str, Operation]] = MappingProxyType(
     {
         "health": Operation(answer=contract.Health),
         "list_models": Operation(answer=contract.ModelList, query=("reload",)),
+        "list_slots": Operation(answer=list[contract.Slot], query=("model", "fail_on_no_slot")),
+        "slot_action": Operation(body=SlotBody, answer=contract.SlotAnswer, query=("model", "action")),
         "load_model": Operation(body=ModelBody, answer=contract.Success, example=_MODEL),
         "unload_model": Operation(body=ModelBody, answer=contract.Success, example=_MODEL),
         "model_events": Operation(media_type="text/event-stream"),

@@ -30,6 +30,7 @@ __all__ = [
     "NativeBody",
     "RerankBody",
     "SamplingBody",
+    "SlotBody",
     "StreamOptions",
     "TokenizeBody",
     "parse",
@@ -43,7 +44,6 @@ UNSUPPORTED: Final[Mapping[str, tuple[Any, ...]]] = MappingProxyType(
         "echo": (None, False),
         "suffix": (None, ""),
         "post_sampling_probs": (None, False),
-        "return_progress": (None, False),
         "timings_per_token": (None, False),
         # what may be answered
         "functions": (None, []),
@@ -128,6 +128,8 @@ class GenerateBody(SamplingBody, frozen=True, kw_only=True):
         n_predict, max_completion_tokens, max_tokens: One setting by three names, in order of precedence.
         n, n_cmpl: How many answers, each generated from a seed of its own. Two names, the first takes precedence.
         lora: Which LoRA adapters to apply, as objects of ``id`` and ``scale``; the model's defaults if it names none.
+        id_slot: The slot to run in; -1 is any.
+        return_progress: Tell how far the prompt is; streams only.
         sse_ping_interval: Seconds between the comments of a silent stream; 0 or less sends none.
     """
 
@@ -142,6 +144,8 @@ class GenerateBody(SamplingBody, frozen=True, kw_only=True):
     lora: list[dict[str, Any]] | None = None
     n_keep: int | None = None
     n_discard: int | None = None
+    id_slot: int | None = None
+    return_progress: bool | None = None
     sse_ping_interval: int | None = None
     n: int | None = None
     n_cmpl: int | None = None
@@ -187,6 +191,9 @@ class GenerateBody(SamplingBody, frozen=True, kw_only=True):
                 lora=self.lora,
                 n_keep=self.n_keep,
                 n_discard=self.n_discard,
+                id_slot=self.id_slot,
+                # Only a stream has a place for it.
+                return_progress=bool(self.stream and self.return_progress),
             )
         )
 
@@ -354,6 +361,16 @@ class RerankBody(ModelBody, frozen=True, kw_only=True):
     top_n: int | None = None
     return_text: bool | None = None
     return_documents: bool | None = None
+
+
+class SlotBody(ModelBody, frozen=True, kw_only=True):
+    """``POST /slots/{id_slot}``.
+
+    Attributes:
+        filename: Of the saved slot, in the folder of ``--slot-save-path``.
+    """
+
+    filename: str | None = None
 
 
 class TokenizeBody(ModelBody, frozen=True, kw_only=True):

@@ -46,6 +46,7 @@ class ServerSettings:
     manage: bool
     metrics: bool
     access_log: bool
+    slots: bool
     stream_ping: float | None
 
     def warn(self) -> None:
@@ -188,6 +189,12 @@ _OFFER: Final[Sequence[Callable[[_Command], _Command]]] = (
         envvar="LLAMA_ARG_ENDPOINT_METRICS",
         help="Whether /metrics answers.",
     ),
+    _option(
+        "--slots/--no-slots",
+        default=True,
+        envvar="LLAMA_ARG_ENDPOINT_SLOTS",
+        help="Whether GET /slots answers.",
+    ),
 )
 
 
@@ -213,6 +220,7 @@ def server_options(command: _Command) -> _Command:
         manage: bool,
         metrics: bool,
         access_log: bool,
+        slots: bool,
         ping: int,
         **values: Any,
     ) -> Any:
@@ -235,6 +243,7 @@ def server_options(command: _Command) -> _Command:
             manage=manage,
             metrics=metrics,
             access_log=access_log,
+            slots=slots,
             stream_ping=float(ping) if ping > 0 else None,
         )
         return command(*args, settings=settings, **values)

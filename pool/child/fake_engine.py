@@ -111,6 +111,7 @@ class _Job:
         self._reason: FinishReason | None = None
         self.words = words
         self.said = 0
+        self.slot = -1
         self.prompt_tokens = prompt_tokens
         limit = request.max_tokens
         self.length = len(words) if limit < 0 else min(limit, len(words))
@@ -252,7 +253,9 @@ class FakeEngine:
     def step(self) -> list[ChildMessage]:
         script = self._script
         while self._queue and len(self._running) < self._slots:
-            self._running.append(self._queue.popleft())
+            job = self._queue.popleft()
+            job.slot = min(set(range(self._slots)) - {other.slot for other in self._running})
+            self._running.append(job)
         if script.step_seconds:
             self._interrupted.wait(script.step_seconds)
         self._flood()
@@ -294,7 +297,7 @@ class FakeEngine:
         return EngineLoad(slots_busy=len(self._running), waiting=len(self._queue))
 
     def slots(self) -> tuple[SlotState, ...]:
-        jobs = dict(enumerate(self._running))
+        jobs = {job.slot: job for job in self._running}
         return tuple(
             SlotState(
                 id=number,
@@ -378,7 +381,7 @@ def _vectors(question: Embed | Rerank) -> list[ChildMessage]:
 
 def _done(job: _Job, reason: FinishReason) -> Done:
     usage = Usage(prompt_tokens=job.prompt_tokens, completion_tokens=job.said)
-    return Done(request=job.request.request, finish_reason=reason, usage=usage)
+    return Done(request=job.request.request, finish_reason=reason, usage=usage, slot=job.slot)
 
 
 def _stall() -> None:

@@ -47,6 +47,7 @@ def test_a_prompt_is_continued_in_llama_servers_words(client: httpx2.Client, pat
         "tokens": [],
         "stop": True,
         "model": "echo",
+        "id_slot": 0,
         "tokens_predicted": 3,
         "tokens_evaluated": 3,
         "generation_settings": {**DEFAULT_SETTINGS, "seed": 7, "temperature": 0.0},

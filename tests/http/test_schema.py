@@ -20,7 +20,6 @@ ON: dict[str, Any] = {
     "json_schema": {},
     "lora": [{"id": 0, "scale": 1}],
     "post_sampling_probs": True,
-    "return_progress": True,
     "timings_per_token": True,
     "t_max_predict_ms": 100,
     "n_indent": 2,
