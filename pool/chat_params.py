@@ -17,7 +17,7 @@ ChatMessage: TypeAlias = Mapping[str, Any]
 
 #: Models write names between brackets, tags and quotes, so none of these may be part of one.
 _TOOL_NAME: Final = re.compile(r"""[^\s\[\]{}()<>"'\\,]{1,256}""")
-_FORMATS: Final = ("auto", "none", "deepseek")
+_FORMATS: Final[tuple[Literal["auto", "none", "deepseek"], ...]] = ("auto", "none", "deepseek")
 
 
 class TemplateParams(TypedDict, total=False):
@@ -129,9 +129,6 @@ def chat_options(messages: Sequence[ChatMessage], params: TemplateParams) -> Cha
     """Return the options of a chat with checked messages, or raise :class:`~llamaherd.pool.errors.BadRequest`."""
     tools = check_tools(params.get("tools"))
     choice, name = _choice(params.get("tool_choice"), tools)
-    reasoning = params.get("reasoning_format") or ""
-    if reasoning and reasoning not in _FORMATS:
-        raise BadRequest(f"reasoning_format must be one of {', '.join(_FORMATS)}")
     continuation = _continuation(messages, params.get("continue_final_message"))
     opens = _flag(params, "add_generation_prompt")
     if continuation not in ("", "prefill") and opens:
@@ -141,7 +138,7 @@ def chat_options(messages: Sequence[ChatMessage], params: TemplateParams) -> Cha
         tool_choice=choice,
         tool_name=name,
         parallel_tool_calls=_flag(params, "parallel_tool_calls"),
-        reasoning_format=cast("Literal['', 'auto', 'none', 'deepseek']", reasoning),
+        reasoning_format=_format(params.get("reasoning_format")),
         add_generation_prompt=opens is not False,
         continuation=continuation,
     )
@@ -152,6 +149,15 @@ def _flag(params: TemplateParams, name: str) -> bool | None:
     if value is not None and not isinstance(value, bool):
         raise BadRequest(f"{name} must be true or false")
     return value
+
+
+def _format(value: object) -> Literal["", "auto", "none", "deepseek"]:
+    if value is None or value == "":
+        return ""
+    for known in _FORMATS:
+        if value == known:
+            return known
+    raise BadRequest(f"reasoning_format must be one of {', '.join(_FORMATS)}")
 
 
 def _choice(choice: object, tools: Sequence[Mapping[str, Any]]) -> tuple[Literal["auto", "none", "required"], str]:

@@ -57,7 +57,7 @@ def _with_content(message: Message, traits: Traits) -> Message:
     """Join a list of text parts where lists are not read, or make a list where nothing else is."""
     content = message["content"]
     if isinstance(content, list):
-        text = text_of(content)
+        text = text_of(cast("object", content))
         return message if traits.takes_parts else {**message, "content": text}
     if not traits.takes_text and traits.takes_parts:
         return {**message, "content": [{"type": "text", "text": content}]}

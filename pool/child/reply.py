@@ -30,7 +30,7 @@ class _Prose:
 
     def __init__(self, *, keep_lead: bool) -> None:
         self._parts: list[str] = []
-        self._held = ""
+        self._held: str = ""
         self._keep_lead = keep_lead
         self.begun = False
 
@@ -47,7 +47,8 @@ class _Prose:
     def drop_lead(self) -> None:
         """Forget white space that nothing has come before."""
         if not self.begun:
-            self._held, self._keep_lead = "", False
+            self._held = ""
+            self._keep_lead = False
 
     def end(self) -> None:
         """Tell the white space that was held."""
@@ -226,9 +227,12 @@ def read_delta(reply: Reply, delta: Delta, reason: FinishReason | None) -> tuple
 
 def sorted_tokens(deltas: list[Delta], progress: tuple[PromptProgress, ...] = ()) -> Tokens:
     """Return the message of one step."""
-    typed = tuple(delta for delta in deltas if isinstance(delta, TypedDelta))
-    if not typed:
+    for delta in deltas:  # every step comes through here, and most find nothing
+        if type(delta) is TypedDelta:
+            break
+    else:
         return Tokens(deltas=tuple(deltas), progress=progress)
+    typed = tuple(delta for delta in deltas if isinstance(delta, TypedDelta))
     plain = tuple(delta for delta in deltas if not isinstance(delta, TypedDelta))
     return Tokens(deltas=plain, typed=typed, progress=progress)
 

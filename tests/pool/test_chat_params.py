@@ -26,7 +26,7 @@ def test_a_plain_chat_carries_no_options() -> None:
 
 def test_a_tool_gets_the_fields_that_templates_read() -> None:
     (tool,) = check_tools([TOOL])
-    empty = {"type": "object", "properties": {}}
+    empty: dict[str, Any] = {"type": "object", "properties": {}}
     assert tool == {"type": "function", "function": {"name": "f", "description": "", "parameters": empty}}
 
 
@@ -74,6 +74,12 @@ def test_what_contradicts_itself_is_refused(
 ) -> None:
     with pytest.raises(BadRequest, match=text):
         options(*messages, **params)
+
+
+def test_a_grammar_and_tools_exclude_each_other() -> None:
+    with pytest.raises(BadRequest, match="grammar cannot be used with tools"):
+        chat_request(1, [USER], {"tools": [TOOL], "grammar": 'root ::= "a"'})
+    assert chat_request(1, [USER], {"tools": [TOOL], "tool_choice": "none", "grammar": 'root ::= "a"'}).grammar
 
 
 def test_a_prompt_takes_no_sampling() -> None:
