@@ -25,16 +25,19 @@ class NVMLError(Exception):
 
 def played_driver(**functions: Any) -> Any:
     """Return what ``pynvml`` is on a machine with two GPUs; handles are the devices' numbers."""
-    processes = {0: [types.SimpleNamespace(pid=7, usedGpuMemory=3), types.SimpleNamespace(pid=8, usedGpuMemory=None)]}
+    processes: dict[int, list[Any]] = {
+        0: [types.SimpleNamespace(pid=7, usedGpuMemory=3), types.SimpleNamespace(pid=8, usedGpuMemory=None)],
+        1: [],
+    }
     sizes = {gpu.index: types.SimpleNamespace(total=gpu.total, free=gpu.free) for gpu in BOTH}
-    names = {
+    names: dict[str, Any] = {
         "NVMLError": NVMLError,
         "nvmlDeviceGetCount": lambda: 2,
-        "nvmlDeviceGetHandleByIndex": lambda index: index,
+        "nvmlDeviceGetHandleByIndex": int,
         "nvmlDeviceGetMemoryInfo": sizes.__getitem__,
-        "nvmlDeviceGetUUID": lambda handle: BOTH[handle].uuid.encode(),
-        "nvmlDeviceGetName": lambda handle: BOTH[handle].name,
-        "nvmlDeviceGetComputeRunningProcesses": lambda handle: processes.get(handle, []),
+        "nvmlDeviceGetUUID": [gpu.uuid.encode() for gpu in BOTH].__getitem__,
+        "nvmlDeviceGetName": [gpu.name for gpu in BOTH].__getitem__,
+        "nvmlDeviceGetComputeRunningProcesses": processes.__getitem__,
     }
     return types.SimpleNamespace(**names | functions)
 
@@ -56,7 +59,8 @@ def test_a_driver_that_does_not_tell_of_processes_is_no_error() -> None:
 
 def test_every_function_of_the_driver_that_is_used_exists() -> None:
     nvml = import_module("pynvml")
-    for name in vars(played_driver()):
+    names: list[str] = list(vars(played_driver()))
+    for name in names:
         assert hasattr(nvml, name)
 
 

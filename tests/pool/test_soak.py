@@ -14,9 +14,9 @@ from soak import Soak
 @pytest.mark.soak
 @pytest.mark.timeout(0)
 def test_nothing_is_lost_left_or_broken_in_a_long_disorder(tmp_path: Path, pytestconfig: pytest.Config) -> None:
-    minutes = float(pytestconfig.getoption("--soak-minutes"))
-    seed = int(pytestconfig.getoption("--soak-seed"))
-    soak = Soak(tmp_path, seed, str(pytestconfig.getoption("--soak-transport")))
+    options = pytestconfig.option
+    minutes, seed = float(options.soak_minutes), int(options.soak_seed)
+    soak = Soak(tmp_path, seed, str(options.soak_transport))
     began = time.monotonic()
     asyncio.run(soak.run(minutes * 60))
     print(f"\nseed {seed}; {soak.report(time.monotonic() - began)}")
