@@ -16,33 +16,31 @@ import msgspec
 
 from llamaherd.pool.affinity import prefix_keys
 from llamaherd.pool.clocks import Clocks, now
-from llamaherd.pool.config import BrokenModel, ModelSpec
+from llamaherd.pool.config import ModelSpec
 from llamaherd.pool.downloads import Downloads
 from llamaherd.pool.entry import Entry, Nobody, Replica, Request
-from llamaherd.pool.errors import BadRequest, ModelBusy, ModelNotLoaded, PoolClosed, PoolError, WorkerFailed
+from llamaherd.pool.errors import ModelBusy, ModelNotLoaded, PoolClosed, PoolError, WorkerFailed
 from llamaherd.pool.events import EventLog
 from llamaherd.pool.explain import (
     explain_backoff,
-    explain_broken,
     explain_exit,
     explain_failure,
-    explain_removal,
     explain_wait,
     ran_out_of_memory,
 )
-from llamaherd.pool.gguf import modalities_of
 from llamaherd.pool.gpus import Gpu, Gpus
 from llamaherd.pool.idle import Rest
 from llamaherd.pool.launch import Exit, Launcher
 from llamaherd.pool.lifecycle import RUNNING, IllegalTransition, State, Trigger, transition
 from llamaherd.pool.machine import oom_kills
 from llamaherd.pool.memory import expected_shares
-from llamaherd.pool.reload import CatalogModel, ReloadReport, plan_catalog
-from llamaherd.pool.restart import Backoff
+from llamaherd.pool.registry import Registry
+from llamaherd.pool.reload import CatalogModel, ReloadReport
+from llamaherd.pool.report import status_of
 from llamaherd.pool.room import Room
 from llamaherd.pool.schedule import Limits, Scheduler
 from llamaherd.pool.spares import SPARE, SpareKeeper
-from llamaherd.pool.status import ModelStatus, QueuedRequest, ReplicaStatus
+from llamaherd.pool.status import ModelStatus, QueuedRequest
 from llamaherd.pool.worker import Worker
 from llamaherd.transport import Transport
 from llamaherd.transport.errors import ChannelError
@@ -112,8 +110,9 @@ class Herd:
         self._lenient = lenient
         self._scheduler = Scheduler(self, limits)
         self._clocks = Clocks(self._is_idle, self._on_rest)
-        self._entries: dict[str, Entry] = {}
-        self._names: dict[str, Entry] = {}
+        self._registry = Registry(self._scheduler, self.events, self._turn_away, self._clocks.mind)
+        #: The registry's own, to be read.
+        self._entries: Final = self._registry.entries
         self._requests: dict[int, Request] = {}
         self._numbers = itertools.count(1)
         self._generations = itertools.count(1)
@@ -134,107 +133,16 @@ class Herd:
         """A model exists from now on. Raises BadRequest if its spec is wrong or its name taken; nothing is added
         then.
         """
-        spec.check()
-        names = (spec.name, *spec.aliases)
-        for name in names:
-            if name in self._names:
-                raise BadRequest(f"two models are called {name!r}: {self._names[name].name!r} and {spec.name!r}")
-        if len(set(names)) < len(names):
-            raise BadRequest(f"model {spec.name!r} has the same name twice")
-        entry = self._insert(spec)
-        self._names.update((name, entry) for name in names)
+        self._registry.add(spec)
 
     def reload(self, models: Iterable[CatalogModel]) -> ReloadReport:
         """Take a new catalogue in the place of the old one. Raises BadRequest, and changes nothing, if it is none."""
-        plan = plan_catalog(models)
-        before = self._entries
-        gone = [entry for entry in before.values() if entry.name not in plan.models and not entry.removed]
-        done: dict[str, list[str]] = {"added": [], "changed": [], "unchanged": []}
-        for name, model in plan.models.items():
-            known = before.get(name)
-            spec, broken = _spec_of(model)
-            if known is None:
-                self._insert(spec, broken)
-                done["added"].append(name)
-            elif known.removed:
-                self._change(known, spec, broken)
-                done["added"].append(name)
-            elif (known.spec, known.broken) == (spec, broken):
-                done["unchanged"].append(name)
-            else:
-                self._change(known, spec, broken)
-                done["changed"].append(name)
-        self._names = {
-            alias: self._entries[name] for name, model in plan.models.items() for alias in (name, *model.aliases)
-        }
-        for entry in gone:
-            self._remove(entry)
-        listed = {name: self._entries[name] for name in plan.models}
-        self._entries = listed | {name: entry for name, entry in self._entries.items() if name not in listed}
-        self.events.emit("*", "models_reload", {})
-        return ReloadReport(
-            added=tuple(done["added"]),
-            changed=tuple(done["changed"]),
-            unchanged=tuple(done["unchanged"]),
-            removed=tuple(entry.name for entry in gone),
-            failed={model.name: model.reason for model in plan.models.values() if isinstance(model, BrokenModel)},
-            problems=plan.problems,
-        )
-
-    def _insert(self, spec: ModelSpec, broken: str = "") -> Entry:
-        entry = Entry(spec, broken=broken)
-        entry.resize()
-        self._entries[spec.name] = entry
-        slots, replicas, pinned = spec.options.n_parallel, spec.replicas, spec.pinned
-        self._scheduler.add(spec.name, slots=slots, replicas=replicas, pinned=pinned)
-        return entry
-
-    def _change(self, entry: Entry, spec: ModelSpec, broken: str) -> None:
-        """Run a model otherwise from now on. What runs stays if it would be started the same way again, and else
-        finishes what it has.
-        """
-        if broken or entry.broken or not spec.runs_as(entry.spec) or spec.memory != entry.spec.memory:
-            entry.sized = False
-            entry.backoff = Backoff()
-        if spec.options.adapters != entry.spec.options.adapters:
-            entry.scales = None
-        entry.spec, entry.broken, entry.removed = spec, broken, False
-        entry.resize()
-        if entry.info is not None:
-            entry.info = {**entry.info, "aliases": list(spec.aliases), "tags": list(spec.tags)}
-        if broken:
-            self._turn_away(entry, explain_broken(entry))
-        for replica in entry.replicas:
-            if replica.state is State.UNLOADED:
-                replica.error = replica.exit_code = None
-            elif broken or not spec.runs_as(replica.spec, replica.index):
-                self._scheduler.retire(entry.name, replica.index)
-            else:
-                self._scheduler.retain(entry.name, replica.index)
-        slots, replicas, pinned = spec.options.n_parallel, spec.replicas, spec.pinned
-        self._scheduler.change(entry.name, slots=slots, replicas=replicas, pinned=pinned)
-        for replica in entry.replicas:
-            self._clocks.mind(replica)
-
-    def _remove(self, entry: Entry) -> None:
-        """A model takes no new requests; it is forgotten when its last worker has left."""
-        entry.removed = True
-        self._turn_away(entry, explain_removal(entry))
-        for replica in entry.replicas:
-            if replica.state is not State.UNLOADED:
-                self._scheduler.retire(entry.name, replica.index)
-        self._forget_if_gone(entry)
+        return self._registry.reload(models)
 
     def _turn_away(self, entry: Entry, error: PoolError) -> None:
         for request in list(self._requests.values()):
             if request.entry is entry and request.replica is None:
                 self.leave(request.number, error)
-
-    def _forget_if_gone(self, entry: Entry) -> None:
-        if entry.removed and entry.worker is None:
-            del self._entries[entry.name]
-            self._scheduler.remove(entry.name)
-            self.events.emit(entry.name, "model_remove", {})
 
     # --- the end ---
 
@@ -273,7 +181,7 @@ class Herd:
 
     def find(self, name: str) -> Entry | None:
         """Return the model of that name or alias."""
-        return self._names.get(name)
+        return self._registry.names.get(name)
 
     def queued(self, entry: Entry) -> int:
         """Return how many requests wait for a model."""
@@ -282,49 +190,7 @@ class Herd:
     def status(self, entry: Entry) -> ModelStatus:
         """Return a model's public status."""
         known = self._entries.get(entry.name) is entry  # or it was removed while somebody waited for its end
-        waiting = self.waiting(entry) if known else ()
-        spec, worker, last = entry.spec, entry.worker, entry.last_end
-        first = next((one for one in entry.replicas if one.worker is worker), entry.replicas[0])
-        error = str(explain_broken(entry)) if entry.broken else None if last is None else str(last.error)
-        return ModelStatus(
-            name=entry.name,
-            state=entry.state,
-            aliases=spec.aliases,
-            tags=spec.tags,
-            path=None if spec.path is None else str(spec.path),
-            source=spec.source,
-            args=() if worker is None else tuple(worker.args),
-            progress=first.progress,
-            modalities=modalities_of(spec.mmproj),
-            info=entry.info,
-            failed=error is not None,
-            exit_code=first.exit_code if last is None else last.exit_code,
-            error=error,
-            pid=None if worker is None else worker.pid,
-            in_flight=self._scheduler.in_flight(entry.name) if known else 0,
-            queued=len(waiting),
-            waiting=waiting,
-            memory=self._scheduler.memory(entry.name) if known else 0,
-            slots=spec.options.n_parallel,
-            replicas=tuple(self._replica_status(replica) for replica in self._shown(entry)) if known else (),
-        )
-
-    @staticmethod
-    def _shown(entry: Entry) -> list[Replica]:
-        return [one for one in entry.replicas if one.index < entry.spec.replicas or one.worker is not None]
-
-    def _replica_status(self, replica: Replica) -> ReplicaStatus:
-        name, worker = replica.entry.name, replica.worker
-        return ReplicaStatus(
-            index=replica.index,
-            state=replica.state,
-            pid=None if worker is None else worker.pid,
-            in_flight=self._scheduler.in_flight(name, replica.index),
-            memory=0 if worker is None else self._scheduler.memory(name, replica.index),
-            exit_code=replica.exit_code,
-            error=None if replica.error is None else str(replica.error),
-            load=replica.load,
-        )
+        return status_of(entry, self._scheduler if known else None, self.waiting(entry) if known else ())
 
     def waiting(self, entry: Entry) -> tuple[QueuedRequest, ...]:
         """Return the requests that wait for a model, in the order in which they will be served."""
@@ -752,7 +618,7 @@ class Herd:
         for request in again:
             self._let_wait(request)
             self._put(request)
-        self._forget_if_gone(entry)
+        self._registry.forget_if_gone(entry)
 
     def _count_failure(self, entry: Entry, error: PoolError, *, loading: bool, starved: bool) -> None:
         """See to what follows from the end of a worker that nobody had told to end."""
@@ -812,10 +678,3 @@ class Herd:
             self._put_to_sleep(replica)
         elif not replica.entry.spec.pinned or replica.is_spare:
             self._scheduler.dismiss(replica.entry.name, replica.index)
-
-
-def _spec_of(model: CatalogModel) -> tuple[ModelSpec, str]:
-    """Return the spec that stands for a model of a catalogue, and why it cannot be used if it cannot."""
-    if isinstance(model, ModelSpec):
-        return model, ""
-    return ModelSpec(name=model.name, aliases=model.aliases, tags=model.tags, path=model.path), model.reason
