@@ -145,17 +145,24 @@ def read_facts(path: Path) -> ModelFacts:
     )
 
 
-@functools.lru_cache(maxsize=4096)
 def modalities_of(projector: Path | None) -> tuple[str, ...]:
     """Return what a model with this projector takes in: ``text``, and ``image`` and ``audio`` as the file says.
 
     One that cannot be read adds nothing; its load will fail, and say why.
     """
+    if projector is None:
+        return ("text",)
     try:
-        told = read_facts(projector).modalities if projector is not None else ()
+        told = _projector_takes(projector)
     except GGUFError:
         told = ()
     return ("text", *(name for name, word in (("image", "vision"), ("audio", "audio")) if word in told))
+
+
+@functools.lru_cache(maxsize=4096)
+def _projector_takes(path: Path) -> tuple[str, ...]:
+    # Lists of models ask again and again. What cannot be read is not remembered: it may come yet.
+    return read_facts(path).modalities
 
 
 class _Keys:

@@ -1,5 +1,6 @@
 """Images over HTTP: the official client's content parts, what models say of themselves, and the options."""
 
+import base64
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,42 @@ def test_the_official_client_shows_images(front: LiveFront) -> None:
     assert again.usage is not None
     assert again.usage.prompt_tokens_details is not None
     assert again.usage.prompt_tokens_details.cached_tokens == again.usage.prompt_tokens - 1
+
+
+def test_the_other_apis_show_images_too(client: httpx2.Client) -> None:
+    def anthropic(image: bytes) -> str:
+        source = {"type": "base64", "media_type": "image/png", "data": base64.b64encode(image).decode()}
+        content = [{"type": "image", "source": source}, {"type": "text", "text": "what is this?"}]
+        body = {
+            "model": "seeing",
+            "max_tokens": 8,
+            "temperature": 0,
+            "messages": [{"role": "user", "content": content}],
+        }
+        answer = client.post("/v1/messages", json=body)
+        assert answer.status_code == 200, answer.text
+        text: str = answer.json()["content"][0]["text"]
+        return text
+
+    def responses(image: bytes) -> str:
+        content = [
+            {"type": "input_image", "image_url": data_url(image)},
+            {"type": "input_text", "text": "what is this?"},
+        ]
+        body = {
+            "model": "seeing",
+            "max_output_tokens": 8,
+            "temperature": 0,
+            "input": [{"role": "user", "content": content}],
+        }
+        answer = client.post("/v1/responses", json=body)
+        assert answer.status_code == 200, answer.text
+        text: str = answer.json()["output"][-1]["content"][0]["text"]
+        return text
+
+    for ask in (anthropic, responses):
+        red, blue, again = ask(RED), ask(BLUE), ask(RED)
+        assert red == again != blue
 
 
 def test_models_say_what_they_take_in(client: httpx2.Client) -> None:

@@ -80,6 +80,17 @@ def test_what_a_model_takes_in_is_known_before_it_is_loaded() -> None:
     run(main())
 
 
+def test_a_projector_that_comes_later_is_noticed(tmp_path: Path) -> None:
+    async def main() -> None:
+        late = tmp_path / "late.gguf"
+        async with Pool([spec(mmproj=late)]) as pool:
+            assert pool.status("m").modalities == ("text",)
+            late.write_bytes(tiny_model("ear").read_bytes())
+            assert pool.status("m").modalities == ("text", "audio")
+
+    run(main())
+
+
 def test_bad_images_are_their_callers_error_and_harm_nobody() -> None:
     async def main() -> None:
         blind = ModelSpec(name="blind", path=tiny_model("random"), options=OPTIONS)

@@ -470,7 +470,10 @@ def test_what_cannot_be_shown_is_its_callers_error() -> None:
 
 
 def test_a_text_cannot_pass_for_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("secrets.token_hex", lambda count: "0" * 2 * count)
+    def zeros(count: int) -> str:
+        return "0" * 2 * count
+
+    monkeypatch.setattr("secrets.token_hex", zeros)
     marker = f"<__media_{'0' * 32}__>"
     with seeing() as engine:
         for text in ("<__media__>", "<image>"):
