@@ -6,7 +6,7 @@ writes plain JSON objects (Llama 3.x); what does not take tools is told in a sys
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from llamaherd.pool.child.calls import NAME, Calls, long_id, read_arguments, read_json, short_id
@@ -108,6 +108,21 @@ def _mistral(scan: Scan, calls: Calls, kinds: Kinds) -> Reading[None]:
         calls.end()
 
 
+def _kimi(scan: Scan, calls: Calls, kinds: Kinds) -> Reading[None]:
+    """``functions.name:0``, which is the id too, and the arguments behind a mark."""
+    ident = yield from scan.word(NAME)
+    name = ident.removeprefix("functions.").rpartition(":")[0]
+    if not calls.knows(name) or not (yield from scan.literal("<|tool_call_argument_begin|>")):
+        return
+    yield from scan.blank()
+    if (yield from scan.peek()) != "{":
+        return
+    calls.begin(name, ident)
+    scan.settle()
+    if (yield from read_arguments(scan, calls)):
+        calls.end()
+
+
 def _bare(quote: str) -> Reader:
     def read(scan: Scan, calls: Calls, kinds: Kinds) -> Reading[None]:
         yield from read_bare(scan, calls, quote)
@@ -191,6 +206,25 @@ _FAMILIES: Final[tuple[tuple[re.Pattern[str], Dialect], ...]] = (
         ),
     ),
     (
+        re.compile(re.escape("<|tool_call_argument_begin|>")),
+        Dialect(
+            "kimi",
+            (("<|tool_call_begin|>", _kimi),),
+            ends=("<|tool_call_end|>",),
+            tokens=("<|tool_call_begin|>", "<|tool_call_argument_begin|>", "<|tool_call_end|>"),
+            noise=("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"),
+        ),
+    ),
+    (
+        re.compile(re.escape("<seed:tool_call>")),
+        Dialect(
+            "seed",
+            (("<seed:tool_call>", _hermes),),
+            ends=("</seed:tool_call>",),
+            tokens=("<seed:tool_call>", "</seed:tool_call>"),
+        ),
+    ),
+    (
         re.compile(re.escape("<tool_call>")),
         Dialect(
             "hermes",
@@ -229,6 +263,17 @@ GENERIC: Final = Dialect("generic", (("```json", _json), ("```", _json)), ends=(
 
 def dialect_of(template: str, *, takes_tools: bool) -> Dialect:
     """Return how the model of a chat template writes calls."""
-    if not takes_tools:
+    family = next((dialect for pattern, dialect in _FAMILIES if pattern.search(template)), None)
+    if takes_tools:
+        return family or PLAIN
+    if family is None:
         return GENERIC
-    return next((dialect for pattern, dialect in _FAMILIES if pattern.search(template)), PLAIN)
+    # The template shows the family's calls without telling of tools: a model may write either.
+    return replace(
+        GENERIC,
+        marks=(*GENERIC.marks, *family.marks),
+        ends=(*GENERIC.ends, *family.ends),
+        tokens=family.tokens,
+        noise=family.noise,
+        new_id=family.new_id,
+    )

@@ -161,7 +161,22 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+        default=_listed,
+    )
+
+
+def _listed(value: object) -> list[Any]:
+    """Return what filters such as ``map`` make, which are lists for a template."""
+    if isinstance(value, Iterator):
+        items: Iterator[Any] = value
+        return list(items)
+    raise TypeError(f"a value of type {type(value).__name__} is not JSON")
 
 
 def _raise_exception(message: object) -> NoReturn:

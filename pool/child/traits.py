@@ -22,7 +22,11 @@ _TOOL: Final = {
     "function": {
         "name": _NEEDLE,
         "description": "A tool.",
-        "parameters": {"type": "object", "properties": {_KEY: {"type": "string"}}, "required": [_KEY]},
+        "parameters": {
+            "type": "object",
+            "properties": {_KEY: {"type": "string", "description": "A."}},
+            "required": [_KEY],
+        },
     },
 }
 

@@ -56,6 +56,11 @@ def test_tojson_keeps_characters_as_they_are() -> None:
     assert render("{{ {'b': 1, 'a': 2} | tojson(indent=1, sort_keys=true) }}") == '{\n "a": 2,\n "b": 1\n}'
 
 
+def test_what_filters_make_is_a_list_for_tojson() -> None:
+    assert render("{{ messages | map(attribute='role') | tojson }}") == '["user"]'
+    assert "is not JSON" in str(refusal("{{ namespace(a=1) | tojson }}"))
+
+
 def test_the_date_can_be_asked_for() -> None:
     assert render("{{ strftime_now('%Y') }}").startswith("20")
 

@@ -22,6 +22,9 @@ DIALECTS = {
     "llama": PLAIN,
     "generic": GENERIC,
     "nemotron": dialect_of("<TOOLCALL>", takes_tools=True),
+    "kimi": dialect_of("<|tool_call_argument_begin|>", takes_tools=True),
+    "seed": dialect_of("<seed:tool_call>", takes_tools=True),
+    "shown": dialect_of("<｜tool▁call▁begin｜>", takes_tools=False),
     "granite": dialect_of("<|tool_call|>", takes_tools=True),
     "functions": dialect_of("<function=", takes_tools=True),
     "functiongemma": dialect_of("<start_function_call>", takes_tools=True),
@@ -128,6 +131,20 @@ SAID: list[tuple[str, str, Read]] = [
         '<｜tool▁call▁begin｜>function<｜tool▁sep｜>weather\n```json\n{"city": "Paris"}\n```<｜tool▁call▁end｜>',
         ("", "", [PARIS]),
     ),
+    (
+        "kimi",
+        "<|tool_calls_section_begin|><|tool_call_begin|>functions.weather:0<|tool_call_argument_begin|>"
+        '{"city": "Paris"}<|tool_call_end|><|tool_call_begin|>functions.time:1<|tool_call_argument_begin|>{}'
+        "<|tool_call_end|><|tool_calls_section_end|>",
+        ("", "", [PARIS, ("time", "{}")]),
+    ),
+    (
+        "seed",
+        "<seed:tool_call>\n<function=weather>\n<parameter=city>Paris</parameter>\n</function>\n</seed:tool_call>",
+        ("", "", [PARIS]),
+    ),
+    ("shown", "<｜tool▁call▁begin｜>time<｜tool▁sep｜>{}<｜tool▁call▁end｜>", ("", "", [("time", "{}")])),
+    ("shown", '{"tool_call": {"name": "time"}}', ("", "", [("time", "{}")])),
     ("nemotron", '<TOOLCALL>[{"name": "weather", "arguments": {"city": "Paris"}}]</TOOLCALL>', ("", "", [PARIS])),
     ("granite", '<|tool_call|>[{"name": "weather", "arguments": {"city": "Paris"}}]', ("", "", [PARIS])),
     ("functions", '<function=weather>{"city": "Paris"}</function>', ("", "", [PARIS])),
