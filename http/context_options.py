@@ -93,7 +93,6 @@ CONTEXT_OPTIONS: Final[Sequence[Callable[[_Command], _Command]]] = (
         "--slot-save-path",
         type=click.Path(exists=True, file_okay=False),
         metavar="PATH",
-        default="",
         help="A folder for saved slots. Without it slots cannot be saved, restored or erased.",
     ),
     click.option(
