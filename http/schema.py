@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar, cast
 import msgspec
 
 from llamaherd.http.problems import INVALID_REQUEST, NOT_SUPPORTED, Problem
+from llamaherd.http.prompts import Prompt, prompts_of
 from llamaherd.pool import ChatParams, GenerateParams, TemplateParams
 
 __all__ = [
@@ -261,13 +262,14 @@ class ChatBody(GenerateBody, frozen=True, kw_only=True):
 
 
 class CompletionBody(GenerateBody, frozen=True, kw_only=True):
-    """``POST /v1/completions``: one prompt, as a text or token ids, alone or as the only element of a list.
+    """``POST /v1/completions``: one prompt, as a text or token ids with texts between them, alone or as the
+    only element of a list.
 
     Attributes:
         logprobs: ``n_probs`` by OpenAI's name; the other takes precedence.
     """
 
-    prompt: str | list[int | str | list[int]] | None = None
+    prompt: str | list[int | str | list[int | str]] | None = None
     logprobs: bool | int | None = None
 
     @property
@@ -278,20 +280,14 @@ class CompletionBody(GenerateBody, frozen=True, kw_only=True):
             raise Problem(INVALID_REQUEST, f"logprobs must be an integer from 0 to {MAX_PROBS}", param="logprobs")
         return int(self.logprobs)
 
-    def to_prompt(self) -> str | list[int]:
+    def to_prompt(self) -> Prompt:
         """Return the one prompt. Raises Problem if there is none, or more than one."""
-        prompt = self.prompt
-        if prompt is None or prompt == []:
+        if self.prompt is None or self.prompt == []:
             raise Problem(INVALID_REQUEST, '"prompt" is required', param="prompt")
-        if isinstance(prompt, str):
-            return prompt
-        tokens = [item for item in prompt if isinstance(item, int)]
-        if len(tokens) == len(prompt):
-            return tokens
-        first = prompt[0]
-        if len(prompt) > 1 or isinstance(first, int):
+        prompts = prompts_of(self.prompt, "prompt")
+        if len(prompts) > 1:
             raise Problem(NOT_SUPPORTED, "prompt: only one prompt per request is supported", param="prompt")
-        return first
+        return prompts[0]
 
 
 class NativeBody(CompletionBody, frozen=True, kw_only=True):

@@ -40,6 +40,10 @@ __all__ = ["Embedder"]
 _FIRST_CELLS: Final = 2048
 #: Tokens to try first beside generations, before anything was measured.
 _FIRST_TOKENS: Final = 64
+#: How long a step may take beside generations, and without. A prompt ends, but inputs may come by the thousands: so
+#: generations keep a larger part of the time than beside a prompt.
+_SHARED_SECONDS: Final = 0.05
+_LONE_SECONDS: Final = 1.0
 #: Most bytes of vectors in one message.
 _MESSAGE_BYTES: Final = 4 * 1024 * 1024
 _DONE, _NO_ROOM, _ABORTED, _BAD_BATCH = 0, 1, 2, -1
@@ -207,14 +211,18 @@ class Embedder:
         Raises:
             EngineError: llama.cpp cannot go on.
         """
-        budget = min(self._pace.tokens(shared=shared), self.shape.n_ubatch)
-        if not self.shape.splittable:
-            budget = self.shape.n_ubatch
+        budget = self._budget(shared=shared)
         context = self._admit(budget)
         if context is not None and self._active:
             self._compute(context, budget)
         news, self._news = self._news, _News()
         return news.messages()
+
+    def _budget(self, *, shared: bool) -> int:
+        """Return how many tokens the next step may have."""
+        if not self.shape.splittable:
+            return self.shape.n_ubatch
+        return self._pace.within(_SHARED_SECONDS if shared else _LONE_SECONDS)
 
     def _admit(self, budget: int) -> EmbedContext | None:
         """Let inputs in, one of each request in turn, until there is enough for a step."""

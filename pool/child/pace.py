@@ -38,6 +38,12 @@ class PrefillPace:
         """What a prompt token costs, as measured; 0 before anything was."""
         return self._seconds_per_token
 
+    def within(self, seconds: float) -> int:
+        """Return the prompt tokens of a step of so many seconds."""
+        if self._seconds_per_token <= 0.0:
+            return self._first
+        return int(max(min(seconds / self._seconds_per_token, self._most), min(_LEAST, self._most)))
+
     def tokens(self, *, shared: bool) -> int:
         """Return the prompt tokens for the next step; ``shared``: some request waits for its next token meanwhile."""
         if self._seconds_per_token <= 0.0:

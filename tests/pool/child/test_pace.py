@@ -56,3 +56,10 @@ def test_where_tokens_come_slowly_a_prompt_holds_them_up_no_longer_than_before()
     pace.note(rows=512, seconds=1.024)
     pace.note_plain(0.05)
     assert pace.tokens(shared=True) == 165
+
+
+def test_a_step_of_a_given_length_has_what_the_machine_was_measured_to_do() -> None:
+    pace = PrefillPace(512, 64)
+    assert pace.within(0.05) == 64
+    pace.note(rows=64, seconds=0.128)
+    assert [pace.within(seconds) for seconds in (0.001, 0.05, 1.0, 9.0)] == [16, 25, 500, 512]
