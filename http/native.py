@@ -55,6 +55,7 @@ DEFAULT_SETTINGS: Final[dict[str, Any]] = {
     "min_keep": 0,
     "samplers": ["penalties", "dry", "top_n_sigma", "top_k", "typ_p", "top_p", "min_p", "xtc", "temperature"],
     "lora": [],
+    "grammar": "",
 }
 
 

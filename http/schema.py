@@ -49,9 +49,6 @@ UNSUPPORTED: Final[Mapping[str, tuple[Any, ...]]] = MappingProxyType(
         # what may be answered
         "functions": (None, []),
         "function_call": (None, "none", "auto"),
-        "response_format": (None, {"type": "text"}),
-        "grammar": (None, ""),
-        "json_schema": (None,),
         # how it ends
         "t_max_predict_ms": (None, -1, 0),
         "n_indent": (None, 0),
@@ -142,6 +139,9 @@ class GenerateBody(SamplingBody, frozen=True, kw_only=True):
     stop: str | list[str] | None = None
     cache_prompt: bool | None = None
     ignore_eos: bool | None = None
+    grammar: str | None = None
+    json_schema: dict[str, Any] | bool | None = None
+    response_format: dict[str, Any] | None = None
     lora: list[dict[str, Any]] | None = None
     n_keep: int | None = None
     n_discard: int | None = None
@@ -189,6 +189,9 @@ class GenerateBody(SamplingBody, frozen=True, kw_only=True):
                 stop=self.stop,
                 cache_prompt=self.cache_prompt,
                 ignore_eos=self.ignore_eos,
+                grammar=self.grammar,
+                json_schema=cast("dict[str, Any] | None", self.json_schema),
+                response_format=self.response_format,
                 lora=self.lora,
                 n_keep=self.n_keep,
                 n_discard=self.n_discard,

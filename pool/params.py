@@ -10,7 +10,7 @@ from typing import Any, Final, TypedDict, TypeVar, cast
 
 from llamaherd.pool.adapters import check_lora
 from llamaherd.pool.chat_params import ChatMessage, TemplateParams, chat_options, check_messages
-from llamaherd.pool.constraints import check_grammar
+from llamaherd.pool.constraints import check_constraint
 from llamaherd.pool.errors import BadRequest
 from llamaherd.pool.sampling import LIMITS, MAX_BIASES, SAMPLER_NAMES, problem_of, sampler_name
 from llamaherd.transport.messages import (
@@ -78,6 +78,9 @@ class GenerateParams(TypedDict, total=False):
             means each of its tokens, a bias of False that they are never chosen.
         dry_sequence_breakers: Texts that no repetition is followed across.
         grammar: GBNF that the answer must follow, beginning at ``root``.
+        json_schema: JSON Schema that the answer must follow instead.
+        response_format: The same in OpenAI's form: ``{"type": "text"}``, ``{"type": "json_object"}``, or ``{"type":
+            "json_schema", "json_schema": {"schema": ...}}``.
         lora: Which LoRA adapters to apply, as objects with ``id`` and ``scale``; those that are not named are off. None
             or an empty list takes the model's defaults.
 
@@ -118,6 +121,8 @@ class GenerateParams(TypedDict, total=False):
     cache_prompt: bool | None
     ignore_eos: bool | None
     grammar: str | None
+    json_schema: Mapping[str, Any] | None
+    response_format: Mapping[str, Any] | None
     lora: Sequence[Mapping[str, Any]] | None
     n_keep: int | None
     n_discard: int | None
@@ -275,6 +280,12 @@ def _generate(request: int, subject: dict[str, Any], params: GenerateParams) -> 
     unknown = set(params) - set(ChatParams.__annotations__)
     if unknown:
         raise BadRequest(f"unknown parameter {sorted(unknown)[0]!r}")
+    grammar, json_schema = check_constraint(
+        params.get("grammar"), params.get("json_schema"), params.get("response_format")
+    )
+    chat: ChatOptions | None = subject.get("chat")
+    if (grammar or json_schema) and chat is not None and chat.tools and chat.tool_choice != "none":
+        raise BadRequest("tools and a grammar or response_format cannot be used together")
     command = Generate(
         request=request,
         sampling=_sampling(params),
@@ -285,7 +296,8 @@ def _generate(request: int, subject: dict[str, Any], params: GenerateParams) -> 
         lora=check_lora(params.get("lora") or ()),
         n_keep=None if params.get("n_keep") is None else _integer(params, "n_keep", 0, low=-1, high=_INT32_MAX),
         n_discard=_integer(params, "n_discard", 0, low=0, high=_INT32_MAX),
-        grammar=check_grammar(params.get("grammar")),
+        grammar=grammar,
+        json_schema=json_schema,
         slot=_integer(params, "id_slot", -1, low=-1, high=_INT32_MAX),
         progress=_flag(params, "return_progress", False),
         **subject,

@@ -37,7 +37,8 @@ THIRD_PARTY = {
     "llamaherd.http": {"click", "httpx2", "msgspec", "prometheus_client", "rich", "starlette", "uvicorn", "uvloop"},
     "llamaherd.pool": {"msgspec", "rich", "uvloop"},  # the latter two for SyncPool, and only if they are there
     # The hub's client is for a worker in download mode, and nobody else.
-    "llamaherd.pool.child": {"filelock", "httpx2", "huggingface_hub"} | {"jinja2", "llama_cpp", "msgspec", "numpy"},
+    "llamaherd.pool.child": {"filelock", "httpx2", "huggingface_hub"}
+    | {"jinja2", "llama_cpp", "llguidance", "msgspec", "numpy"},
     "llamaherd.transport": {"msgspec", "zmq"},
 }
 
@@ -217,7 +218,7 @@ def test_http_is_the_standard_librarys_from_the_root(flags: tuple[str, ...]) -> 
 
 
 def test_a_worker_that_starts_imports_nothing_heavy() -> None:
-    heavy = ["asyncio", "jinja2", "llama_cpp", "numpy", "uvloop", "zmq"]
+    heavy = ["asyncio", "jinja2", "llama_cpp", "llguidance", "numpy", "uvloop", "zmq"]
     program = f"""
 import sys
 import llamaherd.pool, llamaherd.pool.child.__main__

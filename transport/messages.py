@@ -278,10 +278,12 @@ class GrammarTrigger(_Struct, frozen=True, kw_only=True):
     Attributes:
         words: Texts that begin it wherever they come.
         leading: Texts that begin it only where nothing but space came before.
+        after: Texts behind which it begins: they and space that follows are no part of it, like the end of reasoning.
     """
 
     words: tuple[str, ...] = ()
     leading: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
 
 
 class Usage(_Struct, frozen=True, kw_only=True):

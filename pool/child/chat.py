@@ -27,11 +27,13 @@ class Turn(NamedTuple):
         prompt: The conversation as text.
         reply: Reads the answer; None where the answer is content and nothing else.
         shown: Control tokens whose text is part of the answer.
+        closing: What must be said before the content begins, where the prompt has opened something else; else empty.
     """
 
     prompt: str
     reply: Reply | None = None
     shown: frozenset[int] = frozenset()
+    closing: str = ""
 
 
 class Chats:
@@ -86,7 +88,8 @@ class Chats:
         else:
             prompt = template.render(messages, variables)
         controls = self._controls_of(plan.tags, plan.dialect)
-        return Turn(prompt, _reply(plan, prompt, part, frozenset(controls)), frozenset(controls.values()))
+        reply = _reply(plan, prompt, part, frozenset(controls))
+        return Turn(prompt, reply, frozenset(controls.values()), _closing(plan, prompt, part))
 
     def _plan(self, options: ChatOptions) -> "_Plan":
         template = self._for_tools if options.tools else self._default
@@ -165,6 +168,16 @@ class _Plan(NamedTuple):
             if self.options.tool_name
             else [tool["function"]["name"] for tool in self.options.tools]
         )
+
+
+def _closing(plan: _Plan, prompt: str, part: str) -> str:
+    """Return what comes between the end of a prompt and the content; empty where the content begins at once."""
+    if part == "content":
+        return ""
+    if plan.dialect is HARMONY:
+        return "final<|message|>"
+    opened = part == "reasoning" or (plan.tags is not None and plan.tags.opened_by(prompt))
+    return plan.tags.end if opened and plan.tags is not None else ""
 
 
 def _reply(plan: _Plan, prompt: str, part: str, silent: frozenset[str]) -> Reply | None:

@@ -1,6 +1,6 @@
 """The grammars of one loaded model: compiled when a request brings them, and kept for further ones."""
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from llamaherd.pool.child.constraint import Alphabet, Constraint, ConstraintError
 from llamaherd.pool.child.engine import RequestError
@@ -8,7 +8,10 @@ from llamaherd.pool.child.lazy import LazyConstraint
 from llamaherd.pool.child.matcher import Automaton, Matcher
 from llamaherd.pool.child.vocab import Vocab
 from llamaherd.pool.gbnf import GrammarError, Rules, TokenRef, parse
-from llamaherd.transport.messages import Generate
+from llamaherd.transport.messages import Generate, GrammarTrigger
+
+if TYPE_CHECKING:
+    from llamaherd.pool.child.json_grammar import JsonGrammars
 
 __all__ = ["Grammars"]
 
@@ -25,24 +28,40 @@ class Grammars:
         self._vocab: Final = vocab
         self._alphabet: Final = Alphabet(vocab)
         self._automata: Final[dict[str, Automaton]] = {}
+        self._schemas: JsonGrammars | None = None
 
-    def make(self, request: Generate) -> Constraint | None:
-        """Return the constraint that a request asks for, None for none. Raises RequestError."""
+    def make(self, request: Generate, closing: str = "") -> Constraint | None:
+        """Return the constraint that a request asks for, None for none. Raises RequestError.
+
+        Args:
+            closing: What ends the reasoning that the prompt has begun: before that a grammar does not hold.
+        """
+        constraint: Constraint
+        if request.grammar and request.json_schema:
+            raise RequestError("grammar and json_schema cannot both be given", code="invalid_grammar")
         if request.json_schema:
-            raise RequestError("json_schema is not supported yet", code="not_supported")
-        if not request.grammar:
+            constraint = self._json().make(request.json_schema)
+        elif request.grammar:
+            constraint = Matcher(self._automaton(request.grammar))
+        else:
             return None
-        constraint: Constraint = Matcher(self._automaton(request.grammar))
-        trigger = request.trigger
+        trigger = request.trigger or (GrammarTrigger(after=(closing,)) if closing else None)
         if trigger is None:
             return constraint
-        words = (*trigger.words, *trigger.leading)
+        words = (*trigger.words, *trigger.leading, *trigger.after)
         if not words or len(words) > _MOST_WORDS or not all(0 < len(word) <= _LONGEST_WORD for word in words):
             raise RequestError(
                 f"a grammar's trigger needs 1 to {_MOST_WORDS} words of 1 to {_LONGEST_WORD} characters",
                 code="invalid_grammar",
             )
         return LazyConstraint(constraint, trigger, self._vocab)
+
+    def _json(self) -> "JsonGrammars":
+        if self._schemas is None:
+            from llamaherd.pool.child.json_grammar import JsonGrammars  # here: few workers ever need it
+
+            self._schemas = JsonGrammars(self._vocab)
+        return self._schemas
 
     def _automaton(self, source: str) -> Automaton:
         automaton = self._automata.pop(source, None)

@@ -14,7 +14,7 @@ __all__ = ["LazyConstraint"]
 
 
 class LazyConstraint:
-    """Everything is allowed until a trigger's word is complete; from the word's first byte on the grammar holds.
+    """Everything is allowed until a trigger's word is complete; from its first byte on, or behind it, a grammar holds.
 
     A token that completes a word and brings more with it must fit the grammar whole. Control tokens are looked at by
     their names. Implements :class:`~llamaherd.pool.child.constraint.Constraint`.
@@ -26,7 +26,8 @@ class LazyConstraint:
         self._trigger: Final = trigger
         self._words: Final = tuple(word.encode() for word in trigger.words)
         self._leading: Final = tuple(word.encode() for word in trigger.leading)
-        self._keep: Final = max(map(len, self._words), default=1) - 1
+        self._after: Final = tuple(word.encode() for word in trigger.after)
+        self._keep: Final = max(map(len, (*self._words, *self._after)), default=1) - 1
         self._waiting = True
         self._tail = b""
         #: The whole text while it may yet begin with a leading word, then None.
@@ -97,4 +98,7 @@ class LazyConstraint:
                 return text
         text = self._tail + data
         starts = [start for start in map(text.find, self._words) if start >= 0]
-        return text[min(starts) :] if starts else None
+        if starts:
+            return text[min(starts) :]
+        ends = [text.find(word) + len(word) for word in self._after if word in text]
+        return text[min(ends) :].lstrip() if ends else None

@@ -206,7 +206,7 @@ class Loaded:
             request = msgspec.structs.replace(request, n_keep=self._n_keep)
         if media is not None:
             self._check_media(media)
-        constraint = self.grammars.make(request)
+        constraint = self.grammars.make(request, turn.closing if turn is not None else "")
         chain = self.samplers.make(request.sampling, [token for token in prompt if token >= 0] if media else prompt)
         sequence = Sequence(
             request,

@@ -132,7 +132,7 @@ def test_a_stream_has_parts_and_a_last_chunk_with_everything_else(client: httpx2
         ({"prompt": {"prompt_string": "x"}}, "invalid_request_error"),
         ({"n_probs": 101}, "invalid_request_error"),
         ({"post_sampling_probs": True}, "not_supported_error"),
-        ({"grammar": "root ::= x"}, "not_supported_error"),
+        ({"grammar": "root ::= x"}, "invalid_request_error"),
         ({"samplers": ["no_such"]}, "invalid_request_error"),
         ({"response_fields": "content"}, "invalid_request_error"),
         ({"model": "nobody"}, "invalid_request_error"),

@@ -77,8 +77,8 @@ def test_it_sees_an_unknown_model_as_a_bad_request(client: openai.OpenAI) -> Non
 
 def test_it_sees_an_unsupported_field_as_a_bad_request_that_names_it(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
-        client.chat.completions.create(model="echo", messages=HELLO, response_format={"type": "json_object"})
-    assert caught.value.param == "response_format"
+        client.chat.completions.create(model="echo", messages=HELLO, functions=[{"name": "f"}])
+    assert caught.value.param == "functions"
     assert caught.value.type == "not_supported_error"
 
 

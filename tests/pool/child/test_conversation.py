@@ -171,7 +171,14 @@ def test_without_leave_to_call_nothing_is_read_as_a_call(vocab: Vocab) -> None:
 
 def test_a_plain_chat_is_read_as_it_is(vocab: Vocab) -> None:
     assert turn(vocab, "", USER).reply is None
-    assert turn(vocab, HERMES, USER) == (prompt(vocab, HERMES, USER), None, frozenset())
+    assert turn(vocab, HERMES, USER) == (prompt(vocab, HERMES, USER), None, frozenset(), "")
+
+
+def test_what_ends_an_opened_reasoning_is_known(vocab: Vocab) -> None:
+    opening = "{{ messages[0].content }}<think>\n{# </think> #}"
+    assert turn(vocab, opening, USER).closing == "</think>"
+    split = ChatOptions(reasoning_format="none")
+    assert turn(vocab, opening, USER, options=split).closing == "</think>"
 
 
 def test_calls_of_the_new_mistral_form_are_rendered(vocab: Vocab) -> None:
