@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from llamaherd.http.front import Front, json_response
-from llamaherd.http.problems import INVALID_REQUEST, NOT_FOUND, NOT_OFFERED, Problem, problem_of
+from llamaherd.http.problems import DISABLED, INVALID_REQUEST, NOT_FOUND, Problem, problem_of
 from llamaherd.http.schema import ModelBody, parse
 from llamaherd.http.sse import EventStream, frame
 from llamaherd.pool import ModelNotFound, ModelStatus, State, Subscription
@@ -52,7 +52,7 @@ async def download_model(front: Front, request: Request) -> Response:
     if not model:
         raise Problem(INVALID_REQUEST, "model must be a non-empty string", param="model")
     if front.library is None:
-        raise Problem(NOT_OFFERED, "this server has no cache to download to")
+        raise Problem(DISABLED, "this server has no cache to download to")
     await front.pool.start_download(model, cache=front.library.cache)
     return json_response({"success": True})
 
@@ -64,7 +64,7 @@ async def remove_model(front: Front, request: Request) -> Response:
     if not model:
         raise Problem(INVALID_REQUEST, "model must be a non-empty string", param="model")
     if front.library is None:
-        raise Problem(NOT_OFFERED, "this server has no cache to delete from")
+        raise Problem(DISABLED, "this server has no cache to delete from")
     await front.library.remove(front.pool, model)
     return json_response({"success": True})
 
@@ -75,6 +75,7 @@ async def model_logs(front: Front, request: Request) -> Response:
     model = request.query_params.get("model") or front.default_model
     if not model:
         raise Problem(INVALID_REQUEST, "model name is missing from the request", param="model")
+    front.check_model(model)
     if request.query_params.get("follow") in ("1", "true"):
         front.pool.logs(model)  # an unknown model is an error before the stream begins
         return EventStream(_Logs(front, front.listen(), model), ping=front.event_ping, on_error=_error_frame)

@@ -52,6 +52,9 @@ def test_a_key_sees_its_models_alone(front: LiveFront) -> None:
         assert refused(client.get("/metrics"))
         assert refused(client.post("/models", json={"model": "some/where"}))
         assert refused(client.delete("/models?model=one"))
+        assert client.get("/models/logs?model=mirror").status_code == 200
+        assert refused(client.get("/models/logs?model=two"))
+        assert refused(client.get("/models/logs?model=two&follow=1"))
         with client.stream("GET", "/models/sse") as response:
             data = next(line for line in response.iter_lines() if line.startswith("data: "))
         snapshot = json.loads(data.removeprefix("data: "))
@@ -65,6 +68,7 @@ def test_a_reader_reads_and_changes_nothing(front: LiveFront) -> None:
         for path in (CHAT, "/models/load", "/tokenize", "/v1/messages/count_tokens"):
             assert refused(client.post(path, json=say("hi", model="one"))), path
         assert refused(client.delete("/models?model=one"))
+        assert refused(client.get("/models/logs?model=two"))
 
 
 def test_a_whole_key_opens_everything(front: LiveFront) -> None:

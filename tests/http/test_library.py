@@ -224,4 +224,4 @@ def test_a_server_without_a_catalogue_says_so() -> None:
         answers = [post(front, "/models", model=NAME), delete(front, NAME)]
         assert list(models(front, reload=True)) == ["m"]
 
-    assert [answer.status_code for answer in answers] == [501, 501]
+    assert [answer.status_code for answer in answers] == [403, 403]
