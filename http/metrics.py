@@ -18,7 +18,7 @@ from llamaherd.http.front import Front
 from llamaherd.http.grants import CURRENT
 from llamaherd.http.problems import NOT_OFFERED, PERMISSION, Problem
 from llamaherd.http.tally import Histogram, Tally
-from llamaherd.pool import EngineLoad, Event, ModelStatus, Pool, State
+from llamaherd.pool import EngineLoad, Event, ModelNotFound, ModelStatus, Pool, PoolCounts, State
 
 __all__ = ["LoadWatch", "Metrics", "metrics"]
 
@@ -34,6 +34,7 @@ _COUNTERS: Final[Mapping[str, tuple[str, Callable[[Tally], float]]]] = MappingPr
         "llamacpp:tokens_predicted_seconds": ("Time spent generating.", lambda tally: tally.predicted_seconds),
         "llamaherd_prompt_tokens_cached": ("Prompt tokens found in the cache.", lambda tally: tally.cached_tokens),
         "llamaherd_loads": ("Times that the model was loaded.", lambda tally: tally.loads),
+        "llamaherd_restarts": ("Loads after a worker that ended with an error.", lambda tally: tally.restarts),
         "llamaherd_load_failures": ("Times that the model could not be loaded.", lambda tally: tally.load_failures),
     }
 )
@@ -70,6 +71,10 @@ _HISTOGRAMS: Final[Mapping[str, tuple[str, Callable[[Tally], Histogram]]]] = Map
         "llamaherd_time_to_first_token_seconds": (
             "From a request's acceptance to its first token, waiting and loading included.",
             lambda tally: tally.first_token,
+        ),
+        "llamaherd_queue_wait_seconds": (
+            "From a request's acceptance until a worker took it, loading included.",
+            lambda tally: tally.queue_wait,
         ),
         "llamaherd_inter_token_seconds": ("From one token to the next.", lambda tally: tally.token_gap),
     }
@@ -109,6 +114,7 @@ class Metrics(Collector):
         yield from _of_one_number(rows)
         yield from _of_work(statuses)
         yield from _of_more(rows)
+        yield from _of_pool(self._pool.counts(), statuses)
 
 
 def _of_one_number(rows: list[tuple[ModelStatus, Tally]]) -> Iterator[Metric]:
@@ -171,6 +177,24 @@ def _of_more(rows: list[tuple[ModelStatus, Tally]]) -> Iterator[Metric]:
     yield from (requests, exits, states)
 
 
+def _of_pool(counts: PoolCounts, statuses: list[ModelStatus]) -> Iterator[Metric]:
+    evictions = CounterMetricFamily(
+        "llamaherd_evictions", "Times that the model was stopped to make room for another.", labels=_MODEL
+    )
+    for status in statuses:
+        evictions.add_metric([status.name], counts.evictions.get(status.name, 0))
+    labels = ("transport", "direction")
+    messages = CounterMetricFamily("llamaherd_transport_messages", "Messages of and to workers.", labels=labels)
+    size = CounterMetricFamily("llamaherd_transport_bytes", "Bytes of these messages.", labels=labels)
+    for direction, number, total in (
+        ("received", counts.received, counts.received_bytes),
+        ("sent", counts.sent, counts.sent_bytes),
+    ):
+        messages.add_metric([counts.transport, direction], number)
+        size.add_metric([counts.transport, direction], total)
+    yield from (evictions, messages, size)
+
+
 class LoadWatch:
     """Counts loads and ends of workers from the pool's events."""
 
@@ -178,6 +202,7 @@ class LoadWatch:
         self._pool = pool
         self._tallies = tallies
         self._states: dict[str, Any] = {}
+        self._failed: set[str] = set()
 
     async def run(self) -> None:
         """Follow the events until the pool closes or this is cancelled."""
@@ -196,8 +221,18 @@ class LoadWatch:
         tally = self._tallies[event.model]
         if status == State.LOADED and before == State.LOADING:
             tally.loads += 1
+        if status == State.LOADING and before != State.LOADING and event.model in self._failed:
+            self._failed.discard(event.model)
+            tally.restarts += 1
         if "exit_code" in event.data:
             tally.exits[event.data["exit_code"]] += 1
             # A load that was called off ends in the same way, except that it is nobody's failure.
-            if before == State.LOADING and self._pool.status(event.model).failed:
-                tally.load_failures += 1
+            if self._has_failed(event.model):
+                self._failed.add(event.model)
+                tally.load_failures += before == State.LOADING
+
+    def _has_failed(self, model: str) -> bool:
+        try:
+            return self._pool.status(model).failed
+        except ModelNotFound:
+            return False  # a model that is no more on the list has left in order, or nobody cares

@@ -50,6 +50,8 @@ class Tally:
         prompt_seconds, predicted_seconds: Time in the worker, of requests that ended in order.
         first_token: Seconds from a request's acceptance to its first token, waiting and loading included.
         token_gap: Seconds between tokens, as they come out of the pool.
+        queue_wait: Seconds from a request's acceptance until a worker took it, loading included.
+        restarts: Loads that followed a worker that ended with an error.
         loads, load_failures: How often the model was loaded, and could not be.
         exits: Ends of workers, by exit code (negative for a signal), None where it is not known.
     """
@@ -61,6 +63,8 @@ class Tally:
     prompt_seconds: float = 0.0
     predicted_seconds: float = 0.0
     first_token: Histogram = field(default_factory=lambda: Histogram(FIRST_TOKEN_BOUNDS))
+    queue_wait: Histogram = field(default_factory=lambda: Histogram(FIRST_TOKEN_BOUNDS))
+    restarts: int = 0
     token_gap: Histogram = field(default_factory=lambda: Histogram(TOKEN_GAP_BOUNDS))
     loads: int = 0
     load_failures: int = 0
@@ -75,6 +79,7 @@ class Meter:
         self._tally = tally
         self._last = time.monotonic()
         self._predicted = 0
+        self._begun = False
         self._ended = False
 
     @property
@@ -116,6 +121,10 @@ class Meter:
 
     def _count(self, piece: Piece) -> None:
         tally = self._tally
+        if not self._begun:
+            self._begun = True
+            if self._work.waited is not None:
+                tally.queue_wait.observe(self._work.waited)
         count = len(piece.tokens)
         if count:
             now = time.monotonic()

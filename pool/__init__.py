@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from llamaherd.pool.catalog import DEMO, Catalog, build_catalog, find_model, model_parts
     from llamaherd.pool.chat_params import ChatMessage, TemplateParams
     from llamaherd.pool.config import DEFAULT_STOP_TIMEOUT, Adapter, BrokenModel, EngineOptions, ModelSpec, Placement
+    from llamaherd.pool.counts import PoolCounts
     from llamaherd.pool.embeddings import Embedding, Embeddings, Ranking
     from llamaherd.pool.errors import (
         BadRequest,
@@ -95,6 +96,7 @@ __all__ = [
     "Placement",
     "Pool",
     "PoolClosed",
+    "PoolCounts",
     "PoolError",
     "Preset",
     "PresetFile",
@@ -181,6 +183,7 @@ _HOME: Final = {
     "Placement": "llamaherd.pool.config",
     "Pool": "llamaherd.pool.pool",
     "PoolClosed": "llamaherd.pool.errors",
+    "PoolCounts": "llamaherd.pool.counts",
     "PoolError": "llamaherd.pool.errors",
     "Preset": "llamaherd.pool.presets",
     "PresetFile": "llamaherd.pool.presets",

@@ -178,6 +178,12 @@ class Stream:
     def __init__(self, generation: Generation) -> None:
         self._generation = weakref.ref(generation)
 
+    def start(self, waited: float) -> None:
+        """The request was given to a worker after so many seconds."""
+        generation = self._generation()
+        if generation is not None:
+            generation.waited = waited
+
     def feed(self, part: Delta | Vector | PromptProgress) -> None:
         generation = self._generation()
         if generation is None:

@@ -128,6 +128,7 @@ class Generation(AsyncIterator[Piece]):
     Attributes:
         model: The name of the model that answers.
         request: The number by which ``ModelStatus.waiting`` shows it while it waits.
+        waited: Seconds from its start until a worker took it, a load included; None until then.
     """
 
     def __init__(self, model: str, on_cancel: Callable[[], None], request: int = 0) -> None:
@@ -135,6 +136,7 @@ class Generation(AsyncIterator[Piece]):
         self._loop = asyncio.get_running_loop()
         self._on_cancel = on_cancel
         self.model = model
+        self.waited: float | None = None
         self.request = request
         self._pieces: deque[Piece] = deque()
         self._surplus: list[Delta] = []

@@ -17,8 +17,9 @@ import msgspec
 from llamaherd.pool.affinity import prefix_keys
 from llamaherd.pool.clocks import Clocks, now
 from llamaherd.pool.config import ModelSpec
+from llamaherd.pool.counts import PoolCounts
 from llamaherd.pool.downloads import Downloads
-from llamaherd.pool.entry import Entry, Nobody, Replica, Request
+from llamaherd.pool.entry import Entry, Nobody, Replica, Request, Stream
 from llamaherd.pool.errors import ModelBusy, ModelNotLoaded, PoolClosed, PoolError, WorkerFailed
 from llamaherd.pool.events import EventLog
 from llamaherd.pool.explain import (
@@ -42,7 +43,7 @@ from llamaherd.pool.schedule import Limits, Scheduler
 from llamaherd.pool.spares import SPARE, SpareKeeper
 from llamaherd.pool.status import ModelStatus, QueuedRequest
 from llamaherd.pool.worker import Worker
-from llamaherd.transport import Transport
+from llamaherd.transport import Traffic, Transport
 from llamaherd.transport.errors import ChannelError
 from llamaherd.transport.messages import (
     Cancel,
@@ -109,6 +110,8 @@ class Herd:
         self._gpu_memory = gpu_memory
         self._lenient = lenient
         self._scheduler = Scheduler(self, limits)
+        #: What the channels of workers have carried that are gone.
+        self._carried = Traffic()
         self._clocks = Clocks(self._is_idle, self._on_rest)
         self._registry = Registry(self._scheduler, self.events, self._turn_away, self._clocks.mind)
         #: The registry's own, to be read.
@@ -202,6 +205,15 @@ class Herd:
             )
             for place, (number, priority) in enumerate(queue, start=1)
         )
+
+    def counts(self) -> PoolCounts:
+        """Return what was counted since the pool was opened."""
+        carried = Traffic()
+        carried.add(self._carried)
+        for worker in self._workers:
+            carried.add(worker.traffic)
+        figures = msgspec.structs.asdict(carried)
+        return PoolCounts(transport=self._transport.name, evictions=dict(self._scheduler.evictions), **figures)
 
     def statuses(self) -> list[ModelStatus]:
         """Return every model's public status, in the catalogue's order; removed ones that still run come last,
@@ -420,6 +432,8 @@ class Herd:
                 request.sink.finish(None)
         else:
             self._clocks.stop(holder)
+            if isinstance(request.sink, Stream):
+                request.sink.start(now() - request.since)
             if holder.worker is not None:
                 holder.worker.post(request.command)
 
@@ -592,12 +606,14 @@ class Herd:
 
     def on_exit(self, worker: Worker, end: Exit) -> None:
         self._workers.discard(worker)
+        self._carried.add(worker.traffic)
         if self._spares.lost(worker):
             return
         replica = self._homes.pop(worker)
         entry = replica.entry
         # A spare that was dead or dying when it was taken says nothing about the model.
-        stillborn = replica.adopted and replica.progress is None and replica.failure is None and not worker.stopping
+        untried = replica.loading and replica.progress is None and replica.failure is None
+        stillborn = replica.adopted and untried and not worker.stopping
         error = None if worker.stopping or stillborn else explain_exit(replica, worker, end)
         starved = error is not None and ran_out_of_memory(replica, worker, end)
         replica.log.end_line()

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from llamaherd.pool.adapters import AdapterStatus, check_lora, describe, scales_of
 from llamaherd.pool.chat_params import ChatMessage, TemplateParams
 from llamaherd.pool.config import DEFAULT_DRAIN_TIMEOUT, DEFAULT_STOP_TIMEOUT, BrokenModel, ModelSpec
+from llamaherd.pool.counts import PoolCounts
 from llamaherd.pool.downloads import Job
 from llamaherd.pool.embeddings import (
     Embedding,
@@ -607,6 +608,10 @@ class Pool:
         come last. Reading wakes and changes nothing.
         """
         return self._herd.statuses()
+
+    def counts(self) -> PoolCounts:
+        """Return what the pool has counted since it was opened: messages, bytes, models that made room."""
+        return self._herd.counts()
 
     def status(self, model: str) -> ModelStatus:
         """Return one model's status, by name or alias. Raises ModelNotFound."""

@@ -29,6 +29,7 @@ A model has one process or several, its *instances*, numbered from 0 on. The rul
 11. An instance that *retires* (its model has changed) takes no new requests and is stopped when it has finished.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -57,6 +58,8 @@ class Scheduler:
         self._busy: dict[Key, None] = {}
         self._drained: dict[Key, Instance] = {}
         self._retiring: dict[Key, Instance] = {}
+        #: How often a model was stopped to make room for another.
+        self.evictions: Final[Counter[str]] = Counter()
         self._clock = 0
         self._budget: ThreadBudget[Key] = ThreadBudget(self._limits.cores)
 
@@ -413,7 +416,7 @@ class Scheduler:
             left -= instance.room
             if self._limits.allow(left):
                 for victim in self._needed(idle[:count], left):
-                    self._stop(victim)
+                    self._evict(victim)
                 return True
         return False
 
@@ -432,6 +435,10 @@ class Scheduler:
         self._set_phase(instance, Phase.STOPPING)
         self._effects.stop(*instance.key)
 
+    def _evict(self, instance: Instance) -> None:
+        self.evictions[instance.key[0]] += 1
+        self._stop(instance)
+
     def _retire(self, instance: Instance) -> None:
         if instance.phase is Phase.STARTING:
             self._stop(instance)
@@ -449,7 +456,7 @@ class Scheduler:
             return False
         # One on the same GPU, if any is known to be.
         victim = next((one for one in idle if one.room.meets(model.next_room)), idle[0])
-        self._stop(victim)
+        self._evict(victim)
         model.second_try, model.victim = True, victim
         return True
 

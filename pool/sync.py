@@ -15,6 +15,7 @@ from typing import Any, Final, Literal, Self, Unpack, cast, overload
 from llamaherd.pool.adapters import AdapterStatus
 from llamaherd.pool.chat_params import ChatMessage, TemplateParams
 from llamaherd.pool.config import DEFAULT_DRAIN_TIMEOUT, DEFAULT_STOP_TIMEOUT, BrokenModel, ModelSpec
+from llamaherd.pool.counts import PoolCounts
 from llamaherd.pool.embeddings import Embeddings, Ranking
 from llamaherd.pool.errors import BadRequest, PoolClosed, PoolError
 from llamaherd.pool.generation import Completion, Generation
@@ -398,6 +399,10 @@ class SyncPool:
     def models(self) -> list[ModelStatus]:
         """Return the status of every model; see ``Pool.models``."""
         return self._loop.call(self._pool.models)
+
+    def counts(self) -> PoolCounts:
+        """Return what the pool has counted; see ``Pool.counts``."""
+        return self._loop.call(self._pool.counts)
 
     def status(self, model: str) -> ModelStatus:
         """Return one model's status; see ``Pool.status``."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Final, Protocol
 
 from llamaherd.pool.launch import Exit, Launcher, LaunchSpec, Process
+from llamaherd.transport import Traffic
 from llamaherd.transport.channel import Channel, Endpoint, Transport
 from llamaherd.transport.errors import BrokenChannel, ChannelError, ChannelFull
 from llamaherd.transport.messages import ChildMessage, PoolMessage
@@ -76,6 +77,11 @@ class Worker:
     def args(self) -> Sequence[str]:
         """The command line, empty before the launch."""
         return self._process.args if self._process is not None else ()
+
+    @property
+    def traffic(self) -> Traffic:
+        """What its channel has carried."""
+        return Traffic() if self._channel is None else self._channel.traffic
 
     # --- start ---
 

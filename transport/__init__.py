@@ -24,6 +24,7 @@ from llamaherd.transport.errors import (
 )
 from llamaherd.transport.factory import TRANSPORTS, connect, make_transport
 from llamaherd.transport.stdio import Stdio, take_stdio
+from llamaherd.transport.traffic import Traffic
 
 __all__ = [
     "CHANNEL_ENV",
@@ -41,6 +42,7 @@ __all__ = [
     "Endpoint",
     "MessageTooLarge",
     "Stdio",
+    "Traffic",
     "Transport",
     "UnknownTransport",
     "connect",

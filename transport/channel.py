@@ -33,6 +33,7 @@ from typing import Final, Protocol
 import msgspec
 
 from llamaherd.transport.messages import ChildMessage, PoolMessage
+from llamaherd.transport.traffic import Traffic
 
 __all__ = [
     "CHANNEL_ENV",
@@ -55,6 +56,11 @@ CHANNEL_ENV: Final = "LLAMAHERD_CHANNEL"
 
 class Channel(ABC):
     """The pool's end. All methods belong to the loop that opened the transport."""
+
+    @property
+    @abstractmethod
+    def traffic(self) -> Traffic:
+        """What this end has carried so far; it counts on, also after the end."""
 
     @abstractmethod
     def send_nowait(self, message: PoolMessage) -> None:

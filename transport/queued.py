@@ -14,6 +14,7 @@ from llamaherd.transport.channel import Channel
 from llamaherd.transport.errors import ChannelClosed, ChannelError, ChannelFull
 from llamaherd.transport.framing import encode_checked
 from llamaherd.transport.messages import ChildMessage, PoolMessage
+from llamaherd.transport.traffic import Traffic
 
 __all__ = ["FLUSH_SECONDS", "Inbox", "QueuedChannel"]
 
@@ -33,6 +34,7 @@ class Inbox:
         size: Bytes that the waiting messages took on the wire.
         taken: The same of all messages that were handed out.
         ending: What :meth:`take` raises after the last message; the first one stays.
+        traffic: What the channel has carried.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -42,6 +44,7 @@ class Inbox:
         self.size = 0
         self.taken = 0
         self.ending: ChannelError | None = None
+        self.traffic = Traffic()
 
     def __len__(self) -> int:
         return len(self._messages)
@@ -49,6 +52,8 @@ class Inbox:
     def put(self, messages: Sequence[ChildMessage], size: int) -> None:
         self._messages += messages
         self.size += size
+        self.traffic.received += len(messages)
+        self.traffic.received_bytes += size
         self._wake()
 
     def end(self, error: ChannelError) -> None:
@@ -140,26 +145,35 @@ class QueuedChannel(Channel):
     def _release(self) -> None:
         """Give everything back to the system; called once."""
 
+    @property
+    def traffic(self) -> Traffic:
+        return self._inbox.traffic
+
+    def _post(self, kind: str, body: bytes) -> None:
+        self._inbox.traffic.sent += 1
+        self._inbox.traffic.sent_bytes += len(body)
+        self._put(kind, body)
+
     def send_nowait(self, message: PoolMessage) -> None:
         kind, body = encode_checked(message)
         if self._send_ending is not None:
             raise fresh(self._send_ending)
         if self._turns or not self._has_room():
             raise ChannelFull(f"the worker does not read: {self._unsent_bytes()} bytes are unsent")
-        self._put(kind, body)
+        self._post(kind, body)
 
     async def send(self, message: PoolMessage) -> None:
         kind, body = encode_checked(message)
         if self._send_ending is not None:
             raise fresh(self._send_ending)
         if not self._turns and self._has_room():
-            self._put(kind, body)
+            self._post(kind, body)
             return
         try:
             async with self._turns.mine():
                 if self._send_ending is not None:
                     raise fresh(self._send_ending)
-                self._put(kind, body)
+                self._post(kind, body)
         finally:
             # Also when this caller was cancelled after it was woken: the room is the next one's then.
             if self._has_room():

@@ -116,6 +116,37 @@ def test_a_load_that_is_called_off_is_no_failure(tmp_path: Path) -> None:
     assert samples["llamaherd_load_failures_total{model=slow}"] == 0
 
 
+def test_waits_swaps_and_restarts_are_counted() -> None:
+    models = (fake("one"), fake("two"), fake("dying", crash_at=1))
+    with LiveFront(*models, models_max=1) as front, front.client() as client:
+        for model in ("one", "two", "one"):
+            assert client.post(CHAT, json=say("a", model=model)).status_code == 200
+        for _ in range(2):
+            assert client.post(CHAT, json=say("a b", model="dying")).status_code == 500
+        samples = scrape_until(client, lambda now: now["llamaherd_restarts_total{model=dying}"] == 1)
+    assert samples["llamaherd_queue_wait_seconds_count{model=one}"] == 2
+    assert samples["llamaherd_queue_wait_seconds_sum{model=one}"] > 0
+    assert samples["llamaherd_evictions_total{model=one}"] == 2
+    assert samples["llamaherd_evictions_total{model=two}"] == 1
+    assert samples["llamaherd_restarts_total{model=one}"] == 0
+
+
+def test_what_the_transport_carries_is_counted_also_of_workers_that_are_gone() -> None:
+    with LiveFront(fake("echo")) as front, front.client() as client:
+        client.post(CHAT, json=say("one two three", model="echo"))
+        before = scrape(client)
+        client.post("/models/unload", json={"model": "echo"})
+        front.wait_for_state("echo", "unloaded")
+        after = scrape(client)
+    for name in ("messages", "bytes"):
+        for direction in ("received", "sent"):
+            sample = f"llamaherd_transport_{name}_total{{direction={direction},transport=pipe}}"
+            assert 0 < before[sample] <= after[sample]
+    # A load and a request, and the exit command after them.
+    sent = "llamaherd_transport_messages_total{direction=sent,transport=pipe}"
+    assert after[sent] > before[sent]
+
+
 def test_metrics_can_be_switched_off() -> None:
     with LiveFront(fake("echo"), metrics=False) as front, front.client() as client:
         response = client.get("/metrics")

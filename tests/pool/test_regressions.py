@@ -135,6 +135,21 @@ def test_a_spare_that_is_dead_when_it_is_taken_fails_no_request() -> None:
     run(scene())
 
 
+def test_a_worker_that_was_a_spare_and_dies_after_its_load_is_told_as_dead() -> None:
+    async def scene() -> None:
+        async with Pool([fake("m", crash_at=1)], spare=True) as pool:
+            me = psutil.Process()
+            await until(lambda: len(me.children()) == 1)
+            spare = me.children()[0].pid
+            await pool.load("m")
+            assert pool.status("m").pid == spare
+            with pytest.raises(WorkerDied, match="SIGKILL"):
+                await pool.complete("m", "one two").collect()
+            assert pool.status("m").failed
+
+    run(scene())
+
+
 def test_loading_a_sleeping_model_waits_until_it_is_awake_and_nobody_takes_its_place_meanwhile(tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     gate.touch()
