@@ -1,0 +1,144 @@
+"""The batcher's books against llama.cpp's own: whatever is asked, cancelled or interrupted, they agree, everyone is
+served, and an idle cache can be emptied.
+"""
+
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from engine_driver import Collected, collect, load_command
+from llamaherd.pool.child import bindings
+from llamaherd.pool.child.loaded import Loaded
+from llamaherd.pool.child.model import Model
+from prompts import request, tokens
+
+N_CTX, N_SLOTS = 256, 3
+#: Far more steps than the longest mix of requests needs.
+PATIENCE = 5000
+
+
+class BatcherMachine(RuleBasedStateMachine):
+    """Requests come, go and are cancelled in a cache that is too small for them."""
+
+    model_name = "random"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wanted: dict[int, tuple[int, int]] = {}
+        self.cancelled: set[int] = set()
+        self.got: dict[int, Collected] = {}
+
+    @initialize(cache_ram=st.sampled_from([0, 1]), n_cached=st.integers(0, 3), shifts=st.booleans())
+    def load(self, cache_ram: int, n_cached: int, shifts: bool) -> None:
+        bindings.init_backend()
+        command = load_command(
+            self.model_name,
+            n_ctx=N_CTX,
+            n_parallel=N_SLOTS,
+            n_cached=n_cached,
+            cache_ram=cache_ram,
+            context_shift=shifts,
+            n_batch=64,
+            n_ubatch=64,
+        )
+        self.shifts = shifts
+        model = Model(command.path, command.options, lambda _fraction: True)
+        self.engine = Loaded(command, model, (1, 1), bindings.AbortFlag())
+
+    @rule(
+        length=st.integers(1, 200),
+        seed=st.integers(1, 3),
+        max_tokens=st.integers(0, 120),
+        cache_prompt=st.booleans(),
+        slot=st.integers(-1, N_SLOTS - 1),
+    )
+    def submit(self, length: int, seed: int, max_tokens: int, cache_prompt: bool, slot: int) -> None:
+        number = len(self.wanted)
+        self.wanted[number] = length, max_tokens
+        prompt = tokens(length, seed)
+        self.engine.submit(
+            request(number, prompt, max_tokens=max_tokens, cache_prompt=cache_prompt, slot=slot, n_keep=length // 2)
+        )
+
+    @precondition(lambda self: self.engine.busy)
+    @rule(count=st.integers(1, 40))
+    def step(self, count: int) -> None:
+        for _ in range(count):
+            if self.engine.busy:
+                collect(self.engine.step(), self.got)
+                self.check_books()
+
+    @precondition(lambda self: bool(self.wanted))
+    @rule(data=st.data())
+    def cancel(self, data: Any) -> None:
+        number = data.draw(st.sampled_from(sorted(self.wanted)))
+        self.cancelled.add(number)
+        self.engine.cancel(number)
+
+    @invariant()
+    def check_books(self) -> None:
+        if not hasattr(self, "engine"):
+            return
+        batcher, context = self.engine.batcher, self.engine.context
+        cells = batcher.cache.cells
+        held: set[int] = set()
+        for slot in batcher.slots:
+            sequence = slot.sequence
+            if sequence is None:
+                continue
+            assert sequence.lane == slot.id
+            held.add(sequence.slot)
+            length = cells.held_by([sequence.slot])
+            assert length == context.length(sequence.slot) == sequence.computed <= len(sequence.tokens)
+        for kept in batcher.cache.kept:
+            held.add(kept.slot)
+            assert cells.held_by([kept.slot]) == context.length(kept.slot) == kept.computed
+        assert all(context.length(other) == 0 for other in range(context.n_sequences) if other not in held)
+        assert cells.used == cells.held_by(held) <= N_CTX
+
+    def teardown(self) -> None:
+        if not hasattr(self, "engine"):
+            return
+        try:
+            self.finish()
+        finally:
+            self.engine.free()
+
+    def finish(self) -> None:
+        """Serve everyone, and empty the cache."""
+        for _ in range(PATIENCE):
+            if not self.engine.busy:
+                break
+            collect(self.engine.step(), self.got)
+        assert not self.engine.busy, "somebody starves"
+        assert set(self.got) == set(self.wanted)
+        for number, (length, max_tokens) in self.wanted.items():
+            one = self.got[number]
+            assert one.failed is None
+            if one.reason != "cancelled":
+                most = max_tokens if self.shifts else min(max_tokens, N_CTX - length)
+                assert (one.reason, len(one.tokens)) == ("length", most)
+            else:
+                assert number in self.cancelled
+        self.check_books()
+        batcher = self.engine.batcher
+        assert not any(slot.sequence for slot in batcher.slots)
+        while batcher.cache.evict():
+            pass
+        self.check_books()
+        assert batcher.cache.cells.used == 0
+        assert batcher.cache.room == N_CTX
+
+
+class WindowMachine(BatcherMachine):
+    """The same with a sliding window."""
+
+    model_name = "gemma2"
+
+
+TestBatcher = BatcherMachine.TestCase
+TestBatcher.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
+TestWindow = WindowMachine.TestCase
+TestWindow.settings = settings(max_examples=8, stateful_step_count=25, deadline=None)
