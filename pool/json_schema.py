@@ -4,7 +4,7 @@ The worker's converter (llguidance) reads the schema itself; this check stands i
 that the converter gets right, as the tests prove, so that a schema is never followed in part without a word. It
 resolves references within the schema and fetches nothing.
 
-Pure; used by the manager, to refuse early.
+Pure; used by the manager, to refuse early, and by the worker, for tools.
 """
 
 import json

@@ -197,8 +197,6 @@ def _conversation(messages: Sequence[ChatMessage], params: TemplateParams) -> di
     if isinstance(kwargs.get("enable_thinking"), str):
         raise BadRequest("template_kwargs: enable_thinking must be true or false, not a text")
     options = chat_options(checked, params)
-    if options.tools and options.tool_choice != "none" and cast(Mapping[str, object], params).get("grammar"):
-        raise BadRequest("grammar cannot be used with tools")
     given = None if options == ChatOptions() else options
     return {"messages": checked, "template_kwargs": dict(kwargs), "chat": given}
 

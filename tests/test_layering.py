@@ -27,7 +27,13 @@ PUBLIC: dict[str, set[str]] = {
     "llamaherd.pool": PUBLIC_TRANSPORT,
     # What the machine offers, and what parameters may be, is asked on both sides of the process boundary.
     "llamaherd.pool.child": PUBLIC_TRANSPORT
-    | {"llamaherd.pool.gbnf", "llamaherd.pool.machine", "llamaherd.pool.quants", "llamaherd.pool.sampling"},
+    | {
+        "llamaherd.pool.gbnf",
+        "llamaherd.pool.json_schema",
+        "llamaherd.pool.machine",
+        "llamaherd.pool.quants",
+        "llamaherd.pool.sampling",
+    },
     "llamaherd.transport": set(),
 }
 #: The modules that touch llama-cpp-python: its main library, and that for images and sounds.
@@ -233,7 +239,8 @@ import sys
 import llamaherd.pool.child.__main__, llamaherd.pool.child.loaded, llamaherd.pool.child.fake_engine
 print(sorted(name for name in sys.modules if name.startswith("llamaherd.pool.") and ".child" not in name))
 """
-    assert run_python(program, "-P") == "['llamaherd.pool.gbnf', 'llamaherd.pool.machine', 'llamaherd.pool.sampling']"
+    shared = ("gbnf", "json_schema", "machine", "sampling")
+    assert run_python(program, "-P") == repr([f"llamaherd.pool.{name}" for name in shared])
 
 
 def test_the_pools_own_process_runs_where_llama_cpp_is_not_installed() -> None:

@@ -12,12 +12,17 @@ from llamaherd.pool.child.harmony import HARMONY, HarmonyReply, is_harmony, open
 from llamaherd.pool.child.reply import Reply
 from llamaherd.pool.child.template import ChatTemplate
 from llamaherd.pool.child.thinking import Tags, tags_of
+from llamaherd.pool.child.tool_grammar import ToolGrammar, tool_grammar
 from llamaherd.pool.child.vocab import Vocab
 from llamaherd.transport.messages import ChatOptions, EngineOptions
 
 __all__ = ["Chats", "Turn"]
 
 Messages = Sequence[Mapping[str, Any]]
+
+
+#: Most tools whose form is enforced. A grammar of so many takes about 100 ms to compile, and the others wait.
+_MOST_ENFORCED: Final = 256
 
 
 class Turn(NamedTuple):
@@ -28,12 +33,14 @@ class Turn(NamedTuple):
         reply: Reads the answer; None where the answer is content and nothing else.
         shown: Control tokens whose text is part of the answer.
         closing: What must be said before the content begins, where the prompt has opened something else; else empty.
+        grammar: What its tool calls must be like; None where there may be none, or nobody knows.
     """
 
     prompt: str
     reply: Reply | None = None
     shown: frozenset[int] = frozenset()
     closing: str = ""
+    grammar: ToolGrammar | None = None
 
 
 class Chats:
@@ -69,6 +76,12 @@ class Chats:
 
     def turn(self, messages: Messages, variables: Mapping[str, Any], options: ChatOptions | None) -> Turn:
         """Return the prompt of a conversation, and what reads the answer. Raises RequestError."""
+        try:
+            return self._turn(messages, variables, options)
+        except RecursionError:
+            raise RequestError("the messages or tools are nested too deep") from None
+
+    def _turn(self, messages: Messages, variables: Mapping[str, Any], options: ChatOptions | None) -> Turn:
         plan = self._plan(options or ChatOptions())
         template, options = plan.template, plan.options
         variables = {
@@ -89,7 +102,10 @@ class Chats:
             prompt = template.render(messages, variables)
         controls = self._controls_of(plan.tags, plan.dialect)
         reply = _reply(plan, prompt, part, frozenset(controls))
-        return Turn(prompt, reply, frozenset(controls.values()), _closing(plan, prompt, part))
+        noise = plan.dialect.noise if plan.dialect is not None else ()
+        shown = frozenset(token for text, token in controls.items() if text not in noise)
+        closing, grammar = _closing(plan, prompt, part), _grammar(plan, prompt, part, controls)
+        return Turn(prompt, reply, shown, closing, grammar)
 
     def _plan(self, options: ChatOptions) -> "_Plan":
         template = self._for_tools if options.tools else self._default
@@ -128,7 +144,7 @@ class Chats:
         """Return the control tokens among the texts that matter."""
         texts = (
             *((tags.start, tags.end) if tags is not None else ()),
-            *(dialect.tokens if dialect is not None else ()),
+            *((*dialect.tokens, *dialect.noise) if dialect is not None else ()),
         )
         for text in texts:
             if text not in self._controls:
@@ -202,6 +218,30 @@ def _reply(plan: _Plan, prompt: str, part: str, silent: frozenset[str]) -> Reply
         kinds=kinds_of(plan.options.tools),
         parallel=plan.parallel,
         silent=silent,
+    )
+
+
+def _grammar(plan: _Plan, prompt: str, part: str, controls: Mapping[str, int]) -> ToolGrammar | None:
+    """Return what holds the calls of an answer to their form; nothing does where the answer goes on in a message."""
+    if plan.dialect is None or not plan.calling or part:
+        return None
+    required, tags = plan.options.tool_choice == "required", plan.tags
+    if tags is not None and (plan.dialect is HARMONY or prompt.rstrip().endswith(tags.end)):
+        tags = None
+    names = plan.names
+    if len(names) > _MOST_ENFORCED:
+        if required:
+            raise RequestError(f"a call can be required of at most {_MOST_ENFORCED} tools, and {len(names)} are given")
+        return None
+    return tool_grammar(
+        plan.dialect,
+        plan.template.source,
+        [tool for tool in plan.options.tools if tool["function"]["name"] in names],
+        required=required,
+        parallel=plan.parallel,
+        controls=controls,
+        tags=tags,
+        opened=tags is not None and tags.opened_by(prompt),
     )
 
 

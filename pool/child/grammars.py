@@ -6,6 +6,7 @@ from llamaherd.pool.child.constraint import Alphabet, Constraint, ConstraintErro
 from llamaherd.pool.child.engine import RequestError
 from llamaherd.pool.child.lazy import LazyConstraint
 from llamaherd.pool.child.matcher import Automaton, Matcher
+from llamaherd.pool.child.tool_grammar import ToolGrammar
 from llamaherd.pool.child.vocab import Vocab
 from llamaherd.pool.gbnf import GrammarError, Rules, TokenRef, parse
 from llamaherd.transport.messages import Generate, GrammarTrigger
@@ -55,6 +56,16 @@ class Grammars:
                 code="invalid_grammar",
             )
         return LazyConstraint(constraint, trigger, self._vocab)
+
+    def make_calls(self, grammar: ToolGrammar) -> Constraint:
+        """Return the constraint of an answer that calls tools, or may do so. Raises RequestError."""
+        constraint: Constraint = self._json().make_calls(grammar.source)
+        if grammar.waits:
+            trigger = GrammarTrigger(words=grammar.words, leading=grammar.leading)
+            constraint = LazyConstraint(constraint, trigger, self._vocab)
+        if grammar.after:
+            constraint = LazyConstraint(constraint, GrammarTrigger(after=(grammar.after,)), self._vocab)
+        return constraint
 
     def _json(self) -> "JsonGrammars":
         if self._schemas is None:

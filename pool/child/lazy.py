@@ -45,7 +45,7 @@ class LazyConstraint:
         if self._vocab.ends(token):
             return True
         begun = self._begun(self._vocab.named_piece(token))
-        return begun is None or self._inner.copy().feed(begun)
+        return begun is None or self._is_word(token) or self._inner.copy().feed(begun)
 
     def allowed(self, tokens: Sequence[int], most: int) -> list[int]:
         """See :class:`Constraint`."""
@@ -66,6 +66,9 @@ class LazyConstraint:
     def accept(self, token: int) -> None:
         """See :class:`Constraint`."""
         if not self._waiting:
+            self._inner.accept(token)
+        elif self._is_word(token):
+            self._waiting = False
             self._inner.accept(token)
         elif not self._vocab.ends(token):
             self.feed(self._vocab.named_piece(token))
@@ -89,6 +92,12 @@ class LazyConstraint:
         other = LazyConstraint(self._inner.copy(), self._trigger, self._vocab)
         other._waiting, other._tail, other._begin = self._waiting, self._tail, self._begin
         return other
+
+    def _is_word(self, token: int) -> bool:
+        """Whether a control token is a trigger's word and the grammar names it: its text need not be spelled then."""
+        if self._vocab.piece(token) or self._vocab.ends(token):
+            return False
+        return self._vocab.named_piece(token) in self._words and self._inner.allows(token)
 
     def _begun(self, data: bytes) -> bytes | None:
         """Return the text from a trigger's word on, if these bytes complete one."""

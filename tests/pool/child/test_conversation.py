@@ -171,7 +171,7 @@ def test_without_leave_to_call_nothing_is_read_as_a_call(vocab: Vocab) -> None:
 
 def test_a_plain_chat_is_read_as_it_is(vocab: Vocab) -> None:
     assert turn(vocab, "", USER).reply is None
-    assert turn(vocab, HERMES, USER) == (prompt(vocab, HERMES, USER), None, frozenset(), "")
+    assert turn(vocab, HERMES, USER) == Turn(prompt(vocab, HERMES, USER))
 
 
 def test_what_ends_an_opened_reasoning_is_known(vocab: Vocab) -> None:

@@ -1,0 +1,260 @@
+"""Tool calls are held to their family's form and to their tools' schemas, with reasoning before them or not."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chat_templates import HARMONY as HARMONY_TEMPLATE
+from chat_templates import TEMPLATES
+from llamaherd.pool.child import bindings
+from llamaherd.pool.child.chat import Chats, Turn
+from llamaherd.pool.child.constraint import Constraint
+from llamaherd.pool.child.dialect import Dialect, dialect_of
+from llamaherd.pool.child.engine import RequestError
+from llamaherd.pool.child.grammars import Grammars
+from llamaherd.pool.child.harmony import HARMONY
+from llamaherd.pool.child.model import Model
+from llamaherd.pool.child.thinking import Tags
+from llamaherd.pool.child.tool_grammar import ToolGrammar, tool_grammar
+from llamaherd.pool.child.vocab import Vocab
+from llamaherd.transport.messages import ChatOptions, EngineOptions
+from tiny_gguf import write_scripted_llama
+
+THINK = Tags("<think>", "</think>")
+#: With a reference, which must still be found where the schema is a part of another one.
+PARAMETERS: dict[str, Any] = {
+    "type": "object",
+    "properties": {"city": {"$ref": "#/$defs/city"}, "days": {"type": "integer"}},
+    "required": ["city"],
+    "additionalProperties": False,
+    "$defs": {"city": {"type": "string"}},
+}
+TOOLS = [
+    {"type": "function", "function": {"name": name, "description": "", "parameters": PARAMETERS}}
+    for name in ("weather", "time")
+]
+ARGUMENTS = '{"city": "Paris", "days": 3}'
+#: By dialect: the template that shows the variant, a call, and whether its arguments' names are held to the schema.
+CALLS: list[tuple[str, str, str]] = [
+    ("hermes", "<tool_call>", f'<tool_call>\n{{"name": "time", "arguments": {ARGUMENTS}}}\n</tool_call>'),
+    (
+        "hermes",
+        "<tool_call><function=",
+        "<tool_call>\n<function=time>\n<parameter=city>\n<p>Paris</p>\n</parameter>\n<parameter=days>\n3\n</parameter>\n"
+        "</function>\n</tool_call>",
+    ),
+    (
+        "hermes",
+        "<tool_call><arg_key>",
+        "<tool_call>time\n<arg_key>city</arg_key>\n<arg_value>Paris</arg_value>\n</tool_call>",
+    ),
+    ("llama", "", f'{{"name": "time", "parameters": {ARGUMENTS}}}'),
+    ("generic", "", f'{{"tool_call": {{"name": "time", "arguments": {ARGUMENTS}}}}}'),
+    ("mistral", "[TOOL_CALLS]", f'[TOOL_CALLS][{{"name": "time", "arguments": {ARGUMENTS}, "id": "abcdefghi"}}]'),
+    ("mistral", "[TOOL_CALLS][ARGS]", f"[TOOL_CALLS]time[ARGS]{ARGUMENTS}"),
+    (
+        "gemma4",
+        "<|tool_call>call:",
+        '<|tool_call>call:time{city:<|"|>Pa<ris<|"|>,days:3,deep:{a:[true,1.5]}}<tool_call|>',
+    ),
+    (
+        "functiongemma",
+        "<start_function_call>",
+        "<start_function_call>call:time{city:<escape>Paris<escape>}<end_function_call>",
+    ),
+    (
+        "command-r",
+        "<|START_ACTION|>",
+        f'<|START_ACTION|>[\n{{"tool_call_id": "0", "tool_name": "time", "parameters": {ARGUMENTS}}}\n]<|END_ACTION|>',
+    ),
+    ("deepseek", "<｜tool▁call▁begin｜>", f"<｜tool▁call▁begin｜>time<｜tool▁sep｜>{ARGUMENTS}<｜tool▁call▁end｜>"),
+    (
+        "deepseek",
+        "<｜tool▁call▁begin｜>```json",
+        f"<｜tool▁call▁begin｜>function<｜tool▁sep｜>time\n```json\n{ARGUMENTS}\n```<｜tool▁call▁end｜>",
+    ),
+    (
+        "kimi",
+        "<|tool_call_argument_begin|>",
+        "<|tool_calls_section_begin|><|tool_call_begin|>functions.time:0<|tool_call_argument_begin|>"
+        f"{ARGUMENTS}<|tool_call_end|><|tool_calls_section_end|>",
+    ),
+    (
+        "seed",
+        "<seed:tool_call><function=",
+        "<seed:tool_call><function=time>\n<parameter=city>\nParis\n</parameter>\n</function></seed:tool_call>",
+    ),
+    ("nemotron", "<TOOLCALL>", f'<TOOLCALL>[{{"name": "time", "arguments": {ARGUMENTS}}}]</TOOLCALL>'),
+    ("granite", "<|tool_call|>", f'<|tool_call|>[{{"name": "time", "arguments": {ARGUMENTS}}}]'),
+    ("functions", "<function=", f"<function=time>{ARGUMENTS}</function>"),
+    ("firefunction", " functools[", f'functools[{{"name": "time", "arguments": {ARGUMENTS}}}]'),
+    (
+        "harmony",
+        HARMONY_TEMPLATE,
+        "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>commentary to=functions.time "
+        f"<|constrain|>json<|message|>{ARGUMENTS}",
+    ),
+]
+#: With all of gpt-oss's, llama.cpp knows it, and <|end|> does not end an answer.
+CONTROLS: tuple[str, ...] = (
+    *("[TOOL_CALLS]", "[ARGS]", "<|tool_call>", "<tool_call|>", '<|"|>', "<|START_ACTION|>", "<|END_ACTION|>"),
+    *("<|channel|>", "<|message|>", "<|start|>", "<|end|>", "<|constrain|>", "<|return|>", "<|call|>"),
+    *(f"<｜tool▁{word}｜>" for word in ("calls▁begin", "call▁begin", "sep", "call▁end", "calls▁end")),
+)
+
+
+def dialect(name: str, template: str) -> Dialect:
+    return HARMONY if name == "harmony" else dialect_of(template, takes_tools=name != "generic")
+
+
+@pytest.fixture(scope="module")
+def vocab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vocab]:
+    path: Path = tmp_path_factory.mktemp("vocab") / "controls.gguf"
+    write_scripted_llama(path, controls=CONTROLS)
+    bindings.init_backend()
+    model = Model(str(path), EngineOptions(), lambda _: True)
+    yield model.vocab
+    model.free()
+
+
+@pytest.fixture(scope="module")
+def grammars(vocab: Vocab) -> Grammars:
+    return Grammars(vocab)
+
+
+def spelled(call: str) -> bool:
+    """Whether this vocabulary can spell the marks of a call: the mark for a space is one for it."""
+    return "▁" not in call
+
+
+def grammar(name: str, template: str, controls: Mapping[str, int] | None = None, **more: Any) -> ToolGrammar:
+    more = {"required": True, "parallel": False, **more}
+    made = tool_grammar(dialect(name, template), template, TOOLS, controls=controls or {}, **more)
+    assert made is not None
+    return made
+
+
+def controls_of(vocab: Vocab) -> dict[str, int]:
+    return {text: vocab.tokenize(text, add_special=False, parse_special=True)[0] for text in CONTROLS}
+
+
+def follows(constraint: Constraint, vocab: Vocab, text: str, *, special: bool = True) -> bool:
+    """Whether a text is allowed token by token, and may end there."""
+    for token in vocab.tokenize(text, add_special=False, parse_special=special):
+        if not constraint.allows(token):
+            return False
+        constraint.accept(token)
+    return constraint.allows(vocab.eos)
+
+
+@pytest.mark.parametrize(("name", "template", "call"), CALLS)
+def test_every_familys_calls_follow_its_grammar(
+    vocab: Vocab, grammars: Grammars, name: str, template: str, call: str
+) -> None:
+    for parallel in (True, False):
+        if spelled(call):
+            plain = grammars.make_calls(grammar(name, template, parallel=parallel))
+            assert follows(plain, vocab, call, special=False)
+        named = grammars.make_calls(grammar(name, template, controls_of(vocab), parallel=parallel))
+        assert follows(named, vocab, call)
+
+
+@pytest.mark.parametrize(("name", "template", "call"), CALLS)
+def test_nothing_else_follows_it(vocab: Vocab, grammars: Grammars, name: str, template: str, call: str) -> None:
+    made = grammar(name, template)
+    for wrong in (call.replace("time", "thyme"), f"Sure! {call}", "Sure!", "", call[:-1]):
+        assert not follows(grammars.make_calls(made), vocab, wrong, special=False), wrong
+
+
+@pytest.mark.parametrize(
+    ("name", "template", "call"), [call for call in CALLS if "days" in call[2] and call[0] != "gemma4"]
+)
+def test_arguments_follow_the_schema(vocab: Vocab, grammars: Grammars, name: str, template: str, call: str) -> None:
+    for wrong in (call.replace("days", "dayz"), call.replace("3", '"3"')):
+        assert not follows(grammars.make_calls(grammar(name, template)), vocab, wrong, special=False), wrong
+
+
+SPELLED = [call for call in CALLS if spelled(call[2])]
+
+
+@pytest.mark.parametrize(("name", "template", "call"), SPELLED)
+def test_an_answer_may_also_be_text_until_a_call_begins(
+    vocab: Vocab, grammars: Grammars, name: str, template: str, call: str
+) -> None:
+    made = grammar(name, template, required=False)
+    assert made.words or made.leading
+    assert follows(grammars.make_calls(made), vocab, "Just { some <text> [here].", special=False)
+    assert follows(grammars.make_calls(made), vocab, call, special=False)
+    assert not follows(grammars.make_calls(made), vocab, call.replace("time", "thyme"), special=False)
+
+
+@pytest.mark.parametrize(("name", "template", "call"), [call for call in SPELLED if call[0] != "harmony"])
+def test_reasoning_may_come_before_calls(vocab: Vocab, grammars: Grammars, name: str, template: str, call: str) -> None:
+    thought = "I could <tool_call> it.\n</think>\n\n"
+    required = grammar(name, template, tags=THINK, opened=True)
+    assert follows(grammars.make_calls(required), vocab, thought + call, special=False)
+    assert not follows(grammars.make_calls(required), vocab, call, special=False), "the reasoning must end first"
+    optional = grammar(name, template, tags=THINK)
+    assert follows(grammars.make_calls(optional), vocab, "<think>" + thought + call, special=False)
+    assert follows(grammars.make_calls(optional), vocab, call, special=False)
+    waiting = grammar(name, template, tags=THINK, opened=True, required=False)
+    assert follows(grammars.make_calls(waiting), vocab, thought + call, special=False)
+    assert not follows(grammars.make_calls(waiting), vocab, thought + call.replace("time", "thyme"), special=False)
+
+
+def test_several_calls_are_allowed_or_not(vocab: Vocab, grammars: Grammars) -> None:
+    call = '<tool_call>{"name": "time", "arguments": {"city": "Rome"}}</tool_call>'
+    assert follows(
+        grammars.make_calls(grammar("hermes", "<tool_call>", parallel=True)), vocab, f"{call}\n{call}", special=False
+    )
+    single = grammars.make_calls(grammar("hermes", "<tool_call>"))
+    assert follows(single, vocab, call, special=False)
+    assert single.complete
+
+
+def test_a_schema_that_cannot_be_followed_allows_any_object(vocab: Vocab, grammars: Grammars) -> None:
+    odd: dict[str, Any] = {"type": "object", "patternProperties": {"^x": {}}, "not": {}}
+    tools: list[dict[str, Any]] = [{"type": "function", "function": {"name": "time", "parameters": odd}}]
+    made = tool_grammar(dialect("llama", "x"), "x", tools, required=True, parallel=False, controls={})
+    assert made is not None
+    assert follows(grammars.make_calls(made), vocab, '{"name": "time", "parameters": {"y": [1]}}', special=False)
+
+
+# --- what a request comes to ------------------------------------------------------------------------------------------
+
+
+def turn(vocab: Vocab, source: str, **options: Any) -> Turn:
+    messages = [{"role": "user", "content": "Hi"}]
+    return Chats(source, "", vocab).turn(messages, {}, ChatOptions(tools=tuple(TOOLS), **options))
+
+
+@pytest.mark.parametrize(("_name", "source"), TEMPLATES)
+def test_every_template_gets_a_grammar_when_it_may_call(vocab: Vocab, _name: str, source: str) -> None:
+    waiting, required = turn(vocab, source).grammar, turn(vocab, source, tool_choice="required").grammar
+    assert waiting is not None
+    assert required is not None
+    assert waiting.words or waiting.leading
+    assert not (required.words or required.leading)
+    assert turn(vocab, source, tool_choice="none").grammar is None
+
+
+def test_a_named_function_is_the_only_one(vocab: Vocab, grammars: Grammars) -> None:
+    made = turn(vocab, "", tool_choice="required", tool_name="weather").grammar
+    assert made is not None
+    for name, expected in (("weather", True), ("time", False)):
+        call = f'{{"tool_call": {{"name": "{name}", "arguments": {ARGUMENTS}}}}}'
+        assert follows(grammars.make_calls(made), vocab, call, special=False) is expected
+
+
+def test_of_very_many_tools_nothing_is_enforced_and_nothing_can_be_required(vocab: Vocab) -> None:
+    many = [{"type": "function", "function": {"name": f"f{number}", "parameters": {}}} for number in range(257)]
+    chats, messages = Chats("", "", vocab), [{"role": "user", "content": "Hi"}]
+    read = chats.turn(messages, {}, ChatOptions(tools=tuple(many)))
+    assert read.grammar is None
+    assert read.reply is not None
+    with pytest.raises(RequestError, match="at most 256 tools"):
+        chats.turn(messages, {}, ChatOptions(tools=tuple(many), tool_choice="required"))
+    named = ChatOptions(tools=tuple(many), tool_choice="required", tool_name="f9")
+    assert chats.turn(messages, {}, named).grammar is not None
