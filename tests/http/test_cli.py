@@ -278,6 +278,7 @@ def test_models_can_print_one_json_object() -> None:
 
     path = demo_file()
     row: dict[str, Any] = {"name": "demo", "aliases": [], "path": str(path), "size": path.stat().st_size}
+    row["source"] = "preset"
     assert json.loads(result.stdout) == {"models": [row], "problems": []}
 
 

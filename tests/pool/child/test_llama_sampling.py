@@ -138,9 +138,9 @@ def test_xtc_passes_over_the_most_likely(engine: LlamaEngine) -> None:
 def test_a_preempted_request_remembers_its_penalties() -> None:
     sampling = Sampling(temperature=0, presence_penalty=3.0, dry_multiplier=1.0, repeat_last_n=-1)
     with loaded("random", n_ctx=256, n_parallel=2) as engine:
-        expected = ask(engine, "b" * 20, sampling=sampling, max_tokens=200, ignore_eos=True).tokens
+        expected = ask(engine, "q" * 20, sampling=sampling, max_tokens=200, ignore_eos=True).tokens
         for number in (1, 2):
-            engine.submit(Generate(request=number, prompt="b" * 20, sampling=sampling, max_tokens=200, ignore_eos=True))
+            engine.submit(Generate(request=number, prompt="q" * 20, sampling=sampling, max_tokens=200, ignore_eos=True))
         got = drain(engine)
     assert got[1].tokens == got[2].tokens == expected
 
