@@ -12,16 +12,21 @@ import msgspec
 from llamaherd.http.media_options import PROJECTOR_OPTIONS
 from llamaherd.http.options import alias_option, model_option, models_dir_option
 from llamaherd.http.presets import PresetOptions, explicit_settings
+from llamaherd.http.wanted import Pull
 from llamaherd.pool import (
     DEMO,
     BadRequest,
     Catalog,
     EngineOptions,
+    ModelNotFound,
     ModelSpec,
     Sources,
     build_catalog,
     cache_folder,
+    find_cached,
     gather,
+    model_name,
+    parse_hub_name,
 )
 
 __all__ = ["CatalogSettings", "catalog_options"]
@@ -50,6 +55,40 @@ _OPTIONS: Final[Sequence[Callable[[_Command], _Command]]] = (
         show_default=True,
         help="Take up changes of the models folder, the preset file and the cache without being asked to.",
     ),
+    click.option(
+        "-hf",
+        "-hfr",
+        "--hf-repo",
+        "hf_repo",
+        default="",
+        metavar="NAME",
+        envvar="LLAMA_ARG_HF_REPO",
+        help="A model of the Hugging Face hub to offer, <user>/<repo>[:<quant>], downloaded at the start if it is not "
+        "in the cache.",
+    ),
+    click.option(
+        "-hff",
+        "--hf-file",
+        "hf_file",
+        default="",
+        metavar="FILE",
+        envvar="LLAMA_ARG_HF_FILE",
+        help="The file of --hf-repo, instead of a quant.",
+    ),
+    click.option(
+        "-hft",
+        "--hf-token",
+        "hf_token",
+        default="",
+        metavar="TOKEN",
+        help="A token for the hub. Others on this machine can see command lines: better use HF_TOKEN.",
+    ),
+    click.option(
+        "--offline",
+        is_flag=True,
+        envvar="LLAMA_ARG_OFFLINE",
+        help="Download nothing: --hf-repo has to be in the cache.",
+    ),
     alias_option,
     *PROJECTOR_OPTIONS,
 )
@@ -68,6 +107,10 @@ class CatalogSettings:
     models_preset: Path | None
     models_cache: bool
     watch: bool
+    hf_repo: str
+    hf_file: str
+    hf_token: str
+    offline: bool
     alias: str
     mmproj: Path | None
     mmproj_auto: bool
@@ -85,18 +128,51 @@ class CatalogSettings:
 
         Raises as :func:`~llamaherd.pool.build_catalog`, for the files; BadRequest for a projector of no or many models.
         """
-        if self.mmproj is not None and len(self.models) != 1:
+        if self.hf_repo and self.models:
+            raise BadRequest("--model and --hf-repo cannot be given together")
+        if self.mmproj is not None and len(self.models) != 1 and not self.hf_repo:
             raise BadRequest(f"a projector belongs to one model, and {len(self.models)} model files are given")
         aliases = [name.strip() for name in self.alias.split(",") if name.strip()]
-        cache = cache_folder() if self.models_cache and not self.models else None
+        cache = cache_folder() if self.models_cache and not (self.models or self.hf_repo) else None
         given: tuple[ModelSpec, ...] = ()
-        if self.models or (aliases and self.single):
+        if self.hf_repo:
+            given = (self._hub_model(options, aliases),)
+        elif self.models or (aliases and self.single):
             given = build_catalog(self.models, options=options, aliases=aliases).models
             if self.mmproj is not None:
                 given = tuple(msgspec.structs.replace(spec, mmproj=self.mmproj.absolute()) for spec in given)
         elif self.single:
             given = build_catalog([DEMO], options=options).models
         return Sources(given=finish(given), models_dir=self.models_dir, cache=cache, presets=self.models_preset)
+
+    def _hub_model(self, options: EngineOptions, aliases: Sequence[str]) -> ModelSpec:
+        name = parse_hub_name(self.hf_repo)
+        found = find_cached(cache_folder(), name, self.hf_file)
+        beside = found.mmproj if found is not None and self.mmproj_auto else None
+        names = list(aliases) or [model_name(hf_repo=str(name))]
+        return ModelSpec(
+            name=names[0],
+            aliases=tuple(dict.fromkeys(names[1:])),
+            path=None if found is None else found.path,
+            mmproj=beside if self.mmproj is None else self.mmproj.absolute(),
+            options=options,
+            repo=str(name),
+        )
+
+    def missing(self) -> Pull | None:
+        """Return what has to be downloaded before the models can be served, None if nothing has.
+
+        Raises:
+            BadRequest: ``--hf-repo`` is no name. ModelNotFound: it is not in the cache, and this is offline.
+        """
+        if not self.hf_repo:
+            return None
+        name = parse_hub_name(self.hf_repo)
+        if find_cached(cache_folder(), name, self.hf_file) is not None:
+            return None
+        if self.offline:
+            raise ModelNotFound(f"{name} is not in the cache, and this is offline")
+        return Pull(model=str(name), file=self.hf_file, cache=cache_folder(), token=self.hf_token)
 
     def read(self, sources: Sources) -> Catalog:
         """Return the models of the sources; what was odd about presets is among the problems. Raises as

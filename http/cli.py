@@ -87,6 +87,11 @@ def serve(
     from llamaherd.http.library import Library
     from llamaherd.pool import Pool, cache_folder
 
+    missing = wanted.missing()
+    if missing is not None:
+        from llamaherd.http.pull import pull_here
+
+        signals.run(lambda guard: pull_here(missing, guard), on_abort=restore)
     sources = wanted.sources(options, pool.apply)
     catalog = _catalog(wanted, sources)
     if not (catalog.models or catalog.broken or wanted.watch):

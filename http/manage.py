@@ -16,6 +16,7 @@ import click
 import msgspec
 
 from llamaherd.http.terminal import printable, restore
+from llamaherd.http.wanted import Pull
 from llamaherd.pool import (
     CachedModel,
     ModelNotFound,
@@ -116,7 +117,7 @@ def pull(model: str, file: str, offline: bool, as_json: bool, server: ServerAddr
         result: dict[str, Any] = {"model": str(name), "server": server.url}
     else:
         from llamaherd.http import signals
-        from llamaherd.http.pull import Pull, pull_here
+        from llamaherd.http.pull import pull_here
 
         cache = cache_folder()
         wanted = Pull(model=str(name), file=file, cache=cache, offline=offline)

@@ -3,11 +3,9 @@
 import asyncio
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import msgspec
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -22,25 +20,10 @@ from rich.progress import (
 from llamaherd.http.client import Server, ServerError
 from llamaherd.http.signals import SignalGuard
 from llamaherd.http.terminal import one_line
+from llamaherd.http.wanted import Pull
 from llamaherd.pool import Pool, Subscription
 
-__all__ = ["Pull", "pull_here", "pull_there"]
-
-
-class Pull(msgspec.Struct, frozen=True, kw_only=True):
-    """What to download.
-
-    Attributes:
-        model: ``<user>/<repo>[:<quant>]``.
-        file: A file of the repository, instead of a quant.
-        cache: The cache's folder.
-        offline: Look into the cache and nowhere else.
-    """
-
-    model: str
-    file: str
-    cache: Path
-    offline: bool
+__all__ = ["pull_here", "pull_there"]
 
 
 async def pull_here(pull: Pull, guard: SignalGuard) -> None:
@@ -58,7 +41,9 @@ async def _pull(pool: Pool, pull: Pull) -> None:
         with Bars() as bars:
             follower = asyncio.create_task(_follow(events, bars))
             try:
-                await pool.download(pull.model, file=pull.file, cache=pull.cache, offline=pull.offline)
+                await pool.download(
+                    pull.model, file=pull.file, cache=pull.cache, offline=pull.offline, token=pull.token or None
+                )
             finally:
                 follower.cancel()
                 await asyncio.wait([follower])

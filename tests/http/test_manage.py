@@ -263,3 +263,36 @@ def test_a_script_for_the_shell_is_printed(shell: str, capsys: Output) -> None:
     assert main(["completion", shell]) == 0
 
     assert "_LLAMAHERD_COMPLETE" in capsys.readouterr().out
+
+
+# --- serve ---
+
+
+def test_serve_downloads_the_repository_that_it_is_told_to_offer(hub: StandInHub, cache: Path) -> None:
+    command = [sys.executable, "-P", "-m", "llamaherd.http", "serve", "-hf", NAME, "--port", "0", "-a", "small"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+
+    assert line.rstrip().endswith("model: small")
+    assert listed(cache) == [NAME]
+
+
+def test_serve_offline_wants_the_repository_in_the_cache(hub: StandInHub, capsys: Output) -> None:
+    assert main(["serve", "-hf", NAME, "--offline"]) == 1
+    assert main(["serve", "-hf", "../x"]) == 1
+
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].endswith("u/r:Q8_0 is not in the cache, and this is offline")
+    assert "is no model name" in lines[1]
+    assert hub.requests == []
+
+
+def test_models_shows_a_repository_that_is_in_the_cache(cache: Path, capsys: Output) -> None:
+    write_repo(cache, "u/r", ["m-Q8_0.gguf"])
+
+    assert main(["models", "-hf", "u/r", "--json"]) == 0
+
+    (row,) = json_of(capsys)["models"]
+    assert (row["name"], Path(row["path"]).name) == ("u/r", "m-Q8_0.gguf")

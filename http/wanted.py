@@ -1,0 +1,25 @@
+"""What to download, as the command line says it; apart from the download, which needs more imports."""
+
+from pathlib import Path
+
+import msgspec
+
+__all__ = ["Pull"]
+
+
+class Pull(msgspec.Struct, frozen=True, kw_only=True):
+    """What to download.
+
+    Attributes:
+        model: ``<user>/<repo>[:<quant>]``.
+        file: A file of the repository, instead of a quant.
+        cache: The cache's folder.
+        offline: Look into the cache and nowhere else.
+        token: For private and gated repositories; empty is the environment's.
+    """
+
+    model: str
+    cache: Path
+    file: str = ""
+    offline: bool = False
+    token: str = ""
