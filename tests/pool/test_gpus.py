@@ -23,7 +23,7 @@ class NVMLError(Exception):
     pass
 
 
-def played_driver(**functions: Any) -> Any:
+def played_driver(**functions: Any) -> types.SimpleNamespace:
     """Return what ``pynvml`` is on a machine with two GPUs; handles are the devices' numbers."""
     processes: dict[int, list[Any]] = {
         0: [types.SimpleNamespace(pid=7, usedGpuMemory=3), types.SimpleNamespace(pid=8, usedGpuMemory=None)],
@@ -59,8 +59,7 @@ def test_a_driver_that_does_not_tell_of_processes_is_no_error() -> None:
 
 def test_every_function_of_the_driver_that_is_used_exists() -> None:
     nvml = import_module("pynvml")
-    names: list[str] = list(vars(played_driver()))
-    for name in names:
+    for name in vars(played_driver()):
         assert hasattr(nvml, name)
 
 
