@@ -17,10 +17,8 @@ def prompts_of(value: object, name: str) -> list[Prompt]:
     Raises:
         Problem: it has none of the shapes, or is an empty list.
     """
-    if isinstance(value, list) and not _is_mixed(cast("list[object]", value)):
-        prompts = [_prompt(one, name) for one in cast("list[object]", value)]
-    else:
-        prompts = [_prompt(value, name)]
+    several = _several(value)
+    prompts = [_prompt(value, name)] if several is None else [_prompt(one, name) for one in several]
     if not prompts:
         raise Problem(INVALID_REQUEST, f'"{name}" must not be empty', param=name)
     return prompts
@@ -61,8 +59,12 @@ def _text_of_parts(content: object, name: str) -> str:
     return "".join(texts)
 
 
-def _is_mixed(values: list[object]) -> bool:
-    return any(map(_is_number, values))
+def _several(value: object) -> list[object] | None:
+    """Return the entries of a list of prompts; None for anything else."""
+    if not isinstance(value, list):
+        return None
+    entries = cast("list[object]", value)
+    return None if any(map(_is_number, entries)) else entries
 
 
 def _is_number(value: object) -> bool:

@@ -33,7 +33,7 @@ class Pooled:
             self._value = chunk.copy()
         elif self._how == "mean":
             share = tokens / (self._tokens + tokens)
-            self._value = self._value * np.float32(1 - share) + chunk * np.float32(share)
+            self._value = np.add(self._value * np.float32(1 - share), chunk * np.float32(share), dtype=np.float32)
         self._tokens += tokens
 
     @property

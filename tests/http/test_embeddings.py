@@ -148,33 +148,33 @@ def test_parts_of_text_are_joined(client: httpx2.Client) -> None:
     assert math.dist(*(item["embedding"] for item in answer["data"])) < 1e-5
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"input": []},
-        {"input": None},
-        {"input": 3},
-        {"input": [1.5]},
-        {"input": [None]},
-        {"input": [True]},
-        {"input": [[]]},
-        {"input": {"content": "cat"}},
-        {"input": {"content": [{"type": "image_url"}]}},
-        {"input": {"content": [{"type": "text"}]}},
-        {"input": {"prompt_string": "cat", "multimodal_data": ["AAAA"]}},
-        {"input": "cat", "encoding_format": "hex"},
-        {"input": "cat", "encoding_format": 3},
-        {"input": "cat", "dimensions": 0},
-        {"input": "cat", "dimensions": 65},
-        {"input": "cat", "dimensions": 1.5},
-        {"input": "cat", "embd_normalize": -2},
-        {"input": "cat " * 600},
-        {"input": ["cat", "x" * 1_000_000]},
-        {"input": [99_999]},
-        {"input": [-1]},
-        {"input": [2**40]},
-    ],
-)
+WRONG: list[dict[str, Any]] = [
+    {"input": []},
+    {"input": None},
+    {"input": 3},
+    {"input": [1.5]},
+    {"input": [None]},
+    {"input": [True]},
+    {"input": [[]]},
+    {"input": {"content": "cat"}},
+    {"input": {"content": [{"type": "image_url"}]}},
+    {"input": {"content": [{"type": "text"}]}},
+    {"input": {"prompt_string": "cat", "multimodal_data": ["AAAA"]}},
+    {"input": "cat", "encoding_format": "hex"},
+    {"input": "cat", "encoding_format": 3},
+    {"input": "cat", "dimensions": 0},
+    {"input": "cat", "dimensions": 65},
+    {"input": "cat", "dimensions": 1.5},
+    {"input": "cat", "embd_normalize": -2},
+    {"input": "cat " * 600},
+    {"input": ["cat", "x" * 1_000_000]},
+    {"input": [99_999]},
+    {"input": [-1]},
+    {"input": [2**40]},
+]
+
+
+@pytest.mark.parametrize("fields", WRONG)
 def test_what_makes_no_sense_is_the_clients_error_and_harms_nobody(client: httpx2.Client, fields: Any) -> None:
     refused(client.post("/v1/embeddings", json={"model": "bert", **fields}))
     assert client.post("/v1/embeddings", json=CAT).status_code == 200
@@ -216,7 +216,7 @@ def test_documents_are_scored_best_first(client: httpx2.Client, path: str) -> No
 
 
 def test_teis_shape_is_a_list(client: httpx2.Client) -> None:
-    body = {"model": "rank", "query": "cat", "texts": ["dog", "cat"]}
+    body: dict[str, Any] = {"model": "rank", "query": "cat", "texts": ["dog", "cat"]}
     answer = client.post("/rerank", json={**body, "return_text": True}).json()
     assert [set(item) for item in answer] == [{"index", "score", "text"}] * 2
     assert all(item["text"] == body["texts"][item["index"]] for item in answer)

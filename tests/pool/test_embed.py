@@ -14,8 +14,8 @@ from tiny_gguf import tiny_model
 
 
 def tiny(name: str, **options: Any) -> ModelSpec:
-    settings = EngineOptions(**{"n_ctx": 1024, "n_threads": 1, "flash_attn": "off", **options})
-    return ModelSpec(name=name, path=tiny_model(name), options=settings)
+    settings: dict[str, Any] = {"n_ctx": 1024, "n_threads": 1, "flash_attn": "off", **options}
+    return ModelSpec(name=name, path=tiny_model(name), options=EngineOptions(**settings))
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)

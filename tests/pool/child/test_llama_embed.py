@@ -92,8 +92,7 @@ def close(one: Floats, other: Floats) -> bool:
 
 
 def unit(vector: Floats) -> Floats:
-    scaled: Floats = vector / np.linalg.norm(vector)
-    return scaled
+    return (vector / np.linalg.norm(vector)).astype(np.float32)
 
 
 # --- what is computed ---
@@ -171,7 +170,7 @@ def test_without_pooling_every_token_has_a_row_as_it_is() -> None:
 
 def test_token_ids_and_texts_may_be_mixed() -> None:
     with loaded("random-bos", pooling="mean") as engine:
-        loaded_model = engine._need().model.vocab
+        loaded_model = engine._need().model.vocab  # pyright: ignore[reportPrivateUsage]
         ids = loaded_model.tokenize("cat dog", add_special=True)
         cat, dog = loaded_model.tokenize("cat", add_special=True), loaded_model.tokenize("dog", add_special=False)
         as_text, as_ids = embed(engine, "cat dog", tuple(ids))
@@ -265,7 +264,7 @@ def test_a_cancelled_request_ends_and_leaves_the_others() -> None:
 def test_a_model_that_only_embeds_has_no_cache_for_generations() -> None:
     with loaded("random", pooling="last", embedding=True, n_ctx=4096) as engine:
         assert engine.figures.cells == 0
-        assert engine._need().context.n_ctx == 256
+        assert engine._need().context.n_ctx == 256  # pyright: ignore[reportPrivateUsage]
         assert embed(engine, LONG)[0].shape == (64,)
         with pytest.raises(RequestError, match="embedding") as refusal:
             engine.submit(Generate(request=1, prompt="a"))

@@ -24,7 +24,7 @@ def engine() -> Iterator[LlamaEngine]:
 
 @pytest.fixture(scope="module")
 def vocab(engine: LlamaEngine) -> Vocab:
-    return engine._need().model.vocab
+    return engine._need().model.vocab  # pyright: ignore[reportPrivateUsage]
 
 
 def spelled(vocab: Vocab, tokens: list[int]) -> str:
@@ -90,7 +90,7 @@ def test_the_engine_fills_gaps(engine: LlamaEngine) -> None:
 
     gap = Infill(prefix="int main() {", suffix="}")
     prompt = infill_tokens(
-        engine._need().model.vocab,
+        engine._need().model.vocab,  # pyright: ignore[reportPrivateUsage]
         gap,
         n_batch=1024,
         n_ctx=1024,
