@@ -661,7 +661,8 @@ sampler_sample: Callable[[int, int, int], int] = _bind(_short, "llama_sampler_sa
 
 
 _apply = _bind(_short, "llama_sampler_apply", None, _ptr, ctypes.POINTER(_low.llama_token_data_array))
-_token_data = ctypes.POINTER(_low.llama_token_data)
+_pointer_to: Any = ctypes.POINTER
+_token_data: Any = _pointer_to(_low.llama_token_data)
 
 
 def sampler_apply(chain: int, address: int, count: int) -> int:

@@ -18,7 +18,7 @@ def pool() -> Pool:
 
 
 async def said(pool: Pool, model: str, **params: Any) -> str:
-    fields = {"temperature": 0, "max_tokens": 60, **params}
+    fields: dict[str, Any] = {"temperature": 0, "max_tokens": 60, **params}
     return (await pool.complete(model, "\n", **fields).collect()).text
 
 

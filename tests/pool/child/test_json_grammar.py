@@ -72,7 +72,7 @@ def schemas() -> Iterator[Schemas]:
     opened.close()
 
 
-PERSON = {
+PERSON: Any = {
     "type": "object",
     "properties": {
         "name": {"type": "string", "minLength": 1},
@@ -83,7 +83,7 @@ PERSON = {
     "required": ["name", "age"],
     "additionalProperties": False,
 }
-TREE = {
+TREE: Any = {
     "$defs": {
         "node": {"type": "object", "properties": {"next": {"$ref": "#/$defs/node"}}, "additionalProperties": False}
     },
@@ -156,22 +156,27 @@ def test_whatever_is_said_is_valid(schemas: Schemas, schema: Any) -> None:
             jsonschema.validate(json.loads(said), schema)
 
 
-_LEAVES = st.one_of(
-    st.builds(
-        lambda low, more: {"type": "integer", "minimum": low, "maximum": low + more},
-        st.integers(-99, 99),
-        st.integers(0, 99),
-    ),
-    st.builds(
-        lambda low, more: {"type": "string", "minLength": low, "maxLength": low + more},
-        st.integers(0, 4),
-        st.integers(0, 4),
-    ),
-    st.sampled_from(
-        [{"type": "boolean"}, {"type": "null"}, {"type": "number"}, {"const": "k"}, {"enum": [1, "two", None]}]
-    ),
-    st.sampled_from([{"type": "string", "pattern": p} for p in ("^a+$", "^(x|yz)?[0-9]{1,3}$", "q", "^\\d\\w$")]),
-    st.sampled_from([{"type": "string", "format": name} for name in sorted(FORMATS)]),
+def _number(low: int, more: int) -> Any:
+    return {"type": "integer", "minimum": low, "maximum": low + more}
+
+
+def _text(low: int, more: int) -> Any:
+    return {"type": "string", "minLength": low, "maxLength": low + more}
+
+
+_SIMPLE: list[Any] = [
+    {"type": "boolean"},
+    {"type": "null"},
+    {"type": "number"},
+    {"const": "k"},
+    {"enum": [1, "two", None]},
+]
+_PATTERNS: list[Any] = [{"type": "string", "pattern": p} for p in ("^a+$", "^(x|yz)?[0-9]{1,3}$", "q", "^\\d\\w$")]
+_FORMATS: list[Any] = [{"type": "string", "format": name} for name in sorted(FORMATS)]
+_LEAVES: st.SearchStrategy[Any] = st.one_of(
+    st.builds(_number, st.integers(-99, 99), st.integers(0, 99)),
+    st.builds(_text, st.integers(0, 4), st.integers(0, 4)),
+    st.sampled_from(_SIMPLE + _PATTERNS + _FORMATS),
 )
 
 
@@ -180,24 +185,36 @@ def _object(properties: dict[str, Any], needed: set[str], more: Any) -> Any:
     return {"type": "object", "properties": properties, "required": required, "additionalProperties": more}
 
 
+def _array(items: Any, low: int, more: int) -> Any:
+    return {"type": "array", "items": items, "minItems": low, "maxItems": low + more}
+
+
+def _tuple(first: list[Any], items: Any) -> Any:
+    return {"type": "array", "prefixItems": first, "items": items, "minItems": len(first)}
+
+
+def _any_of(some: list[Any]) -> Any:
+    return {"anyOf": some}
+
+
+def _referring(one: Any) -> Any:
+    return {"$defs": {"x": one}, "type": "array", "items": {"$ref": "#/$defs/x"}}
+
+
+def _all_of(one: Any) -> Any:
+    anything: Any = {}
+    return {"allOf": [one, anything]}
+
+
 def _composed(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     names = st.sampled_from(["a", "b", "c d"])
     return st.one_of(
         st.builds(_object, st.dictionaries(names, inner, max_size=3), st.sets(names), st.one_of(st.booleans(), inner)),
-        st.builds(
-            lambda items, low, more: {"type": "array", "items": items, "minItems": low, "maxItems": low + more},
-            inner,
-            st.integers(0, 2),
-            st.integers(0, 2),
-        ),
-        st.builds(
-            lambda first, items: {"type": "array", "prefixItems": first, "items": items, "minItems": len(first)},
-            st.lists(inner, min_size=1, max_size=2),
-            st.one_of(st.just(False), inner),
-        ),
-        st.builds(lambda some: {"anyOf": some}, st.lists(inner, min_size=1, max_size=3)),
-        st.builds(lambda one: {"$defs": {"x": one}, "type": "array", "items": {"$ref": "#/$defs/x"}}, inner),
-        st.builds(lambda one: {"allOf": [one, {}]}, inner),
+        st.builds(_array, inner, st.integers(0, 2), st.integers(0, 2)),
+        st.builds(_tuple, st.lists(inner, min_size=1, max_size=2), st.one_of(st.just(False), inner)),
+        st.builds(_any_of, st.lists(inner, min_size=1, max_size=3)),
+        st.builds(_referring, inner),
+        st.builds(_all_of, inner),
     )
 
 
@@ -235,9 +252,13 @@ def test_what_the_converter_refuses_has_a_reason(schemas: Schemas, schema: Any, 
     assert reason in str(caught.value)
 
 
-_DEEP: Any = {"type": "integer"}
-for _ in range(15):
-    _DEEP = {"anyOf": [{"type": "array", "items": _DEEP}, {"type": "object", "additionalProperties": _DEEP}]}
+def _nested(depth: int) -> Any:
+    if not depth:
+        return {"type": "integer"}
+    inner = _nested(depth - 1)
+    return {"anyOf": [{"type": "array", "items": inner}, {"type": "object", "additionalProperties": inner}]}
+
+
 HOSTILE: list[Any] = [
     {"type": "string", "minLength": 10_000, "maxLength": 10_000},
     {"type": "array", "items": {"type": "string", "minLength": 9_000}, "minItems": 10_000},
@@ -249,7 +270,7 @@ HOSTILE: list[Any] = [
     {"allOf": [{"properties": {f"p{n}": {"pattern": f"{n}"}}} for n in range(300)], "type": "object"},
     {"allOf": [{"type": "string", "pattern": f"a.{{{n}}}b"} for n in range(1, 60)]},
     {"anyOf": [{"properties": {"a": {"$ref": "#"}, f"b{n}": {"type": "null"}}, "type": "object"} for n in range(60)]},
-    _DEEP,
+    _nested(12),
 ]
 
 
@@ -277,8 +298,9 @@ def random() -> Iterator[LlamaEngine]:
 
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=1.2, seed=8), Sampling(top_k=0, min_p=0, seed=8)])
 def test_an_engine_follows_a_schema(random: LlamaEngine, sampling: Sampling) -> None:
-    schema = {**PERSON, "properties": {**PERSON["properties"], "name": {"type": "string", "maxLength": 5}}}  # type: ignore[dict-item]
-    del schema["properties"]["friend"]  # type: ignore[attr-defined]
+    age: Any = {"type": "integer", "minimum": 0, "maximum": 150}
+    properties: Any = {"name": {"type": "string", "maxLength": 5}, "age": age}
+    schema = {"type": "object", "properties": properties, "required": ["name"], "additionalProperties": False}
     got = ask(random, "abc", json_schema=check_schema(schema), sampling=sampling, max_tokens=300)
     assert got.reason == "stop"
     jsonschema.validate(json.loads(got.text), schema)
