@@ -20,7 +20,7 @@ PROMPT: dict[str, Any] = {"prompt": "hello there, " * 12, "temperature": 0, "max
 
 
 def spec(folder: str = "", **options: Any) -> ModelSpec:
-    given = {"n_ctx": 512, "n_threads": 1, "n_parallel": 2, "flash_attn": "off", **options}
+    given: dict[str, Any] = {"n_ctx": 512, "n_threads": 1, "n_parallel": 2, "flash_attn": "off", **options}
     return ModelSpec(name="tiny", path=tiny_model("random"), options=EngineOptions(slot_save_path=folder, **given))
 
 
