@@ -3,7 +3,7 @@
 import json
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import httpx2
 
@@ -76,9 +76,9 @@ class Server:
 
 
 def _checked(answer: httpx2.Response) -> Any:
-    content = answer.json()
+    content: Any = answer.json()
     if answer.status_code < 400:
         return content
-    error = content.get("error") if isinstance(content, dict) else None
-    message = error.get("message") if isinstance(error, dict) else None
+    error = cast("dict[str, Any]", content).get("error") if isinstance(content, dict) else None
+    message = cast("dict[str, Any]", error).get("message") if isinstance(error, dict) else None
     raise ServerError(str(message or f"the server answered {answer.status_code}"), code=str(answer.status_code))

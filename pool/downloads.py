@@ -9,7 +9,7 @@ import asyncio
 import os
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from llamaherd.pool.errors import DownloadFailed, ModelBusy, PoolClosed, QueueFull
 from llamaherd.pool.events import EventLog
@@ -180,7 +180,8 @@ class Downloads:
     def _on_progress(self, job: Job, payload: dict[str, Any]) -> None:
         plan = payload.get("plan")
         if isinstance(plan, dict):
-            job.progress = {str(url): {"done": 0, "total": int(total)} for url, total in plan.items()}
+            sizes = cast("dict[str, int]", plan)
+            job.progress = {address: {"done": 0, "total": int(total)} for address, total in sizes.items()}
             _resolve(job.begun)
         elif isinstance(url := payload.get("url"), str):
             job.progress[url] = {"done": int(payload.get("downloaded", 0)), "total": int(payload.get("total", 0))}

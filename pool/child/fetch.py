@@ -11,15 +11,20 @@ import math
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, Protocol
 
 import httpx2
 from filelock import Timeout
 from huggingface_hub import hf_hub_url
-from huggingface_hub.utils import WeakFileLock, build_hf_headers, get_session, hf_raise_for_status
+from huggingface_hub.utils import (
+    WeakFileLock,
+    build_hf_headers,  # pyright: ignore[reportUnknownVariableType] - it takes a bare dict
+    get_session,
+    hf_raise_for_status,
+)
 
 from llamaherd.pool.child.failures import DownloadCancelled, DownloadFailure
 from llamaherd.pool.child.remote import RemoteFile
@@ -108,7 +113,7 @@ class Fetcher:
         progress(file.size)
 
     @contextmanager
-    def _locked(self, file: RemoteFile) -> Iterator[None]:
+    def _locked(self, file: RemoteFile) -> Generator[None]:
         """Wait for the lock of a file, however long another download of it takes."""
         while True:
             self._check()
@@ -201,6 +206,14 @@ class _CutOff(Exception):
     """An answer ended too early without looking broken."""
 
 
+class _Hashing(Protocol):
+    """What hashlib makes."""
+
+    def update(self, data: bytes, /) -> None: ...
+
+    def hexdigest(self) -> str: ...
+
+
 class _Digest:
     """The digest of what is written, computed in a thread of its own: the network need not wait for it."""
 
@@ -218,7 +231,7 @@ class _Digest:
     def __exit__(self, *_error: object) -> None:
         self._stop()
 
-    def _new(self) -> "hashlib._Hash":
+    def _new(self) -> "_Hashing":
         if len(self._file.digest) != _GIT_SHA1:
             return hashlib.sha256()
         # Git names contents by their SHA-1 after this head; it is no defence, and the hub offers no other.

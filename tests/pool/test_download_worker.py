@@ -128,11 +128,12 @@ def test_another_commit_keeps_what_is_the_same_on_the_list(download: Run, hub: S
 
 
 def test_huggingface_hub_finds_what_was_downloaded(download: Run, cache: Path) -> None:
-    from huggingface_hub import hf_hub_download, scan_cache_dir
+    from huggingface_hub import scan_cache_dir, try_to_load_from_cache
 
     download()
 
-    assert Path(hf_hub_download(REPO, "m-Q4_K_M.gguf", cache_dir=cache, local_files_only=True)).read_bytes() == CONTENT
+    found = try_to_load_from_cache(REPO, "m-Q4_K_M.gguf", cache_dir=cache)
+    assert isinstance(found, str) and Path(found).read_bytes() == CONTENT
     info = scan_cache_dir(cache)
     assert [repo.repo_id for repo in info.repos] == [REPO] and not info.warnings
 
