@@ -26,7 +26,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -72,7 +72,7 @@ class Subject:
 
 
 @contextmanager
-def subject(**settings: Any) -> Iterator[Subject]:
+def subject(**settings: Any) -> Generator[Subject]:
     """Start a server, and stop it."""
     command = [sys.executable, "-P", str(Path(__file__).with_name("http_subject.py")), json.dumps(settings)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:

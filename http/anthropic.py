@@ -53,6 +53,7 @@ class MessageAnswer(Answer):
         self._id = f"msg_{secrets.token_hex(16)}"
         self._index = -1
         self._open = ""
+        self._started = False
 
     def frame(self, chunk: dict[str, Any]) -> bytes:
         return named_frame(chunk)
@@ -71,11 +72,10 @@ class MessageAnswer(Answer):
         return {**self._message(blocks, completion.usage), **_stop_json(completion)}
 
     def opening(self, index: int) -> Iterable[dict[str, Any]]:
-        message = {**self._message([], Usage()), "stop_reason": None, "stop_sequence": None}
-        return [{"type": "message_start", "message": message}]
+        return []
 
     def middle(self, index: int, piece: Piece) -> Iterable[dict[str, Any]]:
-        chunks: list[dict[str, Any]] = []
+        chunks = self._start(piece)
         if piece.reasoning:
             if self._open != "thinking":
                 chunks += self._switch("thinking", {"type": "thinking", "thinking": "", "signature": ""})
@@ -94,10 +94,23 @@ class MessageAnswer(Answer):
     def closing(self, index: int, piece: Piece, summary: Summary | None) -> Iterable[dict[str, Any]]:
         usage = piece.usage or Usage()
         return [
+            *self._start(piece),
             *self._switch("", {}),
             {"type": "message_delta", "delta": _stop_json(piece), "usage": _usage_json(usage)},
             {"type": "message_stop"},
         ]
+
+    def _start(self, piece: Piece) -> list[dict[str, Any]]:
+        """Return the event that begins the message, unless it has begun. The first piece tells of the prompt."""
+        if self._started:
+            return []
+        self._started = True
+        usage = piece.usage or Usage()
+        if piece.progress is not None:
+            usage = Usage(prompt_tokens=piece.progress.total, cached_tokens=piece.progress.cache)
+        message = {**self._message([], usage), "stop_reason": None, "stop_sequence": None}
+        message["usage"]["output_tokens"] = 0
+        return [{"type": "message_start", "message": message}]
 
     def _switch(self, kind: str, block: dict[str, Any]) -> list[dict[str, Any]]:
         """Stop the block that is open, and start another unless the kind is empty."""

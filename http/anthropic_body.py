@@ -166,6 +166,8 @@ def to_chat(body: MessagesBody) -> dict[str, Any]:
         "model": body.model,
         "messages": None if body.messages is None else _messages(body),
         "stream": body.stream,
+        # A stream's first event tells how long the prompt is.
+        "return_progress": body.stream,
         "max_tokens": DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens,
         "stop": body.stop_sequences,
         "temperature": body.temperature,

@@ -39,7 +39,7 @@ def parse_grant(words: list[str]) -> Grant:
         if word == _READ_ONLY:
             read_only = True
         elif word.startswith(_MODELS) and (names := [name for name in word.removeprefix(_MODELS).split(",") if name]):
-            models = frozenset(names) | (models or frozenset())
+            models = frozenset(names) if models is None else models | frozenset(names)
         else:
             raise ValueError(f"after a key only {_READ_ONLY} and {_MODELS}NAME,NAME may stand")
     return Grant(models=models, read_only=read_only)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 from starlette.responses import Response
 
-from llamaherd.http.answers import Answer, Summary, respond, timings_json
+from llamaherd.http.answers import Answer, Summary, progress_json, respond, timings_json
 from llamaherd.http.chat import start_chat
 from llamaherd.http.counting import count_tokens, counted_json
 from llamaherd.http.front import Front
@@ -102,6 +102,9 @@ class ResponseAnswer(Answer):
         ]
 
     def middle(self, index: int, piece: Piece) -> Iterable[dict[str, Any]]:
+        if piece.progress is not None:
+            told = {"prompt_progress": progress_json(piece.progress)}
+            return [{"type": "response.in_progress", "response": self._response(), **told}]
         chunks: list[dict[str, Any]] = []
         item = self._item
         if piece.reasoning:

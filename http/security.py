@@ -11,7 +11,7 @@ import ipaddress
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 from urllib.parse import urlsplit
 
 from llamaherd.http.grants import Grant, parse_grant
@@ -35,8 +35,12 @@ class ApiKeys:
     """
 
     def __init__(self, keys: Iterable[str] | Mapping[str, Grant] = ()) -> None:
-        grants = keys if isinstance(keys, Mapping) else dict.fromkeys(keys, Grant())
-        self._digests: Final = tuple((_digest(key.encode()), grant) for key, grant in grants.items() if key)
+        grants: Mapping[str, Grant] = (
+            cast("Mapping[str, Grant]", keys) if isinstance(keys, Mapping) else {key: Grant() for key in keys}
+        )
+        self._digests: Final[tuple[tuple[bytes, Grant], ...]] = tuple(
+            (_digest(key.encode()), grant) for key, grant in grants.items() if key
+        )
 
     def __len__(self) -> int:
         return len(self._digests)

@@ -40,11 +40,13 @@ from llamaherd.transport.messages import (
     FinishReason,
     Generate,
     Load,
+    PromptProgress,
     Rerank,
     Result,
     SlotState,
     Template,
     Tokenize,
+    Tokens,
     Usage,
     Vector,
     Vectors,
@@ -142,6 +144,7 @@ class FakeEngine:
         self._queue: deque[_Job] = deque()
         self._running: list[_Job] = []
         self._cancelled: list[_Job] = []
+        self._told: list[PromptProgress] = []
         self._questions: deque[Embed | Rerank] = deque()
         self._interrupted = threading.Event()
         self._memory: int | None = None
@@ -215,7 +218,10 @@ class FakeEngine:
         prompt = self._prompt_of(request)
         script = self._script
         words = script.pieces or tuple(_words(prompt))
-        self._queue.append(_Job(request, words * script.repeat, len(prompt.split()), self._reply_to(request)))
+        count = len(prompt.split())
+        self._queue.append(_Job(request, words * script.repeat, count, self._reply_to(request)))
+        if request.progress:
+            self._told.append(PromptProgress(request.request, count, 0, count, 0.0))
 
     @staticmethod
     def _prompt_of(request: Generate) -> str:
@@ -266,7 +272,9 @@ class FakeEngine:
         deltas: list[Delta] = []
         for job in list(self._running):
             self._advance(job, deltas, ended)
-        return [sorted_tokens(deltas), *ended] if deltas else ended
+        told, self._told = tuple(self._told), []
+        messages: list[ChildMessage] = [Tokens(progress=told)] if told else []
+        return [*messages, sorted_tokens(deltas), *ended] if deltas else [*messages, *ended]
 
     def _advance(self, job: _Job, deltas: list[Delta], ended: list[ChildMessage]) -> None:
         self._misbehave(job)

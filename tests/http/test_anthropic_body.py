@@ -22,7 +22,7 @@ def turns(*messages: dict[str, Any]) -> list[dict[str, Any]]:
 
 def test_the_system_prompt_is_the_first_message() -> None:
     assert chat(system="be brief")["messages"] == [{"role": "system", "content": "be brief"}]
-    blocks = [{"type": "text", "text": "be "}, {"type": "text", "text": "brief", "cache_control": {}}]
+    blocks: list[Any] = [{"type": "text", "text": "be "}, {"type": "text", "text": "brief", "cache_control": {}}]
     assert chat(system=blocks)["messages"] == [{"role": "system", "content": "be brief"}]
 
 
@@ -135,6 +135,7 @@ def test_limits_and_stops_have_openais_names() -> None:
         "top_k": 3,
         "top_p": 0.9,
         "stream": True,
+        "return_progress": True,
     }
 
 

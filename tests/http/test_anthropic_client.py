@@ -1,6 +1,7 @@
 """Anthropic's official client works unchanged: whole and streamed answers, its stream helper, counting, and errors."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import anthropic
 import httpx2
@@ -93,6 +94,8 @@ def test_it_streams_events_in_anthropics_order(client: anthropic.Anthropic) -> N
         "message_delta",
         "message_stop",
     ]
+    assert events[0].type == "message_start"
+    assert (events[0].message.usage.input_tokens, events[0].message.usage.output_tokens) == (3, 0)
 
 
 def test_its_stream_helper_builds_the_whole_message(client: anthropic.Anthropic) -> None:
@@ -192,8 +195,8 @@ def test_it_needs_the_key() -> None:
         with anthropic.Anthropic(base_url=front.url, api_key="wrong", max_retries=0) as stranger:
             with pytest.raises(anthropic.AuthenticationError) as caught:
                 stranger.messages.create(model="echo", max_tokens=9, messages=HELLO)
-            assert isinstance(caught.value.body, dict)
-            assert caught.value.body["type"] == "error"
+            body: Any = caught.value.body
+            assert body["type"] == "error"
         with anthropic.Anthropic(base_url=front.url, api_key="secret", max_retries=0) as friend:
             assert text_of(friend.messages.create(model="echo", max_tokens=9, messages=HELLO)) == "one two three"
 

@@ -117,6 +117,16 @@ def test_events_carry_their_names_and_timings(http: httpx2.Client) -> None:
     assert data[-1]["timings"]["predicted_n"] == 3
 
 
+def test_a_stream_tells_how_far_the_prompt_is(http: httpx2.Client) -> None:
+    body = {"model": "echo", "input": HELLO, "stream": True, "return_progress": True}
+    told = [
+        one for one in sse_data(http.post("/v1/responses", json=body).text.splitlines()) if "prompt_progress" in one
+    ]
+    assert told
+    assert {one["type"] for one in told} == {"response.in_progress"}
+    assert told[-1]["prompt_progress"]["processed"] == told[-1]["prompt_progress"]["total"] == 3
+
+
 def test_an_empty_answer_has_no_items(client: openai.OpenAI) -> None:
     assert client.responses.create(model="echo", input=HELLO, max_output_tokens=0).output == []
 
