@@ -171,12 +171,11 @@ def _tojson(
     )
 
 
-def _listed(value: object) -> list[Any]:
+def _listed(value: Any) -> list[Any]:
     """Return what filters such as ``map`` make, which are lists for a template."""
-    if isinstance(value, Iterator):
-        items: Iterator[Any] = value
-        return list(items)
-    raise TypeError(f"a value of type {type(value).__name__} is not JSON")
+    if not hasattr(value, "__next__"):
+        raise TypeError(f"a value of type {type(value).__name__} is not JSON")
+    return list(value)
 
 
 def _raise_exception(message: object) -> NoReturn:

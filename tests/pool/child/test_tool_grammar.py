@@ -249,7 +249,7 @@ def test_a_named_function_is_the_only_one(vocab: Vocab, grammars: Grammars) -> N
 
 
 def test_of_very_many_tools_nothing_is_enforced_and_nothing_can_be_required(vocab: Vocab) -> None:
-    many = [{"type": "function", "function": {"name": f"f{number}", "parameters": {}}} for number in range(257)]
+    many: list[dict[str, Any]] = [{"type": "function", "function": {"name": f"f{number}"}} for number in range(257)]
     chats, messages = Chats("", "", vocab), [{"role": "user", "content": "Hi"}]
     read = chats.turn(messages, {}, ChatOptions(tools=tuple(many)))
     assert read.grammar is None
