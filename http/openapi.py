@@ -20,6 +20,12 @@ __all__ = ["describe", "openapi"]
 
 _REFERENCE: Final = "#/components/schemas/{name}"
 _PARAMETER: Final = re.compile(r"{(\w+)(?::(\w+))?}")
+_EVENTS: Final = "text/event-stream"
+#: OpenAPI 3.1 describes a stream by one of its events.
+_EVENT: Final = {
+    "type": "object",
+    "properties": {"id": {"type": "string"}, "event": {"type": "string"}, "data": {"type": "string"}},
+}
 #: Types of parameters in a path, by Starlette's names for them.
 _PATH_TYPES: Final[Mapping[str, str]] = MappingProxyType({"int": "integer", "float": "number"})
 _QUERIES: Final[Mapping[str, dict[str, Any]]] = MappingProxyType(
@@ -112,9 +118,9 @@ def _responses_json(operation: Operation, schema_of: Mapping[Any, Any]) -> dict[
     content: dict[str, Any] = {}
     if operation.media_type == "application/json":
         content["application/json"] = {"schema": schema_of[operation.answer] if operation.answer else {}}
-    else:
+    elif operation.media_type != _EVENTS:
         content[operation.media_type] = {"schema": {"type": "string"}}
-    if operation.stream:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+    if operation.stream or operation.media_type == _EVENTS:
+        content[_EVENTS] = {"schema": _EVENT}
     error = {"description": "An error.", "content": {"application/json": {"schema": schema_of[contract.ErrorBody]}}}
     return {"200": {"description": "The answer.", "content": content}, "default": error}
