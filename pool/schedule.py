@@ -164,7 +164,7 @@ class Scheduler:
 
     def measure(self, model: str, memory: int, replica: int = 0, gpus: tuple[int, ...] | None = None) -> None:
         """An instance takes so many bytes, of GPUs as many as were expected if nobody knows, and a further one of its
-        kind is expected to take as many.
+        kind is expected to take as many, unless this one is on its way out.
 
         What was loaded fits, whatever was measured: it counts for no more than the whole budget.
         """
@@ -172,8 +172,10 @@ class Scheduler:
         instance = entry.instances[replica]
         room = self._limits.clamp(Room(1, memory, instance.room.gpus if gpus is None else gpus))
         self._count(instance, -1)
-        entry.rooms[replica % len(entry.rooms)] = instance.room = room
+        instance.room = room
         self._count(instance, +1)
+        if not instance.retiring and instance.phase is not Phase.STOPPING:
+            entry.rooms[replica % len(entry.rooms)] = room  # one that is out of date says nothing of the next
         self._decide()
 
     # --- events: requests ---

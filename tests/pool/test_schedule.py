@@ -486,6 +486,22 @@ def test_a_measurement_replaces_the_estimate() -> None:
     assert effects.take() == ["start b"]
 
 
+def test_a_measurement_of_one_that_is_on_its_way_out_says_nothing_of_the_next() -> None:
+    scheduler, effects = budgeted(a=9)
+    scheduler.request(1, "a")
+    scheduler.ready("a")
+    scheduler.retire("a")
+    scheduler.resize("a", 2 * MIB)
+    scheduler.measure("a", 8 * MIB)
+    assert scheduler.memory("a") == 8 * MIB
+    scheduler.finish(1)
+    scheduler.measure("a", 7 * MIB)
+    assert scheduler.memory("a") == 7 * MIB
+    scheduler.exited("a")
+    assert scheduler.memory("a") == 2 * MIB
+    assert effects.take() == ["start a", "grant 1", "stop a"]
+
+
 def test_a_full_queue_refuses_with_the_figures() -> None:
     effects = Recorder()
     scheduler = Scheduler(effects, Limits(queue_max=3, queue_max_per_model=2))
