@@ -24,8 +24,10 @@ from llamaherd.pool.errors import ModelBusy, ModelNotLoaded, PoolClosed, PoolErr
 from llamaherd.pool.events import EventLog
 from llamaherd.pool.explain import (
     explain_backoff,
+    explain_broken,
     explain_exit,
     explain_failure,
+    explain_removal,
     explain_wait,
     ran_out_of_memory,
 )
@@ -251,6 +253,11 @@ class Herd:
     def accept(self, request: Request) -> None:
         """Take a request; its sink hears of it from now on, perhaps before this returns."""
         entry = request.entry
+        refusal = self._refusal(entry)
+        if refusal is not None:
+            if request.sink is not None:
+                request.sink.fail(refusal)
+            return
         if request.command is not None and entry.worker is None:
             seconds = entry.backoff.wait(now())
             if seconds > 0 and request.sink is not None:
@@ -262,6 +269,14 @@ class Herd:
             self._put(request)
         else:
             self._size(entry, request)
+
+    def _refusal(self, entry: Entry) -> PoolError | None:
+        """Return why nothing more can be asked of a model: a call of many commands may outlive what it began with."""
+        if self._closing:
+            return PoolClosed("the pool is closing")
+        if entry.removed:
+            return explain_removal(entry)
+        return explain_broken(entry) if entry.broken else None
 
     def _let_wait(self, request: Request) -> None:
         request.since = now()
@@ -290,8 +305,12 @@ class Herd:
         shares: tuple[int, tuple[tuple[int, ...], ...]] = (0, ((),))
         while spec is not entry.spec:  # a reload may change it meanwhile
             spec = entry.spec
-            # In a thread: the header of a model with a large vocabulary takes a good part of a second to read.
-            shares = await asyncio.to_thread(expected_shares, spec, self._gpus)
+            try:
+                # In a thread: the header of a model with a large vocabulary takes a good part of a second to read.
+                shares = await asyncio.to_thread(expected_shares, spec, self._gpus)
+            except Exception:  # whatever it is, those who wait must go on: the load will tell what is wrong
+                _log.exception("the memory of model %r could not be estimated", spec.name)
+                shares = (0, ((),))
         if self._entries.get(entry.name) is not entry:
             return  # it was removed, and those who waited for it were told
         waiting, entry.unsized, entry.sized = entry.unsized, [], True

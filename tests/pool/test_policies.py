@@ -13,7 +13,9 @@ import pytest
 
 from herding import TRANSPORTS, fake, reach, run, until
 from llamaherd.pool import (
+    Adapter,
     BadRequest,
+    EngineOptions,
     LoadFailed,
     ModelSpec,
     Pool,
@@ -28,6 +30,7 @@ from llamaherd.pool.idle import Rest, rest_of
 from llamaherd.pool.machine import oom_kills
 from llamaherd.pool.memory import expected_memory
 from llamaherd.pool.restart import MOST_SECONDS, Backoff
+from tiny_gguf import tiny_model
 
 MIB = 1024 * 1024
 #: A prompt whose words take a while to say again.
@@ -269,6 +272,17 @@ def test_models_make_way_by_memory_and_not_only_by_number() -> None:
                 await pool.complete(model, "hello").collect()
             assert [status.state for status in pool.models()] == [State.UNLOADED, State.LOADED, State.LOADED]
             assert pool.status("big").memory == 7 * MIB
+
+    run(scene())
+
+
+def test_a_size_that_cannot_even_be_asked_for_keeps_nobody_waiting() -> None:
+    options = EngineOptions(adapters=(Adapter(path="no\0path"),))
+    model = ModelSpec(name="m", path=tiny_model("random"), engine="fake", options=options)
+
+    async def scene() -> None:
+        async with Pool([model], memory_budget=2**40) as pool:
+            assert (await pool.complete("m", "hello").collect()).text == "hello"
 
     run(scene())
 

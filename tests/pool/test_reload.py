@@ -262,6 +262,22 @@ def test_a_model_may_be_removed_while_its_size_is_read(tmp_path: Path) -> None:
     run(scene())
 
 
+def test_the_rest_of_a_long_list_to_embed_is_refused_when_its_model_is_removed_meanwhile() -> None:
+    async def scene() -> None:
+        async with Pool([fake("m")]) as pool:
+            await pool.load("m")
+            work = asyncio.ensure_future(pool.embed("m", ["x"] * 64 * 20))
+            while not pool.status("m").in_flight:  # noqa: ASYNC110 - its first commands are on their way
+                await asyncio.sleep(0)
+            pool.reload([])
+            with pytest.raises(ModelNotFound, match="'m' was removed"):
+                await work
+            await until(lambda: pool.models() == [])
+            await pool.drain(5)
+
+    run(scene())
+
+
 def test_an_unload_of_a_model_that_is_removed_meanwhile_ends_like_any_other() -> None:
     async def scene() -> None:
         async with Pool([fake("m")]) as pool:
