@@ -260,6 +260,12 @@ class Service:
                 request=command.request, message=str(error), fault=fault, code=error.code, details=error.details
             )
             self._channel.send(failure)
+        except (ChannelError, EngineError):
+            raise
+        except Exception as error:  # nothing that one caller sends may end the others' requests
+            sys.excepthook(type(error), error, error.__traceback__)
+            text = f"the worker failed on this request: {error!r}"[:500]
+            self._channel.send(Failed(request=command.request, message=text, fault="worker", code="request_broke"))
 
     def _download(self, command: Download) -> None:
         from llamaherd.pool.child.download import run_download

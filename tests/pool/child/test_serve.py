@@ -15,12 +15,14 @@ from llamaherd.transport.messages import (
     Cancel,
     ChildMessage,
     Done,
+    Embed,
     EngineOptions,
     Exit,
     Failed,
     Generate,
     Load,
     PoolMessage,
+    Rerank,
     Result,
     Sleep,
     State,
@@ -258,3 +260,25 @@ def test_options_travel_with_defaults_left_out() -> None:
     assert msgspec.json.encode(Load(model="m", options=EngineOptions(n_ctx=512))) == (
         b'{"model":"m","options":{"n_ctx":512}}'
     )
+
+
+class Fragile(FakeEngine):
+    """Breaks over a prompt in a way that nobody foresaw."""
+
+    def submit(self, request: Generate | Embed | Rerank) -> None:
+        if isinstance(request, Generate) and request.prompt == "break":
+            raise KeyError("role")
+        super().submit(request)
+
+
+def test_a_request_that_breaks_the_engines_code_fails_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    shop = Shop(Fragile())
+    shop.load()
+    shop.desk.tell(Generate(request=1, prompt="break"), Generate(request=2, prompt="a"))
+    heard = shop.desk.hear_until(is_done)
+    failures = [news for news in heard if isinstance(news, Failed)]
+    assert [(failure.request, failure.fault, failure.code) for failure in failures] == [(1, "worker", "request_broke")]
+    assert "KeyError('role')" in failures[0].message
+    shop.service.leave()
+    assert shop.service.wait() is ExitCode.DONE
+    assert "KeyError" in capsys.readouterr().err
