@@ -285,7 +285,11 @@ class _Builder:
         schema = self._arguments[index]
         required = cast("Sequence[str]", schema.get("required", ()))
         parts: list[str] = []
-        for number, (key, kind) in enumerate(cast("dict[str, Schema]", schema.get("properties", {})).items()):
+        properties = cast("dict[str, Schema | bool]", schema.get("properties", {}))
+        for number, (key, given) in enumerate(properties.items()):
+            if given is False:
+                continue  # this parameter can have no value
+            kind: Schema = {} if given is True else given
             name = f"value_{index}_{number}"
             if kind.get("type", "string") == "string" or "$ref" in json.dumps(kind):
                 pair = f"{_quoted(begin.format(key))} {self._until(name, end)}{after}"

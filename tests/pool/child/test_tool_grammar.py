@@ -258,3 +258,14 @@ def test_of_very_many_tools_nothing_is_enforced_and_nothing_can_be_required(voca
         chats.turn(messages, {}, ChatOptions(tools=tuple(many), tool_choice="required"))
     named = ChatOptions(tools=tuple(many), tool_choice="required", tool_name="f9")
     assert chats.turn(messages, {}, named).grammar is not None
+
+
+@pytest.mark.parametrize("template", ["<tool_call><function=", "<tool_call><arg_key>"])
+def test_a_parameter_whose_schema_is_true_may_be_anything_and_one_that_is_false_is_left_out(template: str) -> None:
+    parameters = {"type": "object", "properties": {"anything": True, "nothing": False}}
+    tool = {"type": "function", "function": {"name": "time", "parameters": parameters}}
+    dialect = dialect_of(template, takes_tools=True)
+    grammar = tool_grammar(dialect, template, [tool], required=False, parallel=False, controls={})
+    assert grammar is not None
+    assert "anything" in grammar.source
+    assert "nothing" not in grammar.source
