@@ -11,6 +11,8 @@ import re
 from collections.abc import Callable, Generator
 from typing import Final, TypeAlias, TypeVar
 
+from llamaherd.pool.child.text import sendable
+
 __all__ = ["MOST_HELD", "Emit", "Reading", "Scan", "overlap"]
 
 T = TypeVar("T")
@@ -141,7 +143,7 @@ class Scan:
             text = json.loads("".join(raw), strict=False)
         except ValueError:
             return None
-        return text if isinstance(text, str) else None
+        return sendable(text) if isinstance(text, str) else None
 
     def whole(self) -> Reading[str | None]:
         """Read a JSON value and return it as it is written; None if it does not end."""

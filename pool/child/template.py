@@ -16,6 +16,7 @@ from jinja2 import Template, TemplateError
 from llamaherd.pool.child.conversation import prepared
 from llamaherd.pool.child.engine import RequestError
 from llamaherd.pool.child.sandbox import BoundedEnvironment, Bounds, OverBounds
+from llamaherd.pool.child.text import sendable
 from llamaherd.pool.child.traits import Traits
 
 __all__ = ["CHATML", "ChatTemplate"]
@@ -79,7 +80,7 @@ class ChatTemplate:
     ) -> str:
         """As :meth:`render`, with the messages as they are."""
         text = self._run(self._compile(), messages, variables, seconds)
-        return text.removeprefix(self._cut_bos).removesuffix(self._cut_eos)
+        return sendable(text).removeprefix(self._cut_bos).removesuffix(self._cut_eos)
 
     def _compile(self) -> Template:
         if self._compiled is None:
@@ -135,5 +136,5 @@ def _reasoning(variables: Mapping[str, Any]) -> dict[str, bool]:
 
 def _say(error: BaseException) -> str:
     where = getattr(error, "lineno", None)
-    text = f"{error}" or type(error).__name__
+    text = sendable(f"{error}") or type(error).__name__
     return f"{text[:_ERROR_LIMIT]} (line {where})" if where else text[:_ERROR_LIMIT]

@@ -4,10 +4,20 @@ Pure Python without dependencies. The result depends on the bytes alone and not 
 """
 
 import codecs
+import re
 from collections.abc import Sequence
 from typing import Final
 
-__all__ = ["StopFinder", "TextStream"]
+__all__ = ["StopFinder", "TextStream", "sendable"]
+
+_HALF: Final = re.compile("[\ud800-\udfff]")
+
+
+def sendable(text: str) -> str:
+    """Return a text with U+FFFD for halves of surrogate pairs. JSON can spell them, but they have no UTF-8, so no
+    message can hold them.
+    """
+    return text if text.isascii() else _HALF.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 class StopFinder:

@@ -176,3 +176,10 @@ def test_after_a_failure_the_template_renders_again() -> None:
     with pytest.raises(RequestError):
         template.render(({"role": "user", "content": "bad"},), {})
     assert template.render(HELLO, {}) == "fine"
+
+
+def test_half_of_a_surrogate_pair_in_a_calls_arguments_becomes_text_that_a_message_can_hold() -> None:
+    call = {"type": "function", "function": {"name": "f", "arguments": '{"a": "\\ud800"}'}}
+    messages = ({"role": "assistant", "content": "", "tool_calls": [call]}, *HELLO)
+    assert '"a": "\ufffd"' in render("", messages)
+    assert str(refusal("{{ raise_exception(no) }}", no="\ud800")).endswith("\ufffd")

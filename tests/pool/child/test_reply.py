@@ -378,3 +378,9 @@ def test_the_cut_never_matters_to_channels(text: str, split: bool, within: str, 
     whole = read_with(harmony(split=split, within=within), [text])
     assert read_with(harmony(split=split, within=within), cuts(text, at)) == whole
     assert read_with(harmony(split=split, within=within), list(text)) == whole
+
+
+def test_half_of_a_surrogate_pair_in_a_call_is_told_as_what_a_message_can_hold() -> None:
+    call = '<tool_call>{"name": "time", "id": "\\udc00", "arguments": "\\ud83d {}"}</tool_call>'
+    parts = a_reply("hermes").feed(call)
+    assert [(delta.id, delta.arguments) for delta in parts.calls] == [("\ufffd", "\ufffd {}")]
