@@ -61,7 +61,12 @@ def _table() -> Mapping[State, Mapping[Trigger, State]]:
             Trigger.STOP: State.STOPPING,
             Trigger.EXIT: State.UNLOADED,
         },
-        State.LOADED: {Trigger.SLEEP: State.SLEEPING, Trigger.STOP: State.STOPPING, Trigger.EXIT: State.UNLOADED},
+        State.LOADED: {
+            Trigger.READY: State.LOADED,  # woken before it had the time to fall asleep
+            Trigger.SLEEP: State.SLEEPING,
+            Trigger.STOP: State.STOPPING,
+            Trigger.EXIT: State.UNLOADED,
+        },
         State.SLEEPING: {
             Trigger.PROGRESS: State.LOADING,
             Trigger.STOP: State.STOPPING,

@@ -93,6 +93,7 @@ class Service:
         self._engine: Engine | None = None
         self._load: Load | None = None
         self._awake = False
+        self._sleepy = False  # it is to sleep once it has nothing to do
         #: The engine's figures as they were told last, and when they may be told again.
         self._load_told: EngineLoad | None = None
         self._load_due = 0.0
@@ -176,6 +177,8 @@ class Service:
                 if not self._leaving.is_set():
                     self._send_all(engine.step())
                     self._tell_load(engine)
+                    if self._sleepy and not engine.busy:
+                        self._sleep()
             elif engine is not None and self._load_told is not None and engine.load_figures != self._load_told:
                 # What was too soon to be told is told when its time has come, if nothing else comes before.
                 with contextlib.suppress(queue.Empty):
@@ -288,6 +291,7 @@ class Service:
             self._channel.send(State(state="ready", payload=ready_payload(command, info)))
 
     def _wake(self) -> None:
+        self._sleepy = False
         if self._load is None:
             log("ignored a wake command: there is nothing to wake")
         elif self._awake or self._load_model(self._load) is not None:
@@ -295,9 +299,12 @@ class Service:
 
     def _sleep(self) -> None:
         engine = self._engine
-        if engine is None or not self._awake or engine.busy:
-            log("ignored a sleep command: the engine is busy or has no model")
+        if engine is None or not self._awake:
+            log("ignored a sleep command: there is no model")
             return
+        self._sleepy = engine.busy
+        if self._sleepy:
+            return  # what it still does, such as to save a slot, comes first
         engine.unload()
         self._awake = False
         self._channel.send(State(state="sleeping"))

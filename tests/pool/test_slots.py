@@ -76,6 +76,25 @@ def test_slots_are_seen_while_all_are_busy_and_others_wait(tmp_path: Path) -> No
     run(main())
 
 
+def test_a_model_that_is_told_to_sleep_while_it_saves_a_slot_falls_asleep_then(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with Pool([spec(tmp_path)]) as pool:
+            slot = (await ask(pool)).slot
+            saving = asyncio.ensure_future(pool.save_slot("m", slot, "fox.bin"))
+            await asyncio.sleep(0)
+            pool.start_sleep("m")
+            assert (await saving).n_tokens > 0
+            await reach(pool, "m", State.SLEEPING)
+            await ask(pool)
+            saving = asyncio.ensure_future(pool.save_slot("m", slot, "fox.bin"))
+            await asyncio.sleep(0)
+            pool.start_sleep("m")
+            await ask(pool)  # it was woken before it slept
+            await saving
+
+    run(main())
+
+
 def test_looking_loads_and_wakes_nothing() -> None:
     async def main() -> None:
         async with Pool([spec()]) as pool:

@@ -175,6 +175,20 @@ def test_sleep_and_wake_are_reported_and_a_busy_engine_does_not_sleep(shop: Shop
     assert State(state="sleeping") not in heard
 
 
+def test_a_busy_engine_that_is_told_to_sleep_does_so_at_its_end_unless_it_is_woken_before(shop: Shop) -> None:
+    shop.load()
+    shop.desk.tell(Generate(request=1, prompt="go"), Sleep())
+    heard = shop.desk.hear_until(lambda news: news == State(state="sleeping"))
+    assert any(map(is_done, heard))
+    shop.desk.tell(Wake())
+    shop.desk.hear_until(lambda news: news == State(state="ready"))
+    shop.desk.tell(Generate(request=2, prompt="go on"), Sleep(), Wake())
+    heard = shop.desk.hear_until(is_done)
+    shop.desk.tell(Tokenize(request=3, text=""))
+    heard += shop.desk.hear_until(lambda news: isinstance(news, Result))
+    assert State(state="sleeping") not in heard
+
+
 def test_threads_are_handed_to_the_engine(shop: Shop) -> None:
     shop.load()
     shop.desk.tell(Threads(n=3), Tokenize(request=1, text=""))
