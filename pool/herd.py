@@ -142,7 +142,12 @@ class Herd:
 
     def reload(self, models: Iterable[CatalogModel]) -> ReloadReport:
         """Take a new catalogue in the place of the old one. Raises BadRequest, and changes nothing, if it is none."""
-        return self._registry.reload(models)
+        report = self._registry.reload(models)
+        for entry in list(self._entries.values()):
+            # Who waits already has to start what the model is now, and so by what that takes.
+            if not entry.sized and self._scheduler.queued(entry.name) and not self._size_is_told(entry):
+                self.keep(self._read_size(entry))
+        return report
 
     def _turn_away(self, entry: Entry, error: PoolError) -> None:
         for request in list(self._requests.values()):
@@ -291,14 +296,20 @@ class Herd:
 
     def _size(self, entry: Entry, request: Request) -> None:
         """See to it that the scheduler knows what a model takes before a request for it can start it."""
-        if not self._limits.budgeted or (entry.spec.memory is not None and not self._gpus):
-            entry.sized = True
-            self._scheduler.resize(entry.name, self._fit(Room(1, entry.spec.memory or 0)).memory)
+        if self._size_is_told(entry):
             self._put(request)
             return
         entry.unsized.append(request.number)
         if len(entry.unsized) == 1:
             self.keep(self._read_size(entry))
+
+    def _size_is_told(self, entry: Entry) -> bool:
+        """Tell the scheduler what a model takes, if nobody has to read its file for that."""
+        if self._limits.budgeted and (entry.spec.memory is None or self._gpus):
+            return False
+        entry.sized = True
+        self._scheduler.resize(entry.name, self._fit(Room(1, entry.spec.memory or 0)).memory)
+        return True
 
     async def _read_size(self, entry: Entry) -> None:
         spec: ModelSpec | None = None

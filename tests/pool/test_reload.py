@@ -22,6 +22,7 @@ from llamaherd.pool import (
     Placement,
     Pool,
     PoolClosed,
+    QueueFull,
     State,
     Subscription,
     SyncPool,
@@ -274,6 +275,25 @@ def test_the_rest_of_a_long_list_to_embed_is_refused_when_its_model_is_removed_m
                 await work
             await until(lambda: pool.models() == [])
             await pool.drain(5)
+
+    run(scene())
+
+
+def test_who_waits_for_a_changed_model_starts_it_by_its_new_size(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+
+    def sized(memory: int, **script: Any) -> ModelSpec:
+        return msgspec.structs.replace(fake("m", n_parallel=1, **script), memory=memory)
+
+    async def scene() -> None:
+        async with Pool([sized(4, step_gate=str(gate))], memory_budget=10) as pool:
+            running, waiting = pool.complete("m", "one"), pool.complete("m", "later")
+            await until(lambda: pool.status("m").in_flight == 1)
+            pool.reload([sized(11)])
+            gate.touch()
+            assert (await running.collect()).text == "one"
+            with pytest.raises(QueueFull, match="memory budget"):
+                await waiting.collect()
 
     run(scene())
 
