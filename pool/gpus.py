@@ -4,6 +4,7 @@ NVIDIA's tells by NVML, which the optional package ``nvidia-ml-py`` (the extra `
 context, so the manager takes no memory of a GPU by asking.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any, Final, Protocol
@@ -11,6 +12,8 @@ from typing import Any, Final, Protocol
 import msgspec
 
 __all__ = ["FixedGpus", "Gpu", "Gpus", "NvmlGpus", "find_gpus", "visible"]
+
+_log = logging.getLogger("llamaherd.pool")
 
 
 class Gpu(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,8 +84,12 @@ class NvmlGpus:
         nvml = self._nvml
         found: list[Gpu] = []
         for index, handle in enumerate(self._handles):
-            memory = nvml.nvmlDeviceGetMemoryInfo(handle)
-            uuid, name = (_text(value) for value in (nvml.nvmlDeviceGetUUID(handle), nvml.nvmlDeviceGetName(handle)))
+            try:
+                memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+                uuid, name = _text(nvml.nvmlDeviceGetUUID(handle)), _text(nvml.nvmlDeviceGetName(handle))
+            except nvml.NVMLError as error:  # such as one whose memory is the machine's, or that has fallen off the bus
+                _log.warning("GPU %d is not counted: %s", index, error)
+                continue
             found.append(Gpu(index=index, uuid=uuid, name=name, total=int(memory.total), free=int(memory.free)))
         return tuple(found)
 

@@ -57,6 +57,15 @@ def test_a_driver_that_does_not_tell_of_processes_is_no_error() -> None:
     assert NvmlGpus(played_driver(nvmlDeviceGetComputeRunningProcesses=refuse)).used_by(7) is None
 
 
+def test_a_device_that_does_not_tell_its_memory_is_not_counted_and_the_others_keep_their_numbers() -> None:
+    def tell(handle: int) -> Any:
+        if handle == 0:
+            raise NVMLError("Not Supported")
+        return types.SimpleNamespace(total=BOTH[handle].total, free=BOTH[handle].free)
+
+    assert NvmlGpus(played_driver(nvmlDeviceGetMemoryInfo=tell)).devices() == BOTH[1:]
+
+
 def test_every_function_of_the_driver_that_is_used_exists() -> None:
     nvml = import_module("pynvml")
     for name in vars(played_driver()):
