@@ -127,6 +127,11 @@ class Entry:
         return next(self.workers, None)
 
     @property
+    def lives(self) -> bool:
+        """Whether any of its workers is not on its way out."""
+        return any(one.worker is not None and one.state is not State.STOPPING for one in self.replicas)
+
+    @property
     def last_end(self) -> Replica | None:
         """A replica whose worker ended with an error, if none has a worker now."""
         if self.worker is not None:

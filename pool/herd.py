@@ -669,7 +669,7 @@ class Herd:
     def _count_failure(self, entry: Entry, error: PoolError, *, loading: bool, starved: bool) -> None:
         """See to what follows from the end of a worker that nobody had told to end."""
         loop = asyncio.get_running_loop()
-        if entry.worker is not None:
+        if entry.lives:
             if loading:
                 loop.call_later(GROW_AGAIN_SECONDS, self._let_grow, entry)
             return
@@ -679,6 +679,8 @@ class Herd:
                 error.retry_after = entry.backoff.wait(now())
         entry.reviving = entry.reviving or not loading
         if entry.reviving and entry.spec.pinned:
+            if entry.revival is not None:
+                entry.revival.cancel()
             entry.revival = loop.call_later(entry.backoff.wait(now()), self._revive, entry)
 
     def _let_grow(self, entry: Entry) -> None:
@@ -688,7 +690,7 @@ class Herd:
     def _revive(self, entry: Entry) -> None:
         """Bring a pinned model back whose worker died."""
         entry.revival = None
-        if entry.worker is None and not (entry.broken or entry.removed or self._closing):
+        if not (entry.lives or entry.broken or entry.removed or self._closing):
             self.accept(Request(self.next_number(), entry, None, Nobody(), priority=entry.spec.priority))
 
     def _let_rest(self, entry: Entry) -> None:

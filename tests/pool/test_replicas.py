@@ -96,6 +96,26 @@ def test_idle_replicas_go_one_by_one_and_each_by_its_own_clock(tmp_path: Path) -
     run(scene())
 
 
+def test_a_pinned_model_comes_back_whose_last_replica_dies_while_another_one_leaves(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+
+    async def scene() -> None:
+        model = replicated(2, pinned=True, script={"step_gate": str(gate), "ignore_exit": True}, stop_timeout=1.5)
+        async with Pool([model]) as pool:
+            answers = [asyncio.ensure_future(pool.complete("m", "one", keep_alive=0.0).collect()) for _ in range(2)]
+            await until(lambda: pool.status("m").in_flight == 2)
+            gate.touch()
+            await asyncio.gather(*answers)
+            await until(lambda: any(one.state is State.STOPPING for one in pool.status("m").replicas))
+            left = next(one for one in pool.status("m").replicas if one.state is not State.STOPPING)
+            assert left.pid is not None
+            os.kill(left.pid, signal.SIGKILL)
+            await until(lambda: pool.status("m").state is not State.LOADED)
+            await reach(pool, "m", State.LOADED)
+
+    run(scene())
+
+
 def test_a_pinned_model_keeps_one_replica() -> None:
     async def scene() -> None:
         model = replicated(2, pinned=True, unload_idle_seconds=0.0, script={"step_seconds": 0.01})
