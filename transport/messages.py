@@ -812,7 +812,8 @@ class Lora(_Struct, frozen=True, kw_only=True):
 class Unknown(msgspec.Struct, frozen=True):
     """A record that arrived whole but means nothing here: an unknown kind, or a body that is not what its kind says.
 
-    Receivers log and ignore it. ``reason`` says what was wrong; ``body`` is cut to 200 bytes.
+    Receivers log and ignore it; a worker also refuses a request or a load, which somebody waits for. ``reason`` says
+    what was wrong; ``body`` is cut to 200 bytes.
     """
 
     kind: str

@@ -31,6 +31,8 @@ from llamaherd.transport.messages import (
     Tokens,
     Unknown,
     Wake,
+    decode,
+    encode,
 )
 
 DEADLINE = 10.0
@@ -296,3 +298,29 @@ def test_a_request_that_breaks_the_engines_code_fails_alone(capsys: pytest.Captu
     shop.service.leave()
     assert shop.service.wait() is ExitCode.DONE
     assert "KeyError" in capsys.readouterr().err
+
+
+def test_a_request_that_cannot_be_decoded_is_refused_and_not_lost(shop: Shop) -> None:
+    shop.load()
+    shop.desk.tell(as_received(Generate(request=7, prompt="a", lora=((0, float("nan")),))))
+    failure = shop.desk.hear_until(lambda news: isinstance(news, Failed))[-1]
+    assert isinstance(failure, Failed)
+    assert (failure.request, failure.fault, failure.code) == (7, "caller", "invalid_request")
+    assert "lora" in failure.message
+
+
+def test_a_load_that_cannot_be_decoded_ends_the_worker_with_the_reason() -> None:
+    shop = Shop()
+    shop.desk.tell(as_received(Load(model="m", options=EngineOptions(rope_freq_base=float("nan")))))
+    failure = shop.desk.hear()
+    assert isinstance(failure, Failed)
+    assert (failure.fault, failure.code) == ("model", "invalid_option")
+    assert "rope_freq_base" in failure.message
+    assert shop.service.wait() is ExitCode.LOAD_FAILED
+
+
+def as_received(message: Generate | Load) -> PoolMessage:
+    """What the worker's side of a channel makes of a message."""
+    received = decode(*encode(message))
+    assert isinstance(received, Unknown)
+    return received
