@@ -180,9 +180,10 @@ def likeliest(logits: npt.NDArray[np.float32], token: int, count: int, vocab: Vo
     best = logits.argpartition(-count)[-count:] if count < len(logits) else np.arange(len(logits))
     best = best[np.argsort(-logits[best], kind="stable")]
     highest = logits[best[0]]
-    total = highest + np.log(np.exp(logits - highest, dtype=np.float64).sum())
-
-    def told(which: int) -> TokenProb:
-        return TokenProb(which, max(float(logits[which] - total), _NEVER), vocab.named_piece(which))
-
-    return TokenProbs(told(token), tuple(told(which) for which in best.tolist()))
+    # Infinite logits have no distribution. What is no number becomes "never": JSON has none, and the whole step is one
+    # message.
+    with np.errstate(invalid="ignore"):
+        total = highest + np.log(np.exp(logits - highest, dtype=np.float64).sum())
+        told = {which: max(_NEVER, float(logits[which] - total)) for which in (token, *best.tolist())}
+    probs = {which: TokenProb(which, value, vocab.named_piece(which)) for which, value in told.items()}
+    return TokenProbs(probs[token], tuple(probs[which] for which in best.tolist()))

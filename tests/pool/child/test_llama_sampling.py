@@ -7,12 +7,16 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
 from engine_driver import GREEDY, Collected, ask, drain, loaded
+from llamaherd.pool.child import bindings
 from llamaherd.pool.child.engine import RequestError
 from llamaherd.pool.child.llama_engine import LlamaEngine
-from llamaherd.transport.messages import Generate, Sampling, Tokenize
+from llamaherd.pool.child.model import Model
+from llamaherd.pool.child.sampler import likeliest
+from llamaherd.transport.messages import EngineOptions, Generate, Sampling, Tokenize
 from tiny_gguf import SCRIPT, tiny_model
 
 PROMPT = "the same words, the same words, the same"
@@ -256,3 +260,13 @@ def test_the_samplers_are_freed_with_the_model() -> None:
         engine.submit(Generate(request=1, prompt="x", sampling=Sampling(dry_multiplier=1.0)))
         engine.unload()
         assert not engine.busy
+
+
+def test_infinite_logits_give_probabilities_that_a_message_can_hold() -> None:
+    bindings.init_backend()
+    model = Model(str(tiny_model("scripted")), EngineOptions(), lambda _: True)
+    logits = np.zeros(model.vocab.size, np.float32)
+    logits[3] = np.inf
+    probs = likeliest(logits, 3, 2, model.vocab)
+    model.free()
+    assert all(math.isfinite(one.logprob) for one in (probs.chosen, *probs.top))
