@@ -29,7 +29,7 @@ from llamaherd.pool.embeddings import (
     size_of,
 )
 from llamaherd.pool.entry import Answer, Entry, Replica, Request, Stream
-from llamaherd.pool.errors import BadRequest, ModelBusy, ModelNotFound, ModelNotLoaded, PoolClosed
+from llamaherd.pool.errors import BadRequest, ModelBusy, ModelNotFound, ModelNotLoaded, PoolClosed, PoolError
 from llamaherd.pool.events import Subscription
 from llamaherd.pool.explain import explain_broken
 from llamaherd.pool.generation import Generation
@@ -173,7 +173,10 @@ class Pool:
         await self._transport.open()
         self._open = True
         for name in self._herd.wanted_at_start():
-            self.start_load(name)
+            try:
+                self.start_load(name)
+            except PoolError as error:  # such as one that is not downloaded yet; the others serve
+                _log.warning("not loaded at the start: %s", error)
         self._herd.keep_spare()
         return self
 

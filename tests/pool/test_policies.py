@@ -276,6 +276,16 @@ def test_models_make_way_by_memory_and_not_only_by_number() -> None:
     run(scene())
 
 
+def test_a_model_that_is_not_downloaded_yet_does_not_keep_a_pool_from_opening() -> None:
+    async def scene() -> None:
+        missing = ModelSpec(name="missing", repo="user/repo", load_on_startup=True)
+        async with Pool([spec("a", load_on_startup=True), missing]) as pool:
+            await reach(pool, "a", State.LOADED)
+            assert pool.status("missing").state is State.UNLOADED
+
+    run(scene())
+
+
 def test_a_size_that_cannot_even_be_asked_for_keeps_nobody_waiting() -> None:
     options = EngineOptions(adapters=(Adapter(path="no\0path"),))
     model = ModelSpec(name="m", path=tiny_model("random"), engine="fake", options=options)
