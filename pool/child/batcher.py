@@ -19,6 +19,7 @@ of these a step belongs to the others.
 A batch is computed with one set of LoRA adapters. Sequences of different sets share nothing and take turns.
 """
 
+import sys
 from collections import deque
 from dataclasses import dataclass
 from itertools import takewhile
@@ -41,7 +42,16 @@ from llamaherd.pool.child.shift import cut
 from llamaherd.pool.child.slots import Slots
 from llamaherd.pool.child.store import Store
 from llamaherd.pool.child.vocab import Vocab
-from llamaherd.transport.messages import ChildMessage, Delta, Done, EngineLoad, Failed, SlotState, TokenProbs
+from llamaherd.transport.messages import (
+    ChildMessage,
+    Delta,
+    Done,
+    EngineLoad,
+    Failed,
+    FinishReason,
+    SlotState,
+    TokenProbs,
+)
 
 if TYPE_CHECKING:
     from llamaherd.pool.child.projector import Projector
@@ -525,19 +535,29 @@ class Batcher:
             elif sequence.full:
                 self._end(sequence, sequence.done("length"))  # max_tokens 0: the prompt was all that was asked for
             else:
-                if sequence.constraint is not None:
-                    try:
-                        token = self._pick(sequence, index, len(parts))
-                    except ConstraintError as error:
-                        self._end(sequence, _stuck(sequence.request.request, error))
-                        continue
-                count = sequence.request.sampling.n_probs
-                probs = (self._likeliest(index, len(parts), token, count),) if count else ()
-                delta, reason = sequence.accept(token, self._vocab, probs)
+                try:
+                    delta, reason = self._take(sequence, token, index, len(parts))
+                except ConstraintError as error:
+                    self._end(sequence, _stuck(sequence.request.request, error))
+                    continue
+                except EngineError:
+                    raise
+                except Exception as error:  # what one answer brings up may not end the others
+                    sys.excepthook(type(error), error, error.__traceback__)
+                    self._end(sequence, _broken(sequence.request.request, error))
+                    continue
                 deltas.append(delta)
                 if reason is not None:
                     self._end(sequence, sequence.done(reason))
         return deltas
+
+    def _take(self, sequence: Sequence, token: int, index: int, outputs: int) -> tuple[Delta, FinishReason | None]:
+        """Give a sequence its next token, ``token`` unless its constraint has another one chosen."""
+        if sequence.constraint is not None:
+            token = self._pick(sequence, index, outputs)
+        count = sequence.request.sampling.n_probs
+        probs = (self._likeliest(index, outputs, token, count),) if count else ()
+        return sequence.accept(token, self._vocab, probs)
 
     def _pick(self, sequence: Sequence, index: int, outputs: int) -> int:
         assert sequence.constraint is not None
@@ -551,6 +571,11 @@ class Batcher:
 
 def _stuck(request: int, error: ConstraintError) -> Failed:
     return Failed(request=request, message=str(error), fault="caller", code=error.code)
+
+
+def _broken(request: int, error: Exception) -> Failed:
+    text = f"the worker failed on this request: {error!r}"[:500]
+    return Failed(request=request, message=text, fault="worker", code="request_broke")
 
 
 def _not_numbers(request: int) -> Failed:

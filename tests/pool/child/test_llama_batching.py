@@ -2,9 +2,14 @@
 
 import pytest
 
-from engine_driver import GREEDY, Collected, ask, collect, drain, loaded
+from engine_driver import GREEDY, Collected, ask, collect, drain, load_command, loaded
+from llamaherd.pool.child import bindings
+from llamaherd.pool.child.lazy import LazyConstraint
 from llamaherd.pool.child.llama_engine import LlamaEngine
-from llamaherd.transport.messages import Generate, Sampling, Tokens
+from llamaherd.pool.child.loaded import Loaded
+from llamaherd.pool.child.model import Model
+from llamaherd.pool.child.sequence import Sequence
+from llamaherd.transport.messages import Generate, GrammarTrigger, Sampling, Tokens
 from tiny_gguf import SCRIPT_TEXT
 
 PROMPTS = ["abc", "a longer prompt than the others " * 8, "x", "The quick brown fox. " * 3, "né 😀"]
@@ -247,3 +252,32 @@ def test_unloading_a_busy_engine_is_safe_when_leaving() -> None:
         engine.step()
         engine.unload()
         assert not engine.busy
+
+
+class Untold(LazyConstraint):
+    """Breaks over a token in a way that nobody foresaw."""
+
+    def allows(self, token: int) -> bool:
+        raise KeyError(token)
+
+
+def test_an_answer_that_breaks_the_engines_code_fails_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    command = load_command("random", n_parallel=2)
+    bindings.init_backend()
+    model = Model(command.path, command.options, lambda _: True)
+    engine = Loaded(command, model, (1, 1), bindings.AbortFlag())
+    trigger = GrammarTrigger(words=("never",))
+    inner = engine.grammars.make(Generate(request=1, prompt="", grammar='root ::= "a"'))
+    assert inner is not None
+    constraint = Untold(inner, trigger, model.vocab)
+    engine.batcher.submit(Sequence(request(1), [263, 264], 64, None, constraint=constraint))
+    engine.batcher.submit(Sequence(request(2), [265, 266], 64, None))
+    got: dict[int, Collected] = {}
+    while engine.busy:
+        collect(engine.step(), got)
+    engine.free()
+    failed = got[1].failed
+    assert failed is not None
+    assert (failed.fault, failed.code) == ("worker", "request_broke")
+    assert len(got[2].tokens) == 10
+    assert "KeyError" in capsys.readouterr().err
