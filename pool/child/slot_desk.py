@@ -63,7 +63,7 @@ class _Job:
                 self._result = work()
             except RequestError as error:
                 self._error = error
-            except (OSError, MemoryError) as error:
+            except Exception as error:  # mostly of the disk; whatever it is, it is this command's alone
                 self._error = RequestError(f"{self.command.name!r}: {error}", code="slot_file_unreadable")
 
         self.began = perf_counter()

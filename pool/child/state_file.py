@@ -147,7 +147,7 @@ def _read(
         raise _damaged(name, "its header is too long")
     try:
         header = msgspec.json.decode(take(length), type=Header)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _damaged(name, f"its header is wrong: {error}") from None
     if not 0 < header.n_tokens <= most_tokens:
         raise RequestError(

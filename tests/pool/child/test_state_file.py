@@ -109,3 +109,10 @@ def test_a_fingerprint_tells_files_apart(tmp_path: Path) -> None:
     same.write_bytes(bytes(10_000))
     other.write_bytes(bytes(9_000) + b"x" + bytes(999))
     assert fingerprint(str(one)) == fingerprint(str(same)) != fingerprint(str(other))
+
+
+def test_a_header_that_nests_too_deep_is_a_damaged_file(tmp_path: Path) -> None:
+    header = b'{"more":' + b"[" * 60_000
+    (tmp_path / "deep").write_bytes(b"llamaKV\x01" + len(header).to_bytes(4, "little") + header)
+    with pytest.raises(RequestError, match="its header is wrong"):
+        read_state(tmp_path, "deep", most_tokens=100)
