@@ -86,19 +86,16 @@ class Arrival:
 
 
 def arrival(server: Server, streams: int, n_prompt: int) -> Arrival:
-    """Let a prompt arrive beside running streams. Nothing else may run on the server."""
+    """Let a prompt arrive beside running streams, and let these end. Nothing else may run on the server."""
     alone = at_once(server, [completion(prompt(n_prompt), 1)])
     times: list[list[float]] = [[] for _ in range(streams)]
     flowing = threading.Semaphore(0)
-    enough = threading.Event()
 
     def stream(index: int) -> None:
-        for when, _ in server.events("/completion", completion(prompt(16), 4_000 // streams)):
+        for when, _ in server.events("/completion", completion(prompt(16), 96)):
             times[index].append(when)
             if len(times[index]) == 4:
                 flowing.release()
-            if enough.is_set():
-                return
 
     threads = [threading.Thread(target=stream, args=(index,)) for index in range(streams)]
     for thread in threads:
@@ -108,7 +105,6 @@ def arrival(server: Server, streams: int, n_prompt: int) -> Arrival:
     began = time.perf_counter()
     beside = at_once(server, [completion(prompt(n_prompt), 1)])
     ended = began + beside
-    enough.set()
     for thread in threads:
         thread.join()
     worst = max(

@@ -120,6 +120,8 @@ class Batcher:
         self._context: Final = context
         self._vocab: Final = vocab
         self.slots: Final = Slots(n_slots)
+        #: Finished sequences that stay in the cache whatever they take there.
+        self._newest: Final = n_slots
         self._rules: Final = rules
         self._adapters: Final = adapters
         self._turns: Final = Turns()
@@ -324,6 +326,7 @@ class Batcher:
                 self.cache.release(sequence.slot)
             self.slots.leave(sequence, self._context.n_ctx_seq, kept)
             sequence.stop()
+            self.cache.settle((one.slot for one in self._running), newest=self._newest)
         else:
             self._waiting.remove(sequence)
         if sequence.saved is not None:

@@ -3,7 +3,7 @@ those that must leave.
 """
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from time import perf_counter
 from typing import Final
 
@@ -17,6 +17,11 @@ __all__ = ["Cache", "Kept"]
 
 #: Fewest tokens whose state is worth a copy.
 _WORTH_STORING: Final = 32
+#: Cells that finished sequences may take before the older ones go to RAM, how few of its own make one not worth that,
+#: and the seconds that a copy may take.
+_IDLE_CELLS: Final = 2048
+_FEW_OF_ITS_OWN: Final = 64
+_QUICK_COPY: Final = 0.05
 #: What a byte of state takes to be copied, in seconds, until it was measured; the weight of a measurement; and how
 #: many times as much as was known one may say, since a copy that the machine interrupted tells nothing.
 _FIRST_COPY: Final = 1e-9
@@ -122,11 +127,39 @@ class Cache:
         self._kept.remove(one)
         self.release(one.slot)
 
+    def settle(self, running: Iterable[int], newest: int) -> None:
+        """Take older finished sequences out of the cache where they hold many cells, since llama.cpp goes over all
+        cells in use for every token that anyone generates. The ``newest`` ones stay, and so does what RAM would not
+        take, or not quickly.
+        """
+        running = list(running)
+        while (
+            self.store.on
+            and not self._rules.exact
+            and len(self._kept) > newest
+            and self.cells.used - self.cells.held_by(running) > _IDLE_CELLS
+            and self._put_away_quickly(self._kept[0])
+        ):
+            self.release(self._kept.pop(0).slot)
+
+    def _put_away_quickly(self, one: Kept) -> bool:
+        if self.cells.own(one.slot) < _FEW_OF_ITS_OWN:
+            return True  # others keep the rest
+        quick = self._context.state_size(one.slot) * self._seconds_per_byte <= _QUICK_COPY
+        return quick and self._put_away(one)
+
+    def _put_away(self, one: Kept) -> bool:
+        """Have the state of a finished sequence in RAM; False where it is not taken."""
+        if self.store.covers(one.tokens, one.adapters):
+            return True
+        state = self._save(one.slot, one.tokens, one.adapters)
+        if state is not None:
+            self.store.keep(state)
+        return state is not None
+
     def _evict(self, one: Kept) -> None:
-        if self.store.on and not self.store.covers(one.tokens, one.adapters):
-            state = self._save(one.slot, one.tokens, one.adapters)
-            if state is not None:
-                self.store.keep(state)
+        if self.store.on:
+            self._put_away(one)
         self.release(one.slot)
 
     # --- states outside the cache ---

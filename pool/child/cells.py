@@ -82,6 +82,10 @@ class Cells:
         runs = {id(run): run.length for sequence in sequences for run in self._runs.get(sequence, ())}
         return sum(runs.values())
 
+    def own(self, sequence: int) -> int:
+        """Return how many cells only this sequence holds."""
+        return sum(run.length for run in self._runs.get(sequence, ()) if run.holders == 1)
+
     def _cut(self, sequence: int, length: int) -> int:
         """Make a run end at ``length``; return how many runs come before that."""
         start = 0

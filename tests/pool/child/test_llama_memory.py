@@ -71,6 +71,39 @@ def test_without_ram_nothing_comes_back() -> None:
         assert cached(run(engine, tokens(100))) == 0
 
 
+def test_older_conversations_leave_a_crowded_cache_for_ram_and_come_back() -> None:
+    """For llama.cpp goes over every cell in use for each token that anyone generates."""
+    with loaded("random", n_ctx=4096, n_parallel=1) as engine:
+        expected = alone(engine, tokens(900))
+        for number in range(4):
+            run(engine, tokens(900, number))
+        assert (engine.figures.kept, engine.figures.stored) == (2, 2)
+        assert engine.figures.cells == 2 * (900 + 7)
+        got = run(engine, tokens(900))
+    assert (got.tokens, cached(got)) == (expected, 899)
+
+
+def test_the_newest_conversation_stays_however_long_it_is() -> None:
+    with loaded("random", n_ctx=4096, n_parallel=1) as engine:
+        run(engine, tokens(3000))
+        assert (engine.figures.kept, engine.figures.stored) == (1, 0)
+
+
+def test_a_conversation_of_which_others_keep_nearly_all_goes_without_a_copy() -> None:
+    with loaded("random", n_ctx=4096, n_parallel=2) as engine:
+        for number in range(4):
+            run(engine, tokens(2100) + tokens(20, number + 1))
+        assert (engine.figures.kept, engine.figures.stored) == (2, 0)
+        assert cached(run(engine, tokens(2100) + tokens(30, 9))) == 2100
+
+
+def test_without_ram_a_crowded_cache_stays_as_it_is() -> None:
+    with loaded("random", n_ctx=4096, n_parallel=1, cache_ram=0) as engine:
+        for number in range(3):
+            run(engine, tokens(900, number))
+        assert engine.figures.kept == 3
+
+
 def test_a_state_that_is_too_short_to_be_worth_a_copy_is_not_taken() -> None:
     with loaded("random", n_parallel=1, n_cached=0) as engine:
         run(engine, tokens(10))
