@@ -108,8 +108,8 @@ class MessageAnswer(Answer):
         usage = piece.usage or Usage()
         if piece.progress is not None:
             usage = Usage(prompt_tokens=piece.progress.total, cached_tokens=piece.progress.cache)
-        message = {**self._message([], usage), "stop_reason": None, "stop_sequence": None}
-        message["usage"]["output_tokens"] = 0
+        counts = {**_usage_json(usage), "output_tokens": 0}
+        message = {**self._message([], usage), "stop_reason": None, "stop_sequence": None, "usage": counts}
         return [{"type": "message_start", "message": message}]
 
     def _switch(self, kind: str, block: dict[str, Any]) -> list[dict[str, Any]]:

@@ -118,7 +118,7 @@ class NativeAnswer(Answer):
 
     def middle(self, index: int, piece: Piece) -> Iterable[dict[str, Any]]:
         if piece.progress is not None:
-            part = {"content": "", "tokens": [], "stop": False, "tokens_predicted": 0}
+            part: dict[str, Any] = {"content": "", "tokens": [], "stop": False, "tokens_predicted": 0}
             return [{"index": 0, **part, "prompt_progress": progress_json(piece.progress)}]
         self._predicted += len(piece.tokens)
         self._new_line = self._new_line or "\n" in piece.text

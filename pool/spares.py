@@ -58,7 +58,7 @@ class SpareKeeper:
     def take(self) -> Worker | None:
         """Return the spare, which is the caller's from now on; None if there is none yet."""
         spare = self._spare
-        if spare is None or spare.pid is None:
+        if spare is None or spare.pid is None or spare.stopping:
             return None
         self._spare = None
         self._forget_patience()
