@@ -21,6 +21,8 @@ from llamaherd.pool import Completion, Generation, Piece, PromptProgress, Timing
 
 __all__ = ["FINGERPRINT", "Answer", "OpenAIAnswer", "Summary", "progress_json", "respond", "timings_json", "usage_json"]
 
+#: Longest interval between comments that is set, in seconds: more is none, and a number may have any length.
+_LONGEST_PING: Final = 86_400
 #: Who made an answer.
 FINGERPRINT: Final = f"llamaherd-{version('llamaherd')}"
 
@@ -158,7 +160,7 @@ async def respond(
     meters = [front.meter(work) for work in works]
     if body.stream:
         wish = body.sse_ping_interval
-        ping = front.stream_ping if wish is None else float(wish) if wish > 0 else None
+        ping = front.stream_ping if wish is None else float(min(wish, _LONGEST_PING)) if wish > 0 else None
         return EventStream(
             _Chunks(meters, answer, include_usage=body.include_usage), ping=ping, on_error=answer.error_frame
         )

@@ -101,3 +101,10 @@ def test_a_listener_that_leaves_is_forgotten(front: LiveFront) -> None:
         assert next(lines).startswith("id: ")
         front.wait_for_listeners(1)
     front.wait_for_listeners(0)
+
+
+def test_a_ping_interval_of_any_length_is_one(front: LiveFront) -> None:
+    wish = {"sse_ping_interval": 10**400, "stream": True, "max_tokens": 2}
+    with front.client() as client:
+        assert client.post(CHAT, json=say("hi", model="talker", **wish)).status_code == 200
+    front.wait_for_requests("talker", 0)
