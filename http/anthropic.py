@@ -151,10 +151,10 @@ def _use_json(call: str, name: str, arguments: Any) -> dict[str, Any]:
 
 
 def _read_input(arguments: str) -> Any:
-    """Return the arguments of a call; none of those that broke off, as in llama-server."""
+    """Return the arguments of a call; none of those that broke off, as in llama-server, or nest beyond any reader."""
     try:
         return msgspec.json.decode(arguments)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return {}
 
 

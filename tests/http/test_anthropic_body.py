@@ -5,8 +5,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from llamaherd.http.anthropic import MessageAnswer
 from llamaherd.http.anthropic_body import DEFAULT_MAX_TOKENS, MessagesBody, to_chat
 from llamaherd.http.problems import Problem
+from llamaherd.pool import Completion, Timings, ToolCall, Usage
 
 PIXEL = {"type": "base64", "media_type": "image/png", "data": "AAAA"}
 
@@ -144,3 +146,13 @@ def test_structured_output_is_a_response_format() -> None:
     asked = chat(output_config={"format": {"type": "json_schema", "schema": schema}})
     assert chat(output_config={"effort": "low"})["reasoning_effort"] == "low"
     assert asked["response_format"] == {"type": "json_schema", "json_schema": {"name": "output", "schema": schema}}
+
+
+@pytest.mark.parametrize("arguments", ['{"at": [', '{"at": ' + "[" * 100_000 + "]" * 100_000 + "}"])
+def test_arguments_that_broke_off_or_nest_without_end_are_none(arguments: str) -> None:
+    call = ToolCall(id="t1", name="look", arguments=arguments)
+    completion = Completion(
+        text="", tokens=(), finish_reason="length", usage=Usage(), timings=Timings(), tool_calls=(call,)
+    )
+    (block,) = MessageAnswer("m").whole([completion])["content"]
+    assert (block["name"], block["input"]) == ("look", {})
