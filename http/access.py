@@ -3,6 +3,7 @@
 import logging
 import time
 from typing import Final
+from urllib.parse import quote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -43,8 +44,13 @@ class AccessLog:
                 "%s %s %s %d %d %.1f ms",
                 client[0] if client else "-",
                 scope["method"],
-                scope["path"],
+                _path(scope),
                 status,
                 size,
                 (time.monotonic() - began) * 1000,
             )
+
+
+def _path(scope: Scope) -> str:
+    """Return the path as it came, quoted: decoded, its line breaks would be those of the log."""
+    return quote(scope["path"], safe="/:@!$&'()*+,;=~")

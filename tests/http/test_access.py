@@ -27,3 +27,11 @@ def test_without_it_nothing_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     with LiveFront(fake("echo")) as front:
         httpx2.get(f"{front.url}/health")
     assert [record for record in caplog.records if record.name == "llamaherd.access"] == []
+
+
+def test_a_path_cannot_write_lines_of_its_own(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="llamaherd.access")
+    with LiveFront(fake("echo"), access_log=True) as front:
+        httpx2.get(f"{front.url}/no%0A127.0.0.1%20GET%20/forged%1B")
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "llamaherd.access"]
+    assert line.split()[:4] == ["127.0.0.1", "GET", "/no%0A127.0.0.1%20GET%20/forged%1B", "404"]
