@@ -3,16 +3,17 @@
 import asyncio
 import contextlib
 import time
+from collections.abc import Generator
 from typing import Any, Final
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from llamaherd.http.front import Front, json_response
-from llamaherd.http.problems import DISABLED, INVALID_REQUEST, NOT_FOUND, Problem, problem_of
+from llamaherd.http.problems import DISABLED, INVALID_REQUEST, NOT_FOUND, Problem, problem_of, without_folders
 from llamaherd.http.schema import ModelBody, parse
 from llamaherd.http.sse import EventStream, frame
-from llamaherd.pool import ModelNotFound, ModelStatus, State, Subscription
+from llamaherd.pool import BadRequest, ModelNotFound, ModelStatus, State, Subscription
 
 __all__ = [
     "download_model",
@@ -39,7 +40,8 @@ async def list_models(front: Front, request: Request) -> Response:
     """List every model, loaded or not, with its state. ``?reload=`` reads the catalogue anew before."""
     if request.query_params.get("reload") and front.library is not None:
         front.check_manage(whole=True)
-        await front.library.reload(front.pool)
+        with _without_folders():
+            await front.library.reload(front.pool)
     return json_response(
         {"data": [model_json(status) for status in front.pool.models() if front.may_see(status.name)], "object": "list"}
     )
@@ -65,7 +67,8 @@ async def remove_model(front: Front, request: Request) -> Response:
         raise Problem(INVALID_REQUEST, "model must be a non-empty string", param="model")
     if front.library is None:
         raise Problem(DISABLED, "this server has no cache to delete from")
-    await front.library.remove(front.pool, model)
+    with _without_folders():
+        await front.library.remove(front.pool, model)
     return json_response({"success": True})
 
 
@@ -138,6 +141,15 @@ def model_json(status: ModelStatus) -> dict[str, Any]:
         model["path"] = status.path
     info = (status.info or {}) if status.state in _WITH_INFO else {}
     return model | {key: value for key, value in info.items() if key not in model}
+
+
+@contextlib.contextmanager
+def _without_folders() -> Generator[None]:
+    """Have errors name the operator's files without their folders."""
+    try:
+        yield
+    except BadRequest as error:
+        raise Problem(INVALID_REQUEST, without_folders(str(error))) from None
 
 
 class _Events:

@@ -47,6 +47,7 @@ __all__ = [
     "Kind",
     "Problem",
     "problem_of",
+    "without_folders",
 ]
 
 logger: Final = logging.getLogger("llamaherd.http")
@@ -168,6 +169,11 @@ def problem_of(error: Exception) -> Problem:
     )
 
 
+def without_folders(text: str) -> str:
+    """Return a text whose absolute paths have lost their folders."""
+    return _FOLDERS.sub("", text)
+
+
 def _from_pool(error: PoolError) -> Problem:
     kind = _BY_CODE.get(error.code) or next(TABLE[cls] for cls in type(error).__mro__ if cls in TABLE)
     headers: dict[str, str] = {}
@@ -179,7 +185,7 @@ def _from_pool(error: PoolError) -> Problem:
         headers["x-should-retry"] = "true" if error.retry else "false"
     if kind is SERVER_ERROR:
         logger.warning("%s: %r", type(error).__name__, str(error))
-    message = _FOLDERS.sub("", str(error)) if kind.status >= 500 else str(error)
+    message = without_folders(str(error)) if kind.status >= 500 else str(error)
     return Problem(kind, message, headers=headers, details=error.details if isinstance(error, BadRequest) else None)
 
 

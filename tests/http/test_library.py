@@ -190,8 +190,20 @@ def test_a_source_that_cannot_be_read_changes_nothing(start: Start, tmp_path: Pa
     with start() as front:
         presets.write_bytes(b"\xff")
         answer = httpx2.get(f"{front.url}/models?reload=1")
-        assert (answer.status_code, "not UTF-8" in answer.text) == (400, True)
+        assert (answer.status_code, "p.ini:1: this is not UTF-8" in answer.text) == (400, True)
+        assert str(tmp_path) not in answer.text
         assert list(models(front)) == ["m"]
+
+
+def test_a_model_that_cannot_be_deleted_is_told_without_its_folder(start: Start, cache: Path, tmp_path: Path) -> None:
+    write_repo(cache, "u/r", ["m-Q8_0.gguf"])
+    repo = cache / "models--u--r"
+    repo.symlink_to(repo.rename(tmp_path / "elsewhere"))
+    with start() as front:
+        answer = delete(front, NAME)
+
+    assert (answer.status_code, "models--u--r is a link" in answer.text) == (400, True)
+    assert str(tmp_path) not in answer.text
 
 
 def test_a_preset_that_is_wrong_is_listed_as_failed(start: Start, tmp_path: Path) -> None:
