@@ -106,7 +106,7 @@ def _query_parameters(operation: Operation) -> list[dict[str, Any]]:
 
 
 def _request_json(operation: Operation, method: str, schema_of: Mapping[Any, Any]) -> dict[str, Any]:
-    if method == "GET":
+    if method in ("GET", "DELETE"):
         return {}
     content: dict[str, Any] = {"schema": schema_of[operation.body] if operation.body else {}}
     if operation.example is not None:

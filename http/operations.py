@@ -62,6 +62,8 @@ OPERATIONS: Final[Mapping[str, Operation]] = MappingProxyType(
         "download_model": Operation(body=ModelBody, answer=contract.Success),
         "remove_model": Operation(answer=contract.Success, query=("model",)),
         "model_logs": Operation(query=("model",)),
+        "list_adapters": Operation(query=("model",)),
+        "set_adapters": Operation(answer=contract.Success, query=("model",)),
         "load_model": Operation(body=ModelBody, answer=contract.Success, example=_MODEL),
         "unload_model": Operation(body=ModelBody, answer=contract.Success, example=_MODEL),
         "model_events": Operation(media_type="text/event-stream"),

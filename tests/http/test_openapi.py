@@ -128,3 +128,15 @@ def test_examples_are_answered(front: LiveFront, name: tuple[str, str]) -> None:
         client.post("/models/unload" if path.endswith("/load") else "/models/load", json={"model": "demo"})
         front.wait_for_state("demo", "unloaded" if path.endswith("/load") else "loaded")
         assert client.post(path, json=example_of(name)).status_code == 200
+
+
+def test_only_what_takes_a_body_is_described_with_one() -> None:
+    with_body = {
+        method for methods in DOCUMENT["paths"].values() for method in methods if "requestBody" in methods[method]
+    }
+    assert with_body == {"post"}
+
+
+def test_every_route_of_adapters_names_its_model() -> None:
+    for operation in DOCUMENT["paths"]["/lora-adapters"].values():
+        assert [parameter["name"] for parameter in operation["parameters"]] == ["model"]
