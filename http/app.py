@@ -73,7 +73,7 @@ def create_app(
         default_model: Serves requests that name no model; None refuses them.
         health_waits: Whether ``/health`` is 503 until the default model was loaded once.
         autoload: Whether a request loads its model; ``?autoload=`` overrides it.
-        manage: Whether clients may load and unload models by ``/models/load`` and ``/models/unload``.
+        manage: Whether clients may load, unload, download, delete and reload models, read logs and set adapters.
         metrics: Whether ``/metrics`` answers.
         slots: Whether ``GET /slots`` answers.
         library: The catalogue behind the pool: it is reloaded by ``GET /models?reload=1`` and downloads end in it. Its

@@ -167,7 +167,7 @@ _OFFER: Final[Sequence[Callable[[_Command], _Command]]] = (
         "--models-manage/--no-models-manage",
         "manage",
         default=True,
-        help="Whether clients may use /models/load and /models/unload.",
+        help="Whether clients may load, unload, download, delete and reload models, read logs and set adapters.",
     ),
     _option(
         "--sse-ping-interval",
