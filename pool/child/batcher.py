@@ -370,7 +370,8 @@ class Batcher:
                 pass
             started = perf_counter()
             code = self._decode(viewer)
-            self._turns.note(perf_counter() - started)
+            seconds = perf_counter() - started
+            self._turns.note(seconds)
             if code == _DONE:
                 self._slots_decoded += len(self._running)
                 for part in parts:
@@ -378,9 +379,9 @@ class Batcher:
                     self._longest = max(self._longest, part.sequence.computed)
                     self.cache.cells.grow(part.sequence.slot, part.n_tokens)
                 if batch.n_rows > len(parts):
-                    self._pace.note(batch.n_rows, perf_counter() - started)
+                    self._pace.note(batch.n_rows, seconds)
                 else:
-                    self._pace.note_plain(perf_counter() - started)
+                    self._pace.note_plain(seconds)
                 return parts
             if code == _ABORTED:
                 self._recover()
