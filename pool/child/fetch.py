@@ -1,9 +1,9 @@
-"""One file from the hub into the cache's ``blobs``.
+"""One file from a server into a cache's ``blobs``.
 
 It is written under a temporary name, ``<digest>.incomplete``, and gets its own once its length and its digest are what
-the hub said. What a broken connection, a cancellation or a killed process leaves behind is taken up again; what turns
-out to be wrong is thrown away, so that a repeat begins anew. The lock is huggingface_hub's, so that two downloads of
-one file, by whichever program, do not write at once.
+the server said. What a broken connection, a cancellation or a killed process leaves behind is taken up again; what
+turns out to be wrong is thrown away, so that a repeat begins anew. The lock is huggingface_hub's, so that two downloads
+of one file, by whichever program, do not write at once.
 """
 
 import hashlib
@@ -12,32 +12,26 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import BinaryIO, Final, Protocol
 
 import httpx2
 from filelock import Timeout
-from huggingface_hub import hf_hub_url
-from huggingface_hub.utils import (
-    WeakFileLock,
-    build_hf_headers,  # pyright: ignore[reportUnknownVariableType] - it takes a bare dict
-    get_session,
-    hf_raise_for_status,
-)
+from huggingface_hub.utils import WeakFileLock
 
 from llamaherd.pool.child.failures import DownloadCancelled, DownloadFailure
 from llamaherd.pool.child.remote import RemoteFile
 
-__all__ = ["PAUSE_SECONDS", "Fetcher"]
+__all__ = ["PAUSE_SECONDS", "RANGE_UNSATISFIABLE", "TIMEOUT", "Fetcher", "FileSource"]
 
 #: Times in a row that a connection may break without a byte more.
 ATTEMPTS: Final = 5
 #: Seconds before the second attempt; each further one waits twice as long.
 PAUSE_SECONDS: Final = 0.5
 #: Seconds without a byte after which a connection counts as broken.
-_TIMEOUT: Final = httpx2.Timeout(30.0, connect=15.0)
-_RANGE_UNSATISFIABLE: Final = 416
+TIMEOUT: Final = httpx2.Timeout(30.0, connect=15.0)
+RANGE_UNSATISFIABLE: Final = 416
 _PARTIAL: Final = 206
 _GIT_SHA1: Final = 40
 _HASH_BLOCK: Final = 1024 * 1024
@@ -48,38 +42,50 @@ _LOCK_SECONDS: Final = 0.5
 _TICK_SECONDS: Final = 0.25
 
 
+class FileSource(Protocol):
+    """A server that has files."""
+
+    def url(self, file: RemoteFile) -> str:
+        """Return a file's address, under which its progress is told."""
+        ...
+
+    def open(self, file: RemoteFile, start: int) -> AbstractContextManager[httpx2.Response]:
+        """Ask for a file from a byte on, whose answer is 200, 206 or 416.
+
+        Raises:
+            Exception: any other answer, and what httpx2 raises; of that, a broken connection is tried again.
+        """
+        ...
+
+
 class Fetcher:
-    """Fetches the files of one commit of a repository.
+    """Fetches files of one server.
 
     Args:
-        pause: Seconds before the second attempt; each further one waits twice as long.
-        folder: The repository's folder in the cache.
-        locks: Where the cache has its locks for this repository.
+        source: The server.
+        folder: Where the cache has the files' folder ``blobs``.
+        locks: Where the cache has its locks for these files.
         cancelled: Set to stop; every call then ends with :class:`DownloadCancelled` within a second or two.
+        pause: Seconds before the second attempt; each further one waits twice as long.
     """
 
     def __init__(
         self,
-        repo: str,
-        commit: str,
+        source: FileSource,
         folder: Path,
         locks: Path,
         cancelled: threading.Event,
-        endpoint: str = "",
         pause: float = PAUSE_SECONDS,
     ) -> None:
-        self._repo = repo
-        self._commit = commit
+        self._source = source
         self._blobs = folder / "blobs"
         self._locks = locks
         self._cancelled = cancelled
-        self._endpoint = endpoint or None
         self._pause_seconds = pause
-        self._headers = build_hf_headers() | {"Accept-Encoding": "identity"}
 
     def url(self, file: RemoteFile) -> str:
         """Return a file's address."""
-        return hf_hub_url(self._repo, file.path, revision=self._commit, endpoint=self._endpoint)
+        return self._source.url(file)
 
     def blob(self, file: RemoteFile) -> Path:
         """Return where a file's contents are, or will be."""
@@ -133,7 +139,7 @@ class Fetcher:
             raise DownloadCancelled
 
     def _fill(self, target: BinaryIO, file: RemoteFile, progress: Callable[[int], None]) -> None:
-        # Only a byte that was never there is progress: a hub that always ends too early must not be asked for ever.
+        # Only a byte that was never there is progress: a server that always ends too early must not be asked for ever.
         attempts, furthest = ATTEMPTS, -1
         while True:
             have = target.seek(0, os.SEEK_END)
@@ -161,7 +167,7 @@ class Fetcher:
                     return
             target.truncate(0)  # a repeat must not take up what is wrong
             raise DownloadFailure(
-                f"{file.path} arrived with {have} bytes and another digest than the hub says ({file.size} bytes, "
+                f"{file.path} arrived with {have} bytes and another digest than the server says ({file.size} bytes, "
                 f"{file.digest}); what came is thrown away",
                 code="wrong_contents",
                 retry=True,
@@ -178,12 +184,10 @@ class Fetcher:
         progress(have)
         if have == file.size:
             return have
-        headers = dict(self._headers) | ({"Range": f"bytes={have}-"} if have else {})
-        with get_session().stream("GET", self.url(file), headers=headers, timeout=_TIMEOUT) as response:
-            if response.status_code == _RANGE_UNSATISFIABLE:
+        with self._source.open(file, have) as response:
+            if response.status_code == RANGE_UNSATISFIABLE:
                 target.truncate(0)
-                raise _CutOff("the hub cannot go on where the last download ended")
-            hf_raise_for_status(response)
+                raise _CutOff("the server cannot go on where the last download ended")
             if have and not _goes_on(response, have):
                 have = target.truncate(0)
                 target.seek(0)
@@ -198,7 +202,7 @@ class Fetcher:
                 progress(have)
         target.flush()
         if have < file.size:
-            raise _CutOff(f"the hub ended it after {have} of {file.size} bytes")
+            raise _CutOff(f"the server ended it after {have} of {file.size} bytes")
         return have
 
 
