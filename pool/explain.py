@@ -14,7 +14,7 @@ from llamaherd.pool.errors import (
     WorkerDied,
     WorkerFailed,
 )
-from llamaherd.pool.last_words import explain_signal
+from llamaherd.pool.last_words import explain_signal, tells_of_a_full_gpu
 from llamaherd.pool.launch import Exit
 from llamaherd.pool.machine import oom_kills
 from llamaherd.pool.worker import Worker
@@ -79,9 +79,11 @@ def explain_wait(request: Request, position: int, waiting: int) -> QueueTimeout:
 
 
 def ran_out_of_memory(replica: Replica, worker: Worker, end: Exit) -> bool:
-    """Whether a worker ended for want of memory, by its own word or by the kernel's."""
+    """Whether a worker ended for want of memory, by its own word, by its GPU's or by the kernel's."""
     if replica.failure is not None:
         return replica.failure.code == OUT_OF_MEMORY
+    if end.signal == signal.SIGABRT:
+        return tells_of_a_full_gpu(replica.log.tail(KEPT_LOG_LINES))
     killed = end.signal == signal.SIGKILL and not worker.kill_reason
     return killed and oom_kills() > replica.oom_kills
 
@@ -97,6 +99,9 @@ def explain_exit(replica: Replica, worker: Worker, end: Exit) -> LoadFailed | Wo
         reason = f"{failure.message} ({end.detail})"
     elif worker.kill_reason:
         reason = f"its worker was killed because {worker.kill_reason}"
+    elif out_of_memory and words:
+        remedy = "set a smaller n_ctx or n_ubatch, fewer n_gpu_layers, or load fewer models at a time"
+        reason = f"its worker ran out of GPU memory ({words}); {remedy}"
     elif out_of_memory:
         reason = "the kernel killed its worker for want of memory; set a smaller context or fewer models at a time"
     elif words:

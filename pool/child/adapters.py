@@ -12,6 +12,7 @@ from typing import Final, TypeAlias
 from llamaherd.pool.child import bindings
 from llamaherd.pool.child.engine import EngineError, RequestError
 from llamaherd.pool.child.model import Model, check_file
+from llamaherd.pool.child.refusal import refusal
 from llamaherd.transport.messages import Adapter
 
 __all__ = ["MOST_ADAPTERS", "TURN_SECONDS", "AdapterSet", "Adapters", "Turns"]
@@ -110,8 +111,8 @@ def _load(model: Model, path: str) -> int:
     bindings.forget_log()
     handle = bindings.adapter_load(model.handle, path.encode("utf-8", "surrogateescape"))
     if handle is None:
-        reason = bindings.error_lines() or "llama.cpp gave no reason"
-        raise EngineError(f"LoRA adapter {path} cannot be loaded: {reason}", code="adapter_invalid")
+        why = refusal("adapter_invalid")
+        raise EngineError(f"LoRA adapter {path} cannot be loaded: {why.reason}", code=why.code)
     if bindings.adapter_is_activated(handle):
         bindings.adapter_free(handle)
         raise EngineError(

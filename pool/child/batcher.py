@@ -35,6 +35,7 @@ from llamaherd.pool.child.engine import EngineError
 from llamaherd.pool.child.pace import PrefillPace
 from llamaherd.pool.child.pick import Picker
 from llamaherd.pool.child.prefix import Reuse, Rules, find
+from llamaherd.pool.child.refusal import refusal
 from llamaherd.pool.child.reply import sorted_tokens
 from llamaherd.pool.child.sampler import choose, likeliest
 from llamaherd.pool.child.sequence import Sequence
@@ -514,10 +515,10 @@ class Batcher:
 
     def _give_up(self, parts: list[_Part], code: int) -> None:
         """Fail the requests of a batch that cannot be computed. Raises EngineError for a broken backend."""
-        reason = bindings.error_lines() or "llama.cpp gave no reason"
-        text = f"llama_decode returned {code}: {reason}"
+        why = refusal("decode_failed")
+        text = f"llama_decode returned {code}: {why.reason}"
         if code not in (_BAD_BATCH, _NO_ROOM):
-            raise EngineError(text, code="decode_failed", retry=True)
+            raise EngineError(text, code=why.code, retry=True)
         for part in parts:
             number = part.sequence.request.request
             failure = Failed(request=number, message=text, fault="worker", retry=True, code="decode_failed")

@@ -35,6 +35,7 @@ __all__ = [
     "adapter_free",
     "adapter_is_activated",
     "adapter_load",
+    "all_error_lines",
     "batch_struct",
     "context_create",
     "context_free",
@@ -251,6 +252,11 @@ def quieten(quiet: bool) -> None:
 def error_lines(most: int = 5) -> str:
     """Return the last ERROR lines since :func:`forget_log`, joined; empty when there was none."""
     return "; ".join(list(_errors)[-most:])
+
+
+def all_error_lines() -> tuple[str, ...]:
+    """Return the ERROR lines since :func:`forget_log`, the newest 40 at most."""
+    return tuple(_errors)
 
 
 def info_lines() -> tuple[str, ...]:

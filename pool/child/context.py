@@ -11,6 +11,7 @@ from llamaherd.pool.child.bindings import AbortFlag, ContextSettings
 from llamaherd.pool.child.engine import EngineError
 from llamaherd.pool.child.fit import check_memory
 from llamaherd.pool.child.model import Model
+from llamaherd.pool.child.refusal import refusal
 from llamaherd.pool.machine import available_memory
 from llamaherd.transport.messages import EngineOptions
 
@@ -129,8 +130,11 @@ class Context:
         bindings.forget_log()
         handle = bindings.context_create(model.handle, settings, abort)
         if handle is None:
-            reason = bindings.error_lines() or "llama.cpp gave no reason"
-            raise EngineError(f"{model.path}: no context of {settings.n_ctx} tokens: {reason}")
+            why = refusal("load_failed")
+            remedy = why.remedy("a smaller n_ctx or fewer n_gpu_layers")
+            raise EngineError(
+                f"{model.path}: no context of {settings.n_ctx} tokens: {why.reason}{remedy}", code=why.code
+            )
         self.handle: Final = handle
         self._abort: Final = abort
         self._memory: Final = bindings.context_memory(handle)
@@ -164,8 +168,10 @@ class Context:
         if self._abort:
             raise EngineError("loading was abandoned", code="load_abandoned")
         if code != 0:
-            reason = bindings.error_lines() or "llama.cpp gave no reason"
-            raise EngineError(f"the model cannot compute a token (llama_decode returned {code}): {reason}")
+            why = refusal("load_failed")
+            raise EngineError(
+                f"the model cannot compute a token (llama_decode returned {code}): {why.reason}", code=why.code
+            )
 
     def logits(self, n_outputs: int) -> npt.NDArray[np.float32]:
         """Return a view of the last batch's logits, one row per output in batch order; valid until the next decode."""

@@ -22,6 +22,7 @@ from llamaherd.pool.child.context import settings_for
 from llamaherd.pool.child.engine import EngineError
 from llamaherd.pool.child.fit import check_memory
 from llamaherd.pool.child.model import Model
+from llamaherd.pool.child.refusal import refusal
 from llamaherd.pool.machine import available_memory
 from llamaherd.transport.messages import EngineOptions
 
@@ -132,8 +133,10 @@ class EmbedContext:
         bindings.forget_log()
         handle = bindings.context_create(model.handle, settings, abort)
         if handle is None:
-            reason = bindings.error_lines() or "llama.cpp gave no reason"
-            raise EngineError(f"{model.path}: no context of {settings.n_ctx} tokens for embeddings: {reason}")
+            why = refusal("load_failed")
+            raise EngineError(
+                f"{model.path}: no context of {settings.n_ctx} tokens for embeddings: {why.reason}", code=why.code
+            )
         self._handle: Final = handle
         #: What :meth:`use` was given last.
         self.adapters: AdapterSet = ()

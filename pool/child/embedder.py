@@ -22,6 +22,7 @@ from llamaherd.pool.child.embed_jobs import Job, embed_job, rerank_job
 from llamaherd.pool.child.engine import EngineError, RequestError
 from llamaherd.pool.child.model import Model
 from llamaherd.pool.child.pace import PrefillPace
+from llamaherd.pool.child.refusal import refusal
 from llamaherd.pool.child.vectors import Floats, Pooled, normalized, slices, to_bytes
 from llamaherd.transport.messages import (
     ChildMessage,
@@ -142,8 +143,10 @@ class Embedder:
         if self._abort:
             raise EngineError("loading was abandoned", code="load_abandoned")
         if code != _DONE:
-            reason = bindings.error_lines() or "llama.cpp gave no reason"
-            raise EngineError(f"the model cannot compute a token (llama_decode returned {code}): {reason}")
+            why = refusal("load_failed")
+            raise EngineError(
+                f"the model cannot compute a token (llama_decode returned {code}): {why.reason}", code=why.code
+            )
 
     # --- requests ---
 
@@ -338,10 +341,10 @@ class Embedder:
 
     def _give_up(self, parts: Sequence[tuple[_Input, Chunk]], code: int) -> None:
         """Fail the requests of a batch that cannot be computed. Raises EngineError for a broken backend."""
-        reason = bindings.error_lines() or "llama.cpp gave no reason"
-        text = f"the embeddings cannot be computed (llama_decode returned {code}): {reason}"
+        why = refusal("decode_failed")
+        text = f"the embeddings cannot be computed (llama_decode returned {code}): {why.reason}"
         if code not in (_BAD_BATCH, _NO_ROOM):
-            raise EngineError(text, code="decode_failed", retry=True)
+            raise EngineError(text, code=why.code, retry=True)
         for job in {id(one.job): one.job for one, _ in parts}.values():
             failure = Failed(request=job.number, message=text, fault="worker", retry=True, code="decode_failed")
             self._drop(job, failure)

@@ -7,7 +7,7 @@ submitted, each :meth:`Engine.step` moves all of them, and its output is a list 
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -25,7 +25,7 @@ from llamaherd.transport.messages import (
 )
 from llamaherd.transport.messages import Sequence as SlotCommand
 
-__all__ = ["Engine", "EngineError", "ModelInfo", "Progress", "RequestError"]
+__all__ = ["OUT_OF_MEMORY", "Engine", "EngineError", "ModelInfo", "Progress", "RequestError"]
 
 #: ``progress(stage_fraction)`` with 0.0 to 1.0; return False to abandon the load.
 Progress = Callable[[float], bool]
@@ -55,6 +55,10 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     def to_meta(self) -> dict[str, Any]:
         """Return the facts as the ``meta`` object of the ``ready`` message."""
         return {field: getattr(self, field) for field in self.__struct_fields__ if field != "modalities"}
+
+
+#: The code of a load that found too little memory, wherever: the pool then makes room and tries again.
+OUT_OF_MEMORY: Final = "out_of_memory"
 
 
 class EngineError(Exception):

@@ -25,7 +25,7 @@ import msgspec
 
 from llamaherd.pool.child.calls import Calls
 from llamaherd.pool.child.dialect import dialect_of
-from llamaherd.pool.child.engine import EngineError, ModelInfo, Progress, RequestError
+from llamaherd.pool.child.engine import OUT_OF_MEMORY, EngineError, ModelInfo, Progress, RequestError
 from llamaherd.pool.child.reply import Reply, read_delta, sorted_tokens
 from llamaherd.pool.child.thinking import Tags
 from llamaherd.transport.messages import (
@@ -56,6 +56,13 @@ from llamaherd.transport.messages import Sequence as SlotCommand
 __all__ = ["FakeEngine", "Script"]
 
 _GATE_POLL_SECONDS: Final = 0.002
+#: What ggml's CUDA backend prints at the end of a process that asked for more memory than its GPU has.
+_CUDA_LAST_WORDS: Final = b"""\
+CUDA error: out of memory
+  current device: 0, in function alloc at /build/ggml/src/ggml-cuda/ggml-cuda.cu:603
+  cuMemCreate(&handle, reserve_size, &prop, 0)
+/build/ggml/src/ggml-cuda/ggml-cuda.cu:109: CUDA error
+"""
 
 
 class Script(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -70,7 +77,8 @@ class Script(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         load_steps: Progress messages of one load.
         load_seconds: Duration of one load.
         memory: Paths of files that stand for pieces of memory: the load takes one that no other process holds, and
-            fails with ``out_of_memory`` if there is none. A process gives its piece up when it ends, or sleeps.
+            fails if there is none. A process gives its piece up when it ends, or sleeps.
+        starve: How such a load fails: ``fail`` with ``out_of_memory``, or ``crash`` as CUDA's backend does.
         load_gate: Path of the file that the load waits for, after half of its progress.
         step_gate: Path of the file that steps wait for, once ``gate_at`` tokens have been made.
         gate_at: See ``step_gate``.
@@ -91,6 +99,7 @@ class Script(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     load_steps: int = 4
     load_seconds: float = 0.0
     memory: tuple[str, ...] = ()
+    starve: Literal["fail", "crash"] = "fail"
     load_gate: str = ""
     step_gate: str = ""
     gate_at: int = 0
@@ -186,7 +195,10 @@ class FakeEngine:
             else:
                 self._memory = held
                 return
-        raise EngineError("the script says that there is no memory left", code="out_of_memory")
+        if self._script.starve == "crash":
+            os.write(2, _CUDA_LAST_WORDS)
+            _end_process("crash")
+        raise EngineError("the script says that there is no memory left", code=OUT_OF_MEMORY)
 
     def _load_halfway(self) -> None:
         script = self._script

@@ -10,7 +10,7 @@ from typing import Final
 
 from llamaherd.pool.child import bindings
 from llamaherd.pool.child.bindings import ContextSettings
-from llamaherd.pool.child.engine import EngineError
+from llamaherd.pool.child.engine import OUT_OF_MEMORY, EngineError
 from llamaherd.pool.child.model import Model
 
 __all__ = ["check_memory", "estimate"]
@@ -42,7 +42,7 @@ def check_memory(model: Model, settings: ContextSettings, available: int | None)
         raise EngineError(
             f"{model.path}: a context of {settings.n_ctx} tokens needs {needed // _MIB} MiB "
             f"and {available // _MIB} MiB are free; set a smaller n_ctx",
-            code="out_of_memory",
+            code=OUT_OF_MEMORY,
         )
 
 

@@ -6,6 +6,7 @@ from typing import Final
 
 from llamaherd.pool.child import bindings
 from llamaherd.pool.child.engine import EngineError
+from llamaherd.pool.child.refusal import refusal
 from llamaherd.pool.child.vocab import Vocab
 from llamaherd.transport.messages import EngineOptions
 
@@ -79,8 +80,9 @@ class Model:
                 raise guard.error
             raise EngineError(f"loading {path} was abandoned", code="load_abandoned")
         if handle is None:
-            reason = bindings.error_lines() or "llama.cpp gave no reason"
-            raise EngineError(f"{path} cannot be loaded: {reason}", code="model_invalid")
+            why = refusal("model_invalid")
+            remedy = why.remedy("fewer n_gpu_layers, or load fewer models at a time")
+            raise EngineError(f"{path} cannot be loaded: {why.reason}{remedy}", code=why.code)
         self.handle: Final = handle
         self._freed = False
         self.vocab: Final = Vocab(handle)

@@ -17,6 +17,7 @@ from llamaherd.pool.child import bindings, mtmd
 from llamaherd.pool.child.engine import EngineError, RequestError
 from llamaherd.pool.child.media import Media
 from llamaherd.pool.child.model import Model, check_file
+from llamaherd.pool.child.refusal import refusal
 from llamaherd.transport.messages import EngineOptions
 
 __all__ = ["Chunk", "MediaPrompt", "Projector"]
@@ -106,8 +107,8 @@ class Projector:
         )
         handle = mtmd.projector_load(path.encode("utf-8", "surrogateescape"), model.handle, settings)
         if handle is None:
-            reason = bindings.error_lines() or "llama.cpp gave no reason"
-            raise EngineError(f"projector {path} cannot be loaded: {reason}", code="projector_invalid")
+            why = refusal("projector_invalid")
+            raise EngineError(f"projector {path} cannot be loaded: {why.reason}", code=why.code)
         self._handle = handle
         self._width: Final = model.n_embd
         self.vision: Final = mtmd.supports_vision(handle)

@@ -275,6 +275,32 @@ def test_a_load_without_memory_stops_the_idle_model_used_longest_ago_and_is_trie
     run(scene())
 
 
+def test_a_load_that_crashes_for_want_of_gpu_memory_is_such_a_load_too(tmp_path: Path) -> None:
+    async def scene() -> None:
+        piece = (str(tmp_path / "piece"),)
+        models = [fake("idle", memory=piece), fake("m", memory=piece, starve="crash")]
+        async with Pool(models) as pool:
+            await pool.load("idle")
+            assert (await pool.complete("m", "hello").collect()).text == "hello"
+            assert pool.status("idle").state is State.UNLOADED
+
+    run(scene())
+
+
+def test_a_gpu_that_stays_full_is_named_with_what_to_change(tmp_path: Path) -> None:
+    async def scene() -> None:
+        async with Pool([fake("m", memory=(str(tmp_path / "held"),), starve="crash")]) as pool:
+            with pytest.raises(
+                LoadFailed, match="ran out of GPU memory .*CUDA error: out of memory.*n_gpu_layers"
+            ) as caught:
+                await pool.complete("m", "hello").collect()
+            assert (caught.value.code, caught.value.retry) == ("out_of_memory", True)
+
+    with (tmp_path / "held").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        run(scene())
+
+
 def test_a_load_without_memory_that_cannot_be_helped_cools_down_instead_of_being_tried_again_and_again(
     tmp_path: Path,
 ) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -11,8 +12,8 @@ from typing import Any
 import pytest
 
 from engine_driver import ask, load_command, loaded
-from llamaherd.pool.child.bindings import ContextSettings
-from llamaherd.pool.child.context import settings_for
+from llamaherd.pool.child.bindings import AbortFlag, ContextSettings
+from llamaherd.pool.child.context import Context, settings_for
 from llamaherd.pool.child.engine import EngineError
 from llamaherd.pool.child.fit import check_memory, estimate
 from llamaherd.pool.child.llama_engine import LlamaEngine
@@ -183,6 +184,25 @@ def test_a_context_beyond_the_memory_is_refused_with_both_figures() -> None:
     error = refusal(tiny_model("random"), n_ctx=2_000_000_000)
     assert error.code == "out_of_memory"
     assert "needs 6" in str(error) and "MiB are free; set a smaller n_ctx" in str(error)
+
+
+def test_memory_that_ends_while_llama_cpp_allocates_is_told_from_other_refusals() -> None:
+    """As on a GPU, whose allocator is the first to know. Here the limit is one to the process's addresses."""
+    cells = 2**20
+    cache = cells * 2 * 2 * 16 * 2 * 2
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    model = Model(str(tiny_model("random")), EngineOptions(), lambda _fraction: True)
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + cache // 2, before[1]))
+        with pytest.raises(
+            EngineError, match="failed to allocate .* set a smaller n_ctx or fewer n_gpu_layers"
+        ) as caught:
+            Context(model, EngineOptions(n_ctx=cells), (1, 1), AbortFlag())
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+        model.free()
+    assert caught.value.code == "out_of_memory"
 
 
 def test_a_close_call_is_decided_by_llama_cpps_own_figures() -> None:
