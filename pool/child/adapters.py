@@ -87,15 +87,17 @@ class Adapters:
 
     def apply(self, context: int, adapters: AdapterSet) -> None:
         """Have a context's next batches computed with a set. Costs nothing if they are anyway; otherwise some
-        milliseconds, as llama.cpp plans its computation anew.
+        milliseconds, as llama.cpp plans its computation anew. Raises EngineError if llama.cpp does not take it: what
+        would be computed then has the weights of another set.
         """
         if adapters != self._applied:
-            bindings.set_adapters(context, [(self._handles[one], scale) for one, scale in adapters])
+            self.apply_beside(context, adapters)
             self._applied = adapters
 
     def apply_beside(self, context: int, adapters: AdapterSet) -> None:
         """As :meth:`apply`, for a context whose owner remembers by itself what it was given."""
-        bindings.set_adapters(context, [(self._handles[one], scale) for one, scale in adapters])
+        if not bindings.set_adapters(context, [(self._handles[one], scale) for one, scale in adapters]):
+            raise EngineError("llama.cpp did not take the LoRA adapters", code="adapter_failed", retry=True)
 
     def free(self) -> None:
         """Release the memory. Idempotent."""

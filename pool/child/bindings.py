@@ -615,12 +615,12 @@ def adapter_is_activated(adapter: int) -> bool:
     return bool(_invocation_tokens(adapter))
 
 
-def set_adapters(context: int, adapters: Sequence[tuple[int, float]]) -> None:
-    """Compute the next batches with these ``(adapter, scale)`` and no others."""
+def set_adapters(context: int, adapters: Sequence[tuple[int, float]]) -> bool:
+    """Compute the next batches with these ``(adapter, scale)`` and no others. Return whether llama.cpp took them."""
     count = len(adapters)
     handles = (_ptr * count)(*(adapter for adapter, _ in adapters))
     scales = (_f32 * count)(*(scale for _, scale in adapters))
-    _set_adapters(context, handles, count, scales)
+    return bool(_set_adapters(context, handles, count, scales) == 0)
 
 
 # --- samplers ---------------------------------------------------------------------------------------------------------

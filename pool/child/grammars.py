@@ -1,5 +1,6 @@
 """The grammars of one loaded model: compiled when a request brings them, and kept for further ones."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from llamaherd.pool.child.constraint import Alphabet, Constraint, ConstraintError
@@ -41,7 +42,7 @@ class Grammars:
         if request.grammar and request.json_schema:
             raise RequestError("grammar and json_schema cannot both be given", code="invalid_grammar")
         if request.json_schema:
-            constraint = self._json().make(request.json_schema)
+            constraint = self._follow(lambda schemas: schemas.make(request.json_schema))
         elif request.grammar:
             constraint = Matcher(self._automaton(request.grammar))
         else:
@@ -59,7 +60,7 @@ class Grammars:
 
     def make_calls(self, grammar: ToolGrammar) -> Constraint:
         """Return the constraint of an answer that calls tools, or may do so. Raises RequestError."""
-        constraint: Constraint = self._json().make_calls(grammar.source)
+        constraint: Constraint = self._follow(lambda schemas: schemas.make_calls(grammar.source))
         if grammar.waits:
             trigger = GrammarTrigger(words=grammar.words, leading=grammar.leading)
             constraint = LazyConstraint(constraint, trigger, self._vocab)
@@ -67,12 +68,15 @@ class Grammars:
             constraint = LazyConstraint(constraint, GrammarTrigger(after=(grammar.after,)), self._vocab)
         return constraint
 
-    def _json(self) -> "JsonGrammars":
-        if self._schemas is None:
-            from llamaherd.pool.child.json_grammar import JsonGrammars  # here: few workers ever need it
+    def _follow(self, make: Callable[["JsonGrammars"], Constraint]) -> Constraint:
+        try:
+            if self._schemas is None:
+                from llamaherd.pool.child.json_grammar import JsonGrammars  # here: few workers ever need it
 
-            self._schemas = JsonGrammars(self._vocab)
-        return self._schemas
+                self._schemas = JsonGrammars(self._vocab)
+            return make(self._schemas)
+        except ConstraintError as error:
+            raise RequestError(str(error), code=error.code) from None
 
     def _automaton(self, source: str) -> Automaton:
         automaton = self._automata.pop(source, None)

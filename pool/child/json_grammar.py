@@ -4,8 +4,9 @@ Importing it takes some 40 ms and telling it a vocabulary of 50,000 tokens 300 m
 that brings a schema.
 """
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 import llguidance
 import numpy as np
@@ -33,6 +34,32 @@ _LIMITS: Final[dict[str, Any]] = {
 _MOST_KEPT: Final = 8
 
 
+_S = TypeVar("_S")
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def _contained(method: Callable[Concatenate[_S, _P], _R]) -> Callable[Concatenate[_S, _P], _R]:
+    """Have a panic of llguidance fail the one request that it is about.
+
+    pyo3 raises it as a ``BaseException`` of its own, which nobody can import and no ``except Exception`` would stop, so
+    it would end the worker.
+    """
+
+    @functools.wraps(method)
+    def call(self: _S, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        try:
+            return method(self, *args, **kwargs)
+        except BaseException as error:
+            if type(error).__module__ != "pyo3_runtime":
+                raise
+            raise ConstraintError(
+                f"the library that follows schemas broke: {_reason(error)}", code="grammar_broke"
+            ) from None
+
+    return call
+
+
 class _Tokens:
     """The vocabulary in the form that llguidance asks for: control tokens are marked by a byte that no text has."""
 
@@ -58,12 +85,15 @@ class JsonGrammars:
     def __init__(self, vocab: Vocab) -> None:
         self._vocab: Final = vocab
         self._ends: Final = [token for token in range(vocab.size) if vocab.ends(token)]
-        tokens: Any = _Tokens(vocab)
-        self._tokenizer: Final[Any] = llguidance.LLTokenizer(
-            tokens, eos_token=self._ends or [tokens.eos_token_id], slices=llguidance.LLTokenizer.json_slices()
-        )
+        self._tokenizer: Final[Any] = self._tokenizer_of(_Tokens(vocab))
         self._limits: Final = llguidance.LLParserLimits(**_LIMITS)
         self._compiled: Final[dict[str, Any]] = {}
+
+    @_contained
+    def _tokenizer_of(self, tokens: Any) -> Any:
+        return llguidance.LLTokenizer(
+            tokens, eos_token=self._ends or [tokens.eos_token_id], slices=llguidance.LLTokenizer.json_slices()
+        )
 
     def make(self, schema: str) -> "JsonConstraint":
         """Return the constraint of a schema. Raises RequestError for what the converter refuses."""
@@ -75,6 +105,7 @@ class JsonGrammars:
         """
         return self._follow(lark, lambda: llguidance.LLMatcher.grammar_from_lark(lark), "tools")
 
+    @_contained
     def _follow(self, source: str, grammar: Callable[[], str], what: str) -> "JsonConstraint":
         compiled = self._compiled.pop(source, None) or self._compile(grammar, what)
         self._compiled[source] = compiled
@@ -109,10 +140,12 @@ class JsonConstraint:
         self._mask: npt.NDArray[np.bool_] | None = None
 
     @property
+    @_contained
     def complete(self) -> bool:
         """See :class:`Constraint`."""
         return bool(self._matcher.is_stopped()) and not self._matcher.is_error()
 
+    @_contained
     def allows(self, token: int) -> bool:
         """See :class:`Constraint`."""
         if self._vocab.ends(token):
@@ -122,16 +155,19 @@ class JsonConstraint:
             self._check()
         return allowed
 
+    @_contained
     def allowed(self, tokens: Sequence[int], most: int) -> list[int]:
         """See :class:`Constraint`."""
         asked = np.asarray(tokens, np.int64)
         found: list[int] = asked[self._allowed_tokens()[asked]][:most].tolist()
         return found
 
+    @_contained
     def candidates(self) -> npt.NDArray[np.int64]:
         """See :class:`Constraint`."""
         return np.flatnonzero(self._allowed_tokens())
 
+    @_contained
     def accept(self, token: int) -> None:
         """See :class:`Constraint`."""
         if self._vocab.ends(token):
@@ -140,6 +176,7 @@ class JsonConstraint:
         if not self._matcher.consume_token(token):
             self._check()
 
+    @_contained
     def feed(self, data: bytes) -> bool:
         """See :class:`Constraint`."""
         self._mask = None
@@ -148,6 +185,7 @@ class JsonConstraint:
             return False
         return bool(self._matcher.consume_tokens(tokens))
 
+    @_contained
     def copy(self) -> "JsonConstraint":
         """See :class:`Constraint`."""
         return JsonConstraint(self._matcher.deep_copy(), self._tokenizer, self._vocab, self._ends)

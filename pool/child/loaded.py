@@ -212,18 +212,23 @@ class Loaded:
         if constraint is None and turn is not None and turn.grammar is not None:
             constraint = self._calls(turn.grammar)
         chain = self.samplers.make(request.sampling, [token for token in prompt if token >= 0] if media else prompt)
-        sequence = Sequence(
-            request,
-            prompt,
-            limit,
-            chain,
-            adapters,
-            constraint=constraint,
-            shifts=self._shifts,
-            turn=turn,
-            media=media,
-        )
-        self.batcher.submit(sequence)
+        try:
+            sequence = Sequence(
+                request,
+                prompt,
+                limit,
+                chain,
+                adapters,
+                constraint=constraint,
+                shifts=self._shifts,
+                turn=turn,
+                media=media,
+            )
+            self.batcher.submit(sequence)
+        except BaseException:
+            if chain is not None:
+                chain.free()
+            raise
 
     def _calls(self, grammar: ToolGrammar) -> Constraint | None:
         """Return what holds calls to their form. Raises RequestError if it cannot be had and the answer must be one."""

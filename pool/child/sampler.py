@@ -106,11 +106,15 @@ class Samplers:
         if steps is None:
             return None
         handle = bindings.sampler_chain()
-        for step in steps:
-            bindings.sampler_chain_add(handle, self._sampler(step, sampling, biases))
-        count = memory(sampling, steps, self._context)
-        for token in prompt[-count:] if count else ():
-            bindings.sampler_accept(handle, token)
+        try:
+            for step in steps:
+                bindings.sampler_chain_add(handle, self._sampler(step, sampling, biases))
+            count = memory(sampling, steps, self._context)
+            for token in prompt[-count:] if count else ():
+                bindings.sampler_accept(handle, token)
+        except BaseException:
+            bindings.sampler_free(handle)
+            raise
         return Chain(handle, keeps=keeps(steps), memory=count, biases=biases)
 
     def free(self) -> None:

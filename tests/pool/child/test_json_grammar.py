@@ -14,11 +14,13 @@ from engine_driver import GREEDY, ask, loaded, smollm2_path
 from llamaherd.pool.child import bindings
 from llamaherd.pool.child.constraint import ConstraintError
 from llamaherd.pool.child.engine import RequestError
+from llamaherd.pool.child.grammars import Grammars
 from llamaherd.pool.child.json_grammar import JsonConstraint, JsonGrammars
 from llamaherd.pool.child.llama_engine import LlamaEngine
+from llamaherd.pool.child.tool_grammar import ToolGrammar
 from llamaherd.pool.child.vocab import Vocab
 from llamaherd.pool.json_schema import FORMATS, SchemaError, check_schema
-from llamaherd.transport.messages import GrammarTrigger, Sampling
+from llamaherd.transport.messages import Generate, GrammarTrigger, Sampling
 from tiny_gguf import tiny_model
 
 
@@ -30,7 +32,7 @@ class Schemas:
         path = str(tiny_model("random")).encode()
         model = bindings.model_load(path, n_gpu_layers=0, use_mmap=True, progress=lambda _: True)
         assert model is not None
-        self._model = model
+        self.handle = model
         self.vocab = Vocab(model)
         self._grammars = JsonGrammars(self.vocab)
 
@@ -62,7 +64,7 @@ class Schemas:
         return None
 
     def close(self) -> None:
-        bindings.model_free(self._model)
+        bindings.model_free(self.handle)
 
 
 @pytest.fixture(scope="module")
@@ -349,3 +351,25 @@ def test_a_real_model_follows_a_real_schema(sampling: Sampling) -> None:
         got = ask(engine, prompt, json_schema=check_schema(schema), sampling=sampling, max_tokens=400)
     assert got.reason == "stop"
     jsonschema.validate(json.loads(got.text), schema)
+
+
+# --- what the library does not survive ---
+
+
+class _Breaking(Vocab):
+    """A vocabulary that fails while llguidance asks it for tokens, which makes it panic."""
+
+    def tokenize(self, *_arguments: Any, **_options: Any) -> list[int]:
+        raise ValueError("no tokens")
+
+
+def test_a_panic_of_the_library_fails_one_request_and_not_the_worker(schemas: Schemas) -> None:
+    grammars = Grammars(_Breaking(schemas.handle))
+    request = Generate(request=1, prompt="x", json_schema='{"type": "object"}')
+    constraint = grammars.make(request)
+    assert constraint is not None
+    with pytest.raises(ConstraintError, match="broke.*no tokens"):
+        constraint.feed(b'{"a": 1')
+    lark = ToolGrammar('start: "abc"', words=("a",))
+    with pytest.raises(ConstraintError, match="no tokens"):
+        grammars.make_calls(lark).feed(b"abc")

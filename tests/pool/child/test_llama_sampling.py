@@ -1,5 +1,6 @@
 """Sampling on the real engine: every parameter does what it says, and no value takes the process down."""
 
+import ctypes
 import json
 import math
 import subprocess
@@ -15,7 +16,8 @@ from llamaherd.pool.child import bindings
 from llamaherd.pool.child.engine import RequestError
 from llamaherd.pool.child.llama_engine import LlamaEngine
 from llamaherd.pool.child.model import Model
-from llamaherd.pool.child.sampler import likeliest
+from llamaherd.pool.child.sampler import Samplers, likeliest
+from llamaherd.pool.machine import resident_bytes
 from llamaherd.transport.messages import EngineOptions, Generate, Sampling, Tokenize
 from tiny_gguf import SCRIPT, tiny_model
 
@@ -270,3 +272,22 @@ def test_infinite_logits_give_probabilities_that_a_message_can_hold() -> None:
     probs = likeliest(logits, 3, 2, model.vocab)
     model.free()
     assert all(math.isfinite(one.logprob) for one in (probs.chosen, *probs.top))
+
+
+def test_samplers_that_come_to_nothing_leave_no_memory_behind() -> None:
+    bindings.init_backend()
+    model = Model(str(tiny_model("random")), EngineOptions(), lambda _fraction: True)
+    samplers = Samplers(model.vocab, 4096)
+    sampling = Sampling(repeat_last_n=-1, repeat_penalty=1.1)
+    junk: Any = [1, "no token"]
+
+    def fail(times: int) -> int:
+        for _ in range(times):
+            with pytest.raises(ctypes.ArgumentError):
+                samplers.make(sampling, junk)
+        return resident_bytes()
+
+    before = fail(100)
+    # Each one has 16 KiB for the last 4096 tokens alone.
+    assert fail(2000) - before < 8 * 2**20
+    model.free()
