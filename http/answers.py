@@ -71,9 +71,11 @@ class Answer(ABC):
 
     Attributes:
         ending: What a stream ends with, after its last chunk.
+        per_prompt: How many answers each prompt of the request has; they follow each other.
     """
 
     ending: bytes = DONE
+    per_prompt: int = 1
 
     def frame(self, chunk: dict[str, Any]) -> bytes:
         """Return the event of a stream that a chunk is."""
@@ -84,7 +86,7 @@ class Answer(ABC):
         return frame(problem_of(error).to_dict())
 
     @abstractmethod
-    def whole(self, completions: Sequence[Completion]) -> dict[str, Any]:
+    def whole(self, completions: Sequence[Completion]) -> dict[str, Any] | list[dict[str, Any]]:
         """Return the answer to a request without ``stream``."""
 
     @abstractmethod
@@ -104,7 +106,7 @@ class Summary(NamedTuple):
     """What all choices of an answer took together.
 
     Attributes:
-        usage: The prompt counts once, as OpenAI has it.
+        usage: Each prompt counts once, as OpenAI has it.
         timings: None where several generations ran side by side.
         wanted: Whether the client has asked for the usage.
     """
@@ -114,12 +116,13 @@ class Summary(NamedTuple):
     wanted: bool = False
 
     @classmethod
-    def of(cls, ends: Sequence[Completion | Piece], *, wanted: bool = False) -> "Summary":
-        """Return the summary of answers, or of their last pieces."""
+    def of(cls, ends: Sequence[Completion | Piece], *, per_prompt: int = 1, wanted: bool = False) -> "Summary":
+        """Return the summary of answers, or of their last pieces; ``per_prompt`` that follow each other have one."""
         usages = [end.usage or Usage() for end in ends]
+        prompts = usages[::per_prompt]
         usage = Usage(
-            prompt_tokens=usages[0].prompt_tokens,
-            cached_tokens=usages[0].cached_tokens,
+            prompt_tokens=sum(usage.prompt_tokens for usage in prompts),
+            cached_tokens=sum(usage.cached_tokens for usage in prompts),
             completion_tokens=sum(usage.completion_tokens for usage in usages),
         )
         return cls(usage, (ends[0].timings or Timings()) if len(ends) == 1 else None, wanted)
@@ -158,6 +161,7 @@ async def respond(
 ) -> Response:
     """Return the response that carries generations to their client; a client that leaves cancels them."""
     meters = [front.meter(work) for work in works]
+    answer.per_prompt = body.choices
     if body.stream:
         wish = body.sse_ping_interval
         ping = front.stream_ping if wish is None else float(min(wish, _LONGEST_PING)) if wish > 0 else None
@@ -208,7 +212,7 @@ class _Chunks:
         summary = None
         if len(self._ends) == self._count:
             ends = [self._ends[number] for number in range(self._count)]
-            summary = Summary.of(ends, wanted=self._include_usage)
+            summary = Summary.of(ends, per_prompt=self._answer.per_prompt, wanted=self._include_usage)
         chunks.extend(self._answer.closing(index, piece, summary))
         return b"".join(map(self._answer.frame, chunks)) + (self._answer.ending if summary is not None else b"")
 

@@ -80,7 +80,7 @@ class ChatAnswer(OpenAIAnswer):
             }
             for index, completion in enumerate(completions)
         ]
-        return self._object("chat.completion", choices, **Summary.of(completions).to_json())
+        return self._object("chat.completion", choices, **Summary.of(completions, per_prompt=self.per_prompt).to_json())
 
     def opening(self, index: int) -> Iterable[dict[str, Any]]:
         return [self._chunk(index, {"role": "assistant", "content": None})]

@@ -3,10 +3,14 @@
 import asyncio
 from collections.abc import Callable, Sequence
 
+from starlette.requests import Request
+
+from llamaherd.http.front import Front
+from llamaherd.http.schema import CompletionBody
 from llamaherd.http.tally import Meter
 from llamaherd.pool import Completion, Generation, Piece
 
-__all__ = ["Choices", "collect_all", "start_all"]
+__all__ = ["Choices", "collect_all", "start_all", "start_prompts"]
 
 
 def start_all(count: int, begin: Callable[[int], Generation]) -> list[Generation]:
@@ -20,6 +24,19 @@ def start_all(count: int, begin: Callable[[int], Generation]) -> list[Generation
             work.cancel()
         raise
     return works
+
+
+def start_prompts(front: Front, request: Request, body: CompletionBody) -> list[Generation]:
+    """Return the generations that continue the prompts of a body: as many as it wants of the first one, then of the
+    next. Raises Problem, and as the pool; none is left then.
+    """
+    model, prompts, autoload = front.model_of(body), body.to_prompts(), front.autoload_of(request)
+
+    def begin(index: int) -> Generation:
+        prompt, choice = divmod(index, body.choices)
+        return front.pool.complete(model, prompts[prompt], autoload=autoload, **body.to_params(choice))
+
+    return start_all(len(prompts) * body.choices, begin)
 
 
 async def collect_all(meters: Sequence[Meter]) -> list[Completion]:

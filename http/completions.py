@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from llamaherd.http.answers import OpenAIAnswer, Summary, progress_json, respond
-from llamaherd.http.choices import start_all
+from llamaherd.http.choices import start_prompts
 from llamaherd.http.front import Front
 from llamaherd.http.logprobs import kept_probs, logprobs_json
 from llamaherd.http.schema import CompletionBody, parse
@@ -17,14 +17,9 @@ __all__ = ["TextAnswer", "completions"]
 
 
 async def completions(front: Front, request: Request) -> Response:
-    """Continue a prompt."""
+    """Continue one prompt, or several."""
     body = parse(await front.read(request), CompletionBody)
-    model = front.model_of(body)
-    prompt = body.to_prompt()
-    autoload = front.autoload_of(request)
-    works = start_all(
-        body.choices, lambda index: front.pool.complete(model, prompt, autoload=autoload, **body.to_params(index))
-    )
+    works = start_prompts(front, request, body)
     return await respond(front, request, body, works, TextAnswer(works[0].model, body.shown_probs))
 
 
@@ -45,7 +40,7 @@ class TextAnswer(OpenAIAnswer):
             self._choice(index, completion.text, completion.finish_reason, kept_probs(completion))
             for index, completion in enumerate(completions)
         ]
-        return self._object("text_completion", choices, **Summary.of(completions).to_json())
+        return self._object("text_completion", choices, **Summary.of(completions, per_prompt=self.per_prompt).to_json())
 
     def opening(self, index: int) -> Iterable[dict[str, Any]]:
         return []

@@ -6,10 +6,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from llamaherd.http.answers import respond
+from llamaherd.http.choices import start_all
 from llamaherd.http.front import Front
 from llamaherd.http.native import NativeAnswer
-from llamaherd.http.problems import INVALID_REQUEST, NOT_SUPPORTED, Problem
+from llamaherd.http.problems import INVALID_REQUEST, Problem
 from llamaherd.http.schema import InfillBody, parse
+from llamaherd.pool import Generation
 
 __all__ = ["infill"]
 
@@ -25,18 +27,22 @@ async def infill(front: Front, request: Request) -> Response:
             raise Problem(INVALID_REQUEST, f'"{name}" is required', param=name)
     if not (body.prompt is None or isinstance(body.prompt, str)):
         raise Problem(INVALID_REQUEST, '"prompt" must be a string', param="prompt")
-    if body.choices > 1:
-        raise Problem(NOT_SUPPORTED, "n_cmpl: only one answer per request is supported here", param="n_cmpl")
-    work = front.pool.infill(
-        front.model_of(body),
-        body.input_prefix or "",
-        body.input_suffix or "",
-        prompt=body.prompt or "",
-        extra=[_file(entry) for entry in body.input_extra or ()],
-        autoload=front.autoload_of(request),
-        **body.to_params(),
-    )
-    return await respond(front, request, body, [work], NativeAnswer(work.model, body))
+    model, prompt, autoload = front.model_of(body), body.prompt or "", front.autoload_of(request)
+    files = [_file(entry) for entry in body.input_extra or ()]
+
+    def begin(index: int) -> Generation:
+        return front.pool.infill(
+            model,
+            body.input_prefix or "",
+            body.input_suffix or "",
+            prompt=prompt,
+            extra=files,
+            autoload=autoload,
+            **body.to_params(index),
+        )
+
+    works = start_all(body.choices, begin)
+    return await respond(front, request, body, works, NativeAnswer(works[0].model, body))
 
 
 def _file(entry: dict[str, Any]) -> tuple[str, str]:

@@ -1,5 +1,6 @@
 """``POST /completion`` (and ``/completions``, without ``/v1``): llama-server's own way to continue a prompt."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, cast
 
@@ -8,9 +9,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from llamaherd.http.answers import Answer, Summary, progress_json, respond, timings_json
+from llamaherd.http.choices import start_prompts
 from llamaherd.http.front import Front
 from llamaherd.http.logprobs import kept_probs, probs_json
-from llamaherd.http.problems import NOT_SUPPORTED, Problem
 from llamaherd.http.schema import GenerateBody, NativeBody, parse
 from llamaherd.pool import Completion, GenerateParams, Piece, Timings, TokenProbs, Usage
 
@@ -60,13 +61,10 @@ DEFAULT_SETTINGS: Final[dict[str, Any]] = {
 
 
 async def native_completion(front: Front, request: Request) -> Response:
-    """Continue a prompt."""
+    """Continue one prompt, or several."""
     body = parse(await front.read(request), NativeBody)
-    model = front.model_of(body)
-    if body.choices > 1:
-        raise Problem(NOT_SUPPORTED, "n_cmpl: only one answer per request is supported here", param="n_cmpl")
-    work = front.pool.complete(model, body.to_prompt(), autoload=front.autoload_of(request), **body.to_params())
-    return await respond(front, request, body, [work], NativeAnswer(work.model, body))
+    works = start_prompts(front, request, body)
+    return await respond(front, request, body, works, NativeAnswer(works[0].model, body))
 
 
 def settings_json(body: GenerateBody) -> dict[str, Any]:
@@ -96,22 +94,29 @@ def _biases_json(biases: dict[str, Any] | list[Any]) -> list[dict[str, Any]]:
 
 
 class NativeAnswer(Answer):
-    """llama-server's object, whole or in parts. Fields whose content the pool does not know are left out."""
+    """llama-server's object, whole or in parts; several make a list. Fields whose content the pool does not know are
+    left out.
+    """
 
     ending = b""
 
     def __init__(self, model: str, body: NativeBody) -> None:
         self._model = model
         self._body = body
-        self._predicted = 0
-        self._new_line = False
+        self._prompts = body.shown_prompts()
+        self._predicted: Counter[int] = Counter()
+        #: The answers with a line break.
+        self._broken: set[int] = set()
 
-    def whole(self, completions: Sequence[Completion]) -> dict[str, Any]:
-        (completion,) = completions
-        self._new_line = "\n" in completion.text
+    def whole(self, completions: Sequence[Completion]) -> dict[str, Any] | list[dict[str, Any]]:
+        answers = [self._whole(index, completion) for index, completion in enumerate(completions)]
+        return answers[0] if len(answers) == 1 else answers
+
+    def _whole(self, index: int, completion: Completion) -> dict[str, Any]:
+        self._note(index, completion.text)
         tokens = completion.tokens if self._body.return_tokens else ()
         piece = msgspec.convert(completion, Piece, from_attributes=True)
-        return self._last(piece, completion.text, tokens, kept_probs(completion))
+        return self._last(index, piece, completion.text, tokens, kept_probs(completion))
 
     def opening(self, index: int) -> Iterable[dict[str, Any]]:
         return []
@@ -119,26 +124,31 @@ class NativeAnswer(Answer):
     def middle(self, index: int, piece: Piece) -> Iterable[dict[str, Any]]:
         if piece.progress is not None:
             part: dict[str, Any] = {"content": "", "tokens": [], "stop": False, "tokens_predicted": 0}
-            return [{"index": 0, **part, "prompt_progress": progress_json(piece.progress)}]
-        self._predicted += len(piece.tokens)
-        self._new_line = self._new_line or "\n" in piece.text
-        part = {"content": piece.text, "tokens": piece.tokens, "stop": False, "tokens_predicted": self._predicted}
-        return [{"index": 0, **part, **self._probabilities(piece.probs)}]
+            return [{"index": index, **part, "prompt_progress": progress_json(piece.progress)}]
+        self._predicted[index] += len(piece.tokens)
+        self._note(index, piece.text)
+        part = {"content": piece.text, "tokens": piece.tokens, "stop": False}
+        part["tokens_predicted"] = self._predicted[index]
+        return [{"index": index, **part, **self._probabilities(piece.probs)}]
 
     def closing(self, index: int, piece: Piece, summary: Summary | None) -> Iterable[dict[str, Any]]:
-        return [self._last(piece, piece.text, piece.tokens)]
+        return [self._last(index, piece, piece.text, piece.tokens)]
+
+    def _note(self, index: int, text: str) -> None:
+        if "\n" in text:
+            self._broken.add(index)
 
     def _probabilities(self, probs: Sequence[TokenProbs]) -> dict[str, Any]:
         return {"completion_probabilities": probs_json(probs, self._body.shown_probs or 0)} if probs else {}
 
     def _last(
-        self, piece: Piece, text: str, tokens: tuple[int, ...], probs: Sequence[TokenProbs] = ()
+        self, index: int, piece: Piece, text: str, tokens: tuple[int, ...], probs: Sequence[TokenProbs] = ()
     ) -> dict[str, Any]:
         usage = piece.usage or Usage()
         settings = settings_json(self._body)
         stopped = "limit" if piece.finish_reason == "length" else "word" if piece.stopping_word else "eos"
         answer = {
-            "index": 0,
+            "index": index,
             "content": text,
             "tokens": tokens,
             "stop": True,
@@ -147,7 +157,7 @@ class NativeAnswer(Answer):
             "tokens_predicted": usage.completion_tokens,
             "tokens_evaluated": usage.prompt_tokens,
             "generation_settings": settings,
-            "has_new_line": self._new_line,
+            "has_new_line": index in self._broken,
             "truncated": piece.truncated,
             "stop_type": stopped,
             "stopping_word": piece.stopping_word,
@@ -155,8 +165,9 @@ class NativeAnswer(Answer):
             "timings": timings_json(usage, piece.timings or Timings()),
             **self._probabilities(probs),
         }
-        if self._body.shown_prompt is not None:
-            answer["prompt"] = self._body.shown_prompt
+        prompt = self._prompts[index // self.per_prompt]
+        if prompt is not None:
+            answer["prompt"] = prompt
         return answer if not self._body.response_fields else _only(self._body.response_fields, answer)
 
 

@@ -83,10 +83,18 @@ OPERATIONS: Final[Mapping[str, Operation]] = MappingProxyType(
         "messages": Operation(body=MessagesBody, answer=contract.Messages, example=_SAY, query=_LOADS, stream=True),
         "messages_count": Operation(body=MessagesBody, answer=contract.MessageTokens, example=_SAY, query=_LOADS),
         "native_completion": Operation(
-            body=NativeBody, answer=contract.NativeCompletion, example=_COMPLETE, query=_LOADS, stream=True
+            body=NativeBody,
+            answer=contract.NativeCompletion | list[contract.NativeCompletion],
+            example=_COMPLETE,
+            query=_LOADS,
+            stream=True,
         ),
         "infill": Operation(
-            body=InfillBody, answer=contract.NativeCompletion, example=_INFILL, query=_LOADS, stream=True
+            body=InfillBody,
+            answer=contract.NativeCompletion | list[contract.NativeCompletion],
+            example=_INFILL,
+            query=_LOADS,
+            stream=True,
         ),
         "openai_embeddings": Operation(
             body=EmbeddingsBody,

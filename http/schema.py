@@ -16,6 +16,7 @@ from llamaherd.http.prompts import Prompt, prompts_of
 from llamaherd.pool import ChatParams, GenerateParams, TemplateParams
 
 __all__ = [
+    "MAX_ANSWERS",
     "MAX_CHOICES",
     "MAX_PROBS",
     "MAX_TOP_LOGPROBS",
@@ -55,8 +56,10 @@ UNSUPPORTED: Final[Mapping[str, tuple[Any, ...]]] = MappingProxyType(
     }
 )
 
-#: Most answers to one request: each takes a slot, and one client must not take them all.
+#: Most answers to one prompt: each takes a slot, and one client must not take them all.
 MAX_CHOICES: Final = 16
+#: Most answers to one request with several prompts; they wait in the queue like as many requests.
+MAX_ANSWERS: Final = 128
 #: Most likely tokens that a chat may ask for with each, by OpenAI's rules, and what it gets that does not say how many.
 MAX_TOP_LOGPROBS: Final = 20
 #: Most that the pool tells.
@@ -124,7 +127,7 @@ class GenerateBody(SamplingBody, frozen=True, kw_only=True):
 
     Attributes:
         n_predict, max_completion_tokens, max_tokens: One setting by three names, in order of precedence.
-        n, n_cmpl: How many answers, each generated from a seed of its own. Two names, the first takes precedence.
+        n, n_cmpl: How many answers to each prompt, each from a seed of its own. Two names, the first takes precedence.
         lora: Which LoRA adapters to apply, as objects of ``id`` and ``scale``; the model's defaults if it names none.
         id_slot: The slot to run in; -1 is any.
         return_progress: Tell how far the prompt is; streams only.
@@ -265,14 +268,14 @@ class ChatBody(GenerateBody, frozen=True, kw_only=True):
 
 
 class CompletionBody(GenerateBody, frozen=True, kw_only=True):
-    """``POST /v1/completions``: one prompt, as a text or token ids with texts between them, alone or as the
-    only element of a list.
+    """``POST /v1/completions``.
 
     Attributes:
+        prompt: One prompt or a list of several, in the shapes of :mod:`llamaherd.http.prompts`.
         logprobs: ``n_probs`` by OpenAI's name; the other takes precedence.
     """
 
-    prompt: str | list[int | str | list[int | str]] | None = None
+    prompt: str | list[Any] | dict[str, Any] | None = None
     logprobs: bool | int | None = None
 
     @property
@@ -283,14 +286,19 @@ class CompletionBody(GenerateBody, frozen=True, kw_only=True):
             raise Problem(INVALID_REQUEST, f"logprobs must be an integer from 0 to {MAX_PROBS}", param="logprobs")
         return int(self.logprobs)
 
-    def to_prompt(self) -> Prompt:
-        """Return the one prompt. Raises Problem if there is none, or more than one."""
+    def to_prompts(self) -> list[Prompt]:
+        """Return the prompts. Raises Problem if there is none, or too many."""
         if self.prompt is None or self.prompt == []:
             raise Problem(INVALID_REQUEST, '"prompt" is required', param="prompt")
         prompts = prompts_of(self.prompt, "prompt")
-        if len(prompts) > 1:
-            raise Problem(NOT_SUPPORTED, "prompt: only one prompt per request is supported", param="prompt")
-        return prompts[0]
+        if len(prompts) > 1 and len(prompts) * self.choices > MAX_ANSWERS:
+            raise Problem(
+                INVALID_REQUEST,
+                f"prompt: one request may ask for at most {MAX_ANSWERS} answers, and these prompts for "
+                f"{len(prompts) * self.choices}",
+                param="prompt",
+            )
+        return prompts
 
 
 class NativeBody(CompletionBody, frozen=True, kw_only=True):
@@ -304,10 +312,9 @@ class NativeBody(CompletionBody, frozen=True, kw_only=True):
     return_tokens: bool | None = None
     response_fields: list[str] | None = None
 
-    @property
-    def shown_prompt(self) -> str | None:
-        """The prompt that the answer repeats; None if it is not known as a text."""
-        return self.prompt if isinstance(self.prompt, str) else None
+    def shown_prompts(self) -> list[str | None]:
+        """Return the prompts that the answers repeat; None for one that is not known as a text."""
+        return [prompt if isinstance(prompt, str) else None for prompt in self.to_prompts()]
 
 
 class InfillBody(NativeBody, frozen=True, kw_only=True):
@@ -322,9 +329,8 @@ class InfillBody(NativeBody, frozen=True, kw_only=True):
     input_suffix: str | None = None
     input_extra: list[dict[str, Any]] | None = None
 
-    @property
-    def shown_prompt(self) -> str | None:
-        return None
+    def shown_prompts(self) -> list[str | None]:
+        return [None]
 
 
 class EmbeddingsBody(ModelBody, frozen=True, kw_only=True):

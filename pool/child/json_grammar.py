@@ -47,7 +47,7 @@ def _contained(method: Callable[Concatenate[_S, _P], _R]) -> Callable[Concatenat
     """
 
     @functools.wraps(method)
-    def call(self: _S, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+    def call(self: _S, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
         try:
             return method(self, *args, **kwargs)
         except BaseException as error:

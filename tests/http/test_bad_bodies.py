@@ -105,7 +105,7 @@ def test_a_chat_with_a_wrong_value_is_400(client: httpx2.Client, fields: dict[st
     assert refusal(client, json.dumps({**say("hi", model="echo"), **fields}).encode())
 
 
-@pytest.mark.parametrize("prompt", [None, [], {}, 1, [1.5], [-1], [2**31], ["a", "b"], [[-1]], [None]])
+@pytest.mark.parametrize("prompt", [None, [], {}, 1, [1.5], [-1], [2**31], ["a", 1.5], [["a"], [-1]], [[-1]], [None]])
 def test_a_completion_with_a_wrong_prompt_is_400(client: httpx2.Client, prompt: Any) -> None:
     assert refusal(client, json.dumps({"model": "echo", "prompt": prompt}).encode(), path="/v1/completions")
 

@@ -97,9 +97,12 @@ def test_how_many_is_bounded(client: httpx2.Client, path: str, count: Any) -> No
     assert response.json()["error"]["param"] == "n"
 
 
-def test_the_native_api_gives_one(client: httpx2.Client) -> None:
-    response = client.post("/completion", json={"model": "echo", "prompt": "x", "n_cmpl": 2})
-    assert response.json()["error"]["type"] == "not_supported_error"
+def test_the_native_api_gives_a_list(client: httpx2.Client) -> None:
+    answers = client.post("/completion", json={"model": "echo", "prompt": "x y", "n_cmpl": 2}).json()
+    assert [(answer["index"], answer["content"], answer["prompt"]) for answer in answers] == [
+        (0, "x y", "x y"),
+        (1, "x y", "x y"),
+    ]
 
 
 @pytest.mark.parametrize("streamed", [False, True])

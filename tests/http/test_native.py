@@ -128,8 +128,8 @@ def test_a_stream_has_parts_and_a_last_chunk_with_everything_else(client: httpx2
     ("more", "kind"),
     [
         ({"prompt": None}, "invalid_request_error"),
-        ({"prompt": ["a", "b"]}, "not_supported_error"),
-        ({"prompt": {"prompt_string": "x"}}, "invalid_request_error"),
+        ({"prompt": ["a", 1.5]}, "invalid_request_error"),
+        ({"prompt": {"prompt_string": "x", "multimodal_data": ["AAAA"]}}, "invalid_request_error"),
         ({"n_probs": 101}, "invalid_request_error"),
         ({"post_sampling_probs": True}, "not_supported_error"),
         ({"grammar": "root ::= x"}, "invalid_request_error"),

@@ -66,6 +66,13 @@ def test_it_completes_in_a_stream(client: openai.OpenAI) -> None:
         assert "".join(chunk.choices[0].text for chunk in stream) == "one two three"
 
 
+def test_it_completes_several_prompts(client: openai.OpenAI) -> None:
+    answer = client.completions.create(model="echo", prompt=["one two", "three"], n=2)
+    assert [choice.text for choice in answer.choices] == ["one two", "one two", "three", "three"]
+    assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
+    assert answer.usage is not None and answer.usage.total_tokens == 3 + 6
+
+
 def test_it_lists_models(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()][0] == "echo"
 

@@ -33,7 +33,7 @@ def refusal(raw: dict[str, Any], kind: type[ChatBody] | type[CompletionBody] = C
 
 
 def test_fields_that_nobody_knows_are_ignored() -> None:
-    assert parse({**PROMPT, "user": "me", "made_up": [1]}, CompletionBody).to_prompt() == "hello"
+    assert parse({**PROMPT, "user": "me", "made_up": [1]}, CompletionBody).to_prompts() == ["hello"]
 
 
 def test_null_is_the_same_as_leaving_a_field_out() -> None:
@@ -67,7 +67,7 @@ def test_a_field_that_cannot_be_served_passes_when_it_means_off(name: str, value
         ("stop", 7),
         ("stop", [1]),
         ("stream_options", []),
-        ("prompt", {"a": 1}),
+        ("prompt", True),
     ],
 )
 def test_a_wrong_type_is_an_error_with_the_path_of_the_field(field: str, value: object) -> None:
@@ -103,12 +103,12 @@ def test_the_most_tokens_have_three_names(fields: dict[str, Any], expected: int 
     [("a", "a"), ("", ""), ([1, 2], [1, 2]), (["a"], "a"), ([[1, 2]], [1, 2]), ([1, "a"], [1, "a"])],
 )
 def test_one_prompt_comes_in_many_forms(prompt: Any, expected: object) -> None:
-    assert parse({"prompt": prompt}, CompletionBody).to_prompt() == expected
+    assert parse({"prompt": prompt}, CompletionBody).to_prompts() == [expected]
 
 
-@pytest.mark.parametrize("prompt", [None, [], ["a", "b"], [[1], [2]]])
-def test_no_prompt_and_several_prompts_are_refused(prompt: Any) -> None:
+@pytest.mark.parametrize("prompt", [None, [], [None], [[{}]], {"a": 1}])
+def test_what_is_no_prompt_is_refused(prompt: Any) -> None:
     with pytest.raises(Problem) as caught:
-        parse({"prompt": prompt}, CompletionBody).to_prompt()
+        parse({"prompt": prompt}, CompletionBody).to_prompts()
     assert caught.value.kind.status == 400
     assert caught.value.param == "prompt"
