@@ -86,6 +86,22 @@ CHAT_OPTIONS: Final[Sequence[Callable[[_Command], _Command]]] = (
         help="How much to think, in the template's words.",
     ),
     click.option(
+        "--reasoning-budget",
+        type=click.IntRange(min=-1, max=2**31 - 1),
+        metavar="N",
+        default=-1,
+        show_default=True,
+        envvar="LLAMA_ARG_THINK_BUDGET",
+        help="Most tokens of reasoning, which is then ended: 0 ends it at once, -1 sets no limit.",
+    ),
+    click.option(
+        "--reasoning-budget-message",
+        metavar="MESSAGE",
+        default="",
+        envvar="LLAMA_ARG_THINK_BUDGET_MESSAGE",
+        help="What the reasoning ends with when its budget is used up.",
+    ),
+    click.option(
         "--reasoning-preserve/--no-reasoning-preserve",
         default=None,
         envvar="LLAMA_ARG_REASONING_PRESERVE",
@@ -121,5 +137,7 @@ def chat_fields(values: dict[str, Any]) -> dict[str, Any]:
     return {
         "template_kwargs": kwargs,
         "reasoning_format": values.pop("reasoning_format"),
+        "reasoning_budget": values.pop("reasoning_budget"),
+        "reasoning_budget_message": values.pop("reasoning_budget_message"),
         "prefill_assistant": values.pop("prefill_assistant"),
     }

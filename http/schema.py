@@ -211,6 +211,7 @@ class ChatBody(GenerateBody, frozen=True, kw_only=True):
     Attributes:
         chat_template_kwargs: Variables for the template; the pool's ``template_kwargs``.
         reasoning_effort: OpenAI's word for how much to think; ``none`` is ``enable_thinking: false``.
+        reasoning_budget_tokens, thinking_budget_tokens: One setting by two names, the first takes precedence.
         logprobs: Tell how likely each token was.
         top_logprobs: How many likely ones to tell with it, 0 to 20; more than 0 only with ``logprobs``.
 
@@ -224,6 +225,9 @@ class ChatBody(GenerateBody, frozen=True, kw_only=True):
     parallel_tool_calls: bool | None = None
     reasoning_format: str | None = None
     reasoning_effort: str | None = None
+    reasoning_budget_tokens: int | None = None
+    thinking_budget_tokens: int | None = None
+    reasoning_budget_message: str | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | str | None = None
     logprobs: bool | None = None
@@ -262,6 +266,10 @@ class ChatBody(GenerateBody, frozen=True, kw_only=True):
             tool_choice=self.tool_choice,
             parallel_tool_calls=self.parallel_tool_calls,
             reasoning_format=self.reasoning_format,
+            reasoning_budget_tokens=self.thinking_budget_tokens
+            if self.reasoning_budget_tokens is None
+            else self.reasoning_budget_tokens,
+            reasoning_budget_message=self.reasoning_budget_message,
             add_generation_prompt=self.add_generation_prompt,
             continue_final_message=self.continue_final_message,
         )

@@ -10,13 +10,16 @@ from typing import Any, Final, Literal, TypeAlias, TypedDict, cast
 from llamaherd.pool.errors import BadRequest
 from llamaherd.transport.messages import ChatOptions
 
-__all__ = ["ChatMessage", "TemplateParams", "chat_options", "check_messages", "check_tools"]
+__all__ = ["MAX_BUDGET_MESSAGE", "ChatMessage", "TemplateParams", "chat_options", "check_messages", "check_tools"]
 
 #: An OpenAI chat message: ``role`` and ``content``, and whatever else the model's template reads.
 ChatMessage: TypeAlias = Mapping[str, Any]
 
 #: Models write names between brackets, tags and quotes, so none of these may be part of one.
 _TOOL_NAME: Final = re.compile(r"""[^\s\[\]{}()<>"'\\,]{1,256}""")
+_MOST_BUDGET: Final = 2**31 - 1
+#: All of it is said in place of the model's own tokens.
+MAX_BUDGET_MESSAGE: Final = 4096
 _FORMATS: Final[tuple[Literal["auto", "none", "deepseek"], ...]] = ("auto", "none", "deepseek")
 
 
@@ -32,6 +35,10 @@ class TemplateParams(TypedDict, total=False):
         parallel_tool_calls: Whether one answer may hold several calls; by default as the model's template can.
         reasoning_format: ``auto`` and ``deepseek`` tell reasoning apart from content, ``none`` leaves it there. By
             default as the model's options say.
+        reasoning_budget_tokens: Most tokens of reasoning; the model is then made to end it. 0 ends it at once; -1, the
+            default, does as the model's options say. Where calls of gpt-oss are to be made, there is no limit.
+        reasoning_budget_message: What the reasoning ends with then, in the model's voice; by default as the model's
+            options say.
         add_generation_prompt: Open the assistant's turn, by default True unless a message is continued.
         continue_final_message: Continue the last message, an assistant's: True, or ``content`` or
             ``reasoning_content`` to say where. By default this is done whenever the last message is an assistant's,
@@ -43,6 +50,8 @@ class TemplateParams(TypedDict, total=False):
     tool_choice: str | Mapping[str, Any] | None
     parallel_tool_calls: bool | None
     reasoning_format: str | None
+    reasoning_budget_tokens: int | None
+    reasoning_budget_message: str | None
     add_generation_prompt: bool | None
     continue_final_message: bool | str | None
 
@@ -139,6 +148,8 @@ def chat_options(messages: Sequence[ChatMessage], params: TemplateParams) -> Cha
         tool_name=name,
         parallel_tool_calls=_flag(params, "parallel_tool_calls"),
         reasoning_format=_format(params.get("reasoning_format")),
+        reasoning_budget=_budget(params.get("reasoning_budget_tokens")),
+        reasoning_budget_message=_budget_message(params.get("reasoning_budget_message")),
         add_generation_prompt=opens is not False,
         continuation=continuation,
     )
@@ -158,6 +169,22 @@ def _format(value: object) -> Literal["", "auto", "none", "deepseek"]:
         if value == known:
             return known
     raise BadRequest(f"reasoning_format must be one of {', '.join(_FORMATS)}")
+
+
+def _budget(value: object) -> int:
+    if value is None:
+        return -1
+    if type(value) is not int or not -1 <= value <= _MOST_BUDGET:
+        raise BadRequest(f"reasoning_budget_tokens must be an integer from -1 to {_MOST_BUDGET}")
+    return value
+
+
+def _budget_message(value: object) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str) or len(value) > MAX_BUDGET_MESSAGE:
+        raise BadRequest(f"reasoning_budget_message must be a text of at most {MAX_BUDGET_MESSAGE} characters")
+    return value
 
 
 def _choice(choice: object, tools: Sequence[Mapping[str, Any]]) -> tuple[Literal["auto", "none", "required"], str]:

@@ -134,6 +134,7 @@ class EngineOptions(_Struct, frozen=True, kw_only=True):
         chat_template: Jinja source that replaces the model's own; empty keeps the model's.
         template_kwargs: Variables for the template, of requests that do not set them themselves.
         reasoning_format: As in :class:`ChatOptions`, of requests that do not say.
+        reasoning_budget, reasoning_budget_message: As in :class:`ChatOptions`, of requests that do not say.
         prefill_assistant: An assistant's message at the end of a conversation is continued, if a request does not say.
         adapters: LoRA adapters; their places here are their ids.
         mmproj_offload: Whether a projector's layers go to a GPU too.
@@ -173,6 +174,8 @@ class EngineOptions(_Struct, frozen=True, kw_only=True):
     chat_template: str = ""
     template_kwargs: dict[str, Any] = {}
     reasoning_format: Literal["auto", "none", "deepseek"] = "auto"
+    reasoning_budget: int = -1
+    reasoning_budget_message: str = ""
     prefill_assistant: bool = True
     adapters: tuple[Adapter, ...] = ()
     mmproj_offload: bool = True
@@ -258,6 +261,9 @@ class ChatOptions(_Struct, frozen=True, kw_only=True):
         parallel_tool_calls: Whether one answer may hold several calls; None does as the template can.
         reasoning_format: ``none`` leaves reasoning in the content, ``auto`` and ``deepseek`` tell it apart; empty does
             as the model's options say.
+        reasoning_budget: Most tokens of reasoning, which is then ended for the model; 0 ends it at once, -1 does as the
+            model's options say, and there sets no limit.
+        reasoning_budget_message: What the reasoning ends with then; None does as the model's options say.
         add_generation_prompt: Open the assistant's turn at the end of the prompt.
         continuation: Which part of the last message, an assistant's, the answer continues; ``auto`` is its content,
             unless it has reasoning alone, and ``prefill`` the same, unless the model's options forbid it.
@@ -268,6 +274,8 @@ class ChatOptions(_Struct, frozen=True, kw_only=True):
     tool_name: str = ""
     parallel_tool_calls: bool | None = None
     reasoning_format: Literal["", "auto", "none", "deepseek"] = ""
+    reasoning_budget: int = -1
+    reasoning_budget_message: str | None = None
     add_generation_prompt: bool = True
     continuation: Literal["", "prefill", "auto", "content", "reasoning"] = ""
 

@@ -3,12 +3,21 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
+from llamaherd.pool.child.budget import Budget
 from llamaherd.pool.child.calls import Calls
 from llamaherd.pool.child.calls_tagged import kinds_of
 from llamaherd.pool.child.conversation import describe_tools, text_of, with_instruction
 from llamaherd.pool.child.dialect import Dialect, dialect_of
 from llamaherd.pool.child.engine import RequestError
-from llamaherd.pool.child.harmony import HARMONY, HarmonyReply, is_harmony, opened_message
+from llamaherd.pool.child.harmony import (
+    ANALYSIS,
+    ANALYSIS_END,
+    FINAL,
+    HARMONY,
+    HarmonyReply,
+    is_harmony,
+    opened_message,
+)
 from llamaherd.pool.child.reply import Reply
 from llamaherd.pool.child.template import ChatTemplate
 from llamaherd.pool.child.thinking import Tags, tags_of
@@ -34,6 +43,7 @@ class Turn(NamedTuple):
         shown: Control tokens whose text is part of the answer.
         closing: What must be said before the content begins, where the prompt has opened something else; else empty.
         grammar: What its tool calls must be like; None where there may be none, or nobody knows.
+        budget: How much it may think; None sets no limit.
     """
 
     prompt: str
@@ -41,6 +51,7 @@ class Turn(NamedTuple):
     shown: frozenset[int] = frozenset()
     closing: str = ""
     grammar: ToolGrammar | None = None
+    budget: Budget | None = None
 
 
 class Chats:
@@ -105,7 +116,7 @@ class Chats:
         noise = plan.dialect.noise if plan.dialect is not None else ()
         shown = frozenset(token for text, token in controls.items() if text not in noise)
         closing, grammar = _closing(plan, prompt, part), _grammar(plan, prompt, part, controls)
-        return Turn(prompt, reply, shown, closing, grammar)
+        return Turn(prompt, reply, shown, closing, grammar, self._budget(plan, prompt, part, controls))
 
     def _plan(self, options: ChatOptions) -> "_Plan":
         template = self._for_tools if options.tools else self._default
@@ -139,6 +150,31 @@ class Chats:
         if len(messages) > 1 and messages[-2]["role"] == "assistant":
             raise RequestError("there cannot be two or more assistant messages at the end of the messages")
         return "auto"
+
+    def _budget(self, plan: "_Plan", prompt: str, part: str, controls: Mapping[str, int]) -> Budget | None:
+        """Return how much an answer may think; None where nothing limits it or nobody knows how it would end."""
+        asked, given = plan.options, self._options
+        limit = asked.reasoning_budget if asked.reasoning_budget >= 0 else given.reasoning_budget
+        message = asked.reasoning_budget_message
+        message = given.reasoning_budget_message if message is None else message
+        if limit < 0 or part == "content":
+            return None
+        if plan.dialect is HARMONY:
+            if plan.calling:
+                return None  # what follows would be the model's to choose, and it may choose to think on
+            ends, closing = (ANALYSIS, ANALYSIS_END), f"{message}{ANALYSIS_END}{FINAL}"
+            return Budget(tokens=limit, start=ends[0], end=ends[1], closing=closing, opened=part == "reasoning")
+        tags = plan.tags
+        if tags is None:
+            return None
+        return Budget(
+            tokens=limit,
+            start=tags.start,
+            end=tags.end,
+            closing=message + tags.end,
+            opened=part == "reasoning" or tags.opened_by(prompt),
+            anywhere=tags.start in controls,
+        )
 
     def _controls_of(self, tags: Tags | None, dialect: Dialect | None) -> dict[str, int]:
         """Return the control tokens among the texts that matter."""

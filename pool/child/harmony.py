@@ -12,10 +12,13 @@ from llamaherd.pool.child.dialect import Dialect
 from llamaherd.pool.child.reply import Reply
 from llamaherd.pool.child.scan import Reading
 
-__all__ = ["HARMONY", "HarmonyReply", "is_harmony", "opened_message"]
+__all__ = ["ANALYSIS", "ANALYSIS_END", "FINAL", "HARMONY", "HarmonyReply", "is_harmony", "opened_message"]
 
 _CHANNEL, _MESSAGE, _START, _END = "<|channel|>", "<|message|>", "<|start|>", "<|end|>"
-_ANALYSIS: Final = f"{_CHANNEL}analysis{_MESSAGE}"
+#: What opens reasoning, what ends it, and what opens the content behind that.
+ANALYSIS: Final = f"{_CHANNEL}analysis{_MESSAGE}"
+ANALYSIS_END: Final = _END
+FINAL: Final = f"{_START}assistant{_CHANNEL}final{_MESSAGE}"
 _RECIPIENT: Final = re.compile(r"to=functions\.([^\s<]+)")
 _NAMED_CHANNEL: Final = re.compile(re.escape(_CHANNEL) + r"\s*(\w+)")
 
@@ -29,8 +32,8 @@ def is_harmony(template: str) -> bool:
 
 def opened_message(reasoning: str, content: str | None) -> str:
     """Return the beginning of an answer that goes on behind its reasoning, or behind its content if there is some."""
-    begun = f"{_START}assistant{_ANALYSIS}{reasoning}"
-    return begun if content is None else f"{begun}{_END}{_START}assistant{_CHANNEL}final{_MESSAGE}{content}"
+    begun = f"{_START}assistant{ANALYSIS}{reasoning}"
+    return begun if content is None else f"{begun}{_END}{FINAL}{content}"
 
 
 class HarmonyReply(Reply):
@@ -69,7 +72,7 @@ class HarmonyReply(Reply):
                 if self._split:
                     yield from self._text(reasoning=True)
                 else:
-                    self._tell(_ANALYSIS)
+                    self._tell(ANALYSIS)
                     yield from self._text(reasoning=False)
                     self._tell(_END)
             else:

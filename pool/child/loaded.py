@@ -14,6 +14,7 @@ import msgspec
 from llamaherd.pool.child import bindings
 from llamaherd.pool.child.adapters import Adapters, AdapterSet
 from llamaherd.pool.child.batcher import Batcher
+from llamaherd.pool.child.budget import BudgetedThoughts
 from llamaherd.pool.child.chat import Chats, Turn
 from llamaherd.pool.child.constraint import Constraint
 from llamaherd.pool.child.context import Context
@@ -211,6 +212,8 @@ class Loaded:
         constraint = self.grammars.make(request, turn.closing if turn is not None else "")
         if constraint is None and turn is not None and turn.grammar is not None:
             constraint = self._calls(turn.grammar)
+        if turn is not None and turn.budget is not None:
+            constraint = BudgetedThoughts(turn.budget, constraint, self.model.vocab)
         chain = self.samplers.make(request.sampling, [token for token in prompt if token >= 0] if media else prompt)
         try:
             sequence = Sequence(

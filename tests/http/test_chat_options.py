@@ -35,6 +35,9 @@ def test_variables_of_the_template_are_collected() -> None:
 
 
 def test_the_rest_is_taken_as_it_is() -> None:
+    budget = parsed("--reasoning-budget", "9", "--reasoning-budget-message", "So.")
+    assert (budget.reasoning_budget, budget.reasoning_budget_message) == (9, "So.")
+    assert (parsed().reasoning_budget, parsed().reasoning_budget_message) == (-1, "")
     options = parsed("--reasoning-format", "none", "--no-prefill-assistant")
     assert (options.reasoning_format, options.prefill_assistant) == ("none", False)
 
@@ -46,6 +49,7 @@ def test_the_rest_is_taken_as_it_is() -> None:
         ("--chat-template-kwargs", "x"),
         ("--chat-template-kwargs", "[1]"),
         ("--reasoning", "loud"),
+        ("--reasoning-budget", "-2"),
         ("--reasoning-format", "deepseek-legacy"),
     ],
 )

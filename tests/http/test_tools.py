@@ -158,8 +158,9 @@ def a_model(folder: Path, name: str, family: Family) -> ModelSpec:
 def front() -> Iterator[LiveFront]:
     with tempfile.TemporaryDirectory() as folder:
         models = [a_model(Path(folder), name, family) for name, family in FAMILIES.items()]
-        thinker = Family(ALWAYS_THINKS, ("Hm.", "▁Yes.\n", "</think>", "Paris."))
-        models.append(a_model(Path(folder), "thinker", thinker))
+        thoughts = ("Hm.", "▁Yes.\n", "</think>", "Paris.")
+        models.append(a_model(Path(folder), "thinker", Family(ALWAYS_THINKS, thoughts)))
+        models.append(a_model(Path(folder), "stopped", Family(ALWAYS_THINKS, thoughts, ("</think>",))))
         models.append(
             fake("fake", pieces=["<think>", "Hm.</think>", '<tool_call>{"name": "get_weather"}', "</tool_call>"])
         )
@@ -345,6 +346,21 @@ def test_the_prompt_can_be_seen_with_its_tools(front: LiveFront) -> None:
     body = say("Weather?", model="hermes", tools=[WEATHER])
     prompt = httpx2.post(f"{front.url}/apply-template", params={"autoload": "1"}, json=body).json()["prompt"]
     assert '"name": "get_weather"' in prompt
+
+
+@pytest.mark.parametrize("name", ["reasoning_budget_tokens", "thinking_budget_tokens"])
+def test_thinking_has_a_budget(client: openai.OpenAI, name: str) -> None:
+    answer = client.chat.completions.create(
+        model="stopped", messages=QUESTION, temperature=0, extra_body={name: 1, "reasoning_budget_message": "."}
+    )
+    message = answer.choices[0].message
+    assert (message.content, message.to_dict()["reasoning_content"]) == ("Paris.", "Hm..")
+
+
+def test_of_two_names_for_the_budget_the_first_takes_precedence(client: openai.OpenAI) -> None:
+    both = {"reasoning_budget_tokens": 0, "thinking_budget_tokens": 1}
+    answer = client.chat.completions.create(model="stopped", messages=QUESTION, temperature=0, extra_body=both)
+    assert "reasoning_content" not in answer.choices[0].message.to_dict()
 
 
 def test_effort_none_is_thinking_off(front: LiveFront) -> None:
