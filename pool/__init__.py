@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from llamaherd.pool.chat_params import ChatMessage, TemplateParams
     from llamaherd.pool.config import DEFAULT_STOP_TIMEOUT, Adapter, BrokenModel, EngineOptions, ModelSpec, Placement
     from llamaherd.pool.counts import PoolCounts
+    from llamaherd.pool.docker import docker_cache, find_docker, remove_docker, scan_docker
     from llamaherd.pool.embeddings import Embedding, Embeddings, Ranking
     from llamaherd.pool.errors import (
         BadRequest,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from llamaherd.pool.gguf import GGUFError, ModelFacts, estimate_bytes, kv_bytes, read_facts
     from llamaherd.pool.hub import CachedModel, cache_folder, find_cached, remove_cached, scan_cache
     from llamaherd.pool.lifecycle import State
-    from llamaherd.pool.names import HubName, model_name, parse_hub_name
+    from llamaherd.pool.names import DockerName, HubName, model_name, parse_docker_name, parse_hub_name, parse_name
     from llamaherd.pool.params import ChatParams, GenerateParams
     from llamaherd.pool.pool import Pool
     from llamaherd.pool.presets import Preset, PresetFile, Setting, read_presets
@@ -84,6 +85,7 @@ __all__ = [
     "GGUFError",
     "GenerateParams",
     "Generation",
+    "DockerName",
     "HubName",
     "LoadFailed",
     "ModelBusy",
@@ -136,6 +138,12 @@ __all__ = [
     "kv_bytes",
     "model_name",
     "model_parts",
+    "parse_docker_name",
+    "parse_name",
+    "docker_cache",
+    "find_docker",
+    "remove_docker",
+    "scan_docker",
     "parse_hub_name",
     "plain",
     "read_facts",
@@ -171,6 +179,7 @@ _HOME: Final = {
     "GGUFError": "llamaherd.pool.gguf",
     "GenerateParams": "llamaherd.pool.params",
     "Generation": "llamaherd.pool.generation",
+    "DockerName": "llamaherd.pool.names",
     "HubName": "llamaherd.pool.names",
     "LoadFailed": "llamaherd.pool.errors",
     "ModelBusy": "llamaherd.pool.errors",
@@ -223,6 +232,12 @@ _HOME: Final = {
     "kv_bytes": "llamaherd.pool.gguf",
     "model_name": "llamaherd.pool.names",
     "model_parts": "llamaherd.pool.catalog",
+    "parse_docker_name": "llamaherd.pool.names",
+    "parse_name": "llamaherd.pool.names",
+    "docker_cache": "llamaherd.pool.docker",
+    "find_docker": "llamaherd.pool.docker",
+    "remove_docker": "llamaherd.pool.docker",
+    "scan_docker": "llamaherd.pool.docker",
     "parse_hub_name": "llamaherd.pool.names",
     "plain": "llamaherd.pool.sources",
     "read_facts": "llamaherd.pool.gguf",

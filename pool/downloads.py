@@ -16,7 +16,7 @@ from llamaherd.pool.events import EventLog
 from llamaherd.pool.launch import HUB_LOGIN_ENV, Exit, Launcher
 from llamaherd.pool.lifecycle import State
 from llamaherd.pool.logs import LogRing
-from llamaherd.pool.names import HubName
+from llamaherd.pool.names import DockerName, HubName
 from llamaherd.pool.status import ModelStatus
 from llamaherd.pool.worker import Worker
 from llamaherd.transport import Transport
@@ -99,7 +99,7 @@ class Downloads:
             pid=None if worker is None else worker.pid,
         )
 
-    def start(self, name: HubName, command: Download, token: str | None) -> Job:
+    def start(self, name: HubName | DockerName, command: Download, token: str | None) -> Job:
         """Begin a download.
 
         Raises:
@@ -118,7 +118,7 @@ class Downloads:
         worker = job.worker = Worker(job.name, self._next_generation(), self)
         self._workers[worker] = job
         worker.post(command)
-        secret = token or os.environ.get(HUB_LOGIN_ENV)
+        secret = "" if command.registry else token or os.environ.get(HUB_LOGIN_ENV)
         self._keep(self._launch(job, worker, {HUB_LOGIN_ENV: secret} if secret else {}))
         self._events.emit(job.name, "model_status", {"status": State.DOWNLOADING})
         return job

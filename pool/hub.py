@@ -46,10 +46,11 @@ class CachedModel(msgspec.Struct, frozen=True, kw_only=True):
     """One model of the cache.
 
     Attributes:
-        name: ``user/repo:TAG``.
-        repo: ``user/repo``.
+        name: ``user/repo:TAG``; of a registry ``registry/repo:tag`` or ``registry/repo@digest``.
+        repo: ``user/repo``, or ``registry/repo``.
         path: Its file, or its first part.
         mmproj: The projector that goes with it, None if there is none.
+        template: A chat template that came with it and counts instead of the file's; None if there is none.
         is_default: Whether the repository's name alone means it.
     """
 
@@ -57,6 +58,7 @@ class CachedModel(msgspec.Struct, frozen=True, kw_only=True):
     repo: str
     path: Path
     mmproj: Path | None = None
+    template: Path | None = None
     is_default: bool = False
 
 

@@ -16,6 +16,7 @@ from llamaherd.pool.adapters import AdapterStatus, check_lora, describe, scales_
 from llamaherd.pool.chat_params import ChatMessage, TemplateParams
 from llamaherd.pool.config import DEFAULT_DRAIN_TIMEOUT, DEFAULT_STOP_TIMEOUT, BrokenModel, ModelSpec
 from llamaherd.pool.counts import PoolCounts
+from llamaherd.pool.docker import docker_cache, registry_address
 from llamaherd.pool.downloads import Job
 from llamaherd.pool.embeddings import (
     Embedding,
@@ -40,7 +41,7 @@ from llamaherd.pool.launch import Launcher, LocalLauncher
 from llamaherd.pool.lifecycle import RUNNING, State
 from llamaherd.pool.machine import usable_cores
 from llamaherd.pool.memory import Budget, automatic_budget
-from llamaherd.pool.names import parse_hub_name
+from llamaherd.pool.names import DockerName, parse_name
 from llamaherd.pool.params import (
     ChatParams,
     GenerateParams,
@@ -721,19 +722,21 @@ class Pool:
         offline: bool = False,
         token: str | None = None,
     ) -> None:
-        """Download a model from the Hugging Face hub into the cache, and return once it is there in whole.
+        """Download a model from the Hugging Face hub, or from a Docker or OCI registry, into the cache, and return once
+        it is there in whole.
 
         A worker of its own does it, which takes no place of the models'. ``models()`` shows its progress, events tell
         of it, and :meth:`unload` cancels it; so does a cancelled wait. A repeat goes on where the last one ended.
 
         Args:
-            model: ``<user>/<repo>[:<quant>]``.
+            model: ``<user>/<repo>[:<quant>]``, or ``<registry>/<repo>[:<tag>|@<digest>]`` such as
+                ``docker.io/ai/smollm2:135M-Q4_0``.
             file: A file of the repository, instead of a quant.
-            cache: The cache's folder; None is the one that the environment names.
-            endpoint: The hub's address; empty is the environment's (``HF_ENDPOINT``).
+            cache: The cache's folder; None is the one that the environment names, llama.cpp's own for registries.
+            endpoint: The hub's address; empty is the environment's (``HF_ENDPOINT``). Of a registry, a mirror's.
             offline: Look whether it is in the cache, and ask nobody.
             token: For private and gated repositories; None is the environment's (``HF_TOKEN``) or the one that was
-                stored by huggingface_hub.
+                stored by huggingface_hub. Registries never get it: only what is public is downloaded from them.
 
         Raises:
             DownloadFailed: with the reason; ``retry`` says whether a repeat may help.
@@ -772,19 +775,32 @@ class Pool:
     ) -> Job:
         if not self._open:
             raise PoolClosed("the pool is not open")
-        name = parse_hub_name(model)
+        name = parse_name(model)
         entry = self._herd.find(str(name))
         if entry is not None and entry.spec.path is not None:
             raise BadRequest(f"model {_quoted(model)} already exists", code="model_exists")
-        command = Download(
-            model=str(name),
-            repo=name.repo,
-            tag=name.tag,
-            file=file,
-            cache=str(cache or cache_folder()),
-            endpoint=endpoint,
-            offline=offline,
-        )
+        if isinstance(name, DockerName):
+            if file:
+                raise BadRequest("a registry's model has no files to choose from: file is for the Hugging Face hub")
+            command = Download(
+                model=str(name),
+                registry=name.registry,
+                repo=name.repo,
+                tag=name.reference,
+                cache=str(cache or docker_cache()),
+                endpoint=registry_address(name, endpoint),
+                offline=offline,
+            )
+        else:
+            command = Download(
+                model=str(name),
+                repo=name.repo,
+                tag=name.tag,
+                file=file,
+                cache=str(cache or cache_folder()),
+                endpoint=endpoint,
+                offline=offline,
+            )
         return self._herd.downloads.start(name, command, token)
 
     def start_sleep(self, model: str) -> None:

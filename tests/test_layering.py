@@ -28,6 +28,7 @@ PUBLIC: dict[str, set[str]] = {
     # What the machine offers, and what parameters may be, is asked on both sides of the process boundary.
     "llamaherd.pool.child": PUBLIC_TRANSPORT
     | {
+        "llamaherd.pool.docker_layout",
         "llamaherd.pool.gbnf",
         "llamaherd.pool.json_schema",
         "llamaherd.pool.machine",
@@ -41,7 +42,8 @@ BINDINGS = {"llamaherd.pool.child.bindings", "llamaherd.pool.child.mtmd"}
 #: What each room may import besides the standard library and llamaherd.
 THIRD_PARTY = {
     "llamaherd.http": {"click", "httpx2", "msgspec", "prometheus_client", "rich", "starlette", "uvicorn", "uvloop"},
-    "llamaherd.pool": {"msgspec", "rich", "uvloop"},  # the latter two for SyncPool, and only if they are there
+    # The lock keeps a deletion from a download; the latter two are for SyncPool, and only if they are there.
+    "llamaherd.pool": {"filelock", "msgspec", "rich", "uvloop"},
     # The hub's client is for a worker in download mode, and nobody else.
     "llamaherd.pool.child": {"filelock", "httpx2", "huggingface_hub"}
     | {"jinja2", "llama_cpp", "llguidance", "msgspec", "numpy"},

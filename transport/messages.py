@@ -629,11 +629,12 @@ class Download(_Struct, frozen=True, kw_only=True):
 
     Attributes:
         model: The name that the pool knows the download by.
-        repo: ``user/repo``.
-        tag: The quant; empty for the default one.
+        registry: Of Docker or OCI, such as ``docker.io``; empty for the Hugging Face hub.
+        repo: ``user/repo``, or the path in the registry.
+        tag: The quant; empty for the default one. Of a registry the tag, or the digest of a manifest.
         file: A file of the repository, instead of a quant.
         cache: The cache's folder.
-        endpoint: The hub's address; empty for the environment's (``HF_ENDPOINT``).
+        endpoint: The hub's address; empty for the environment's (``HF_ENDPOINT``). A registry always has one.
         offline: Look into the cache and nowhere else.
         mmproj: Whether a projector that goes with the model is fetched too.
     """
@@ -646,6 +647,7 @@ class Download(_Struct, frozen=True, kw_only=True):
     endpoint: str = ""
     offline: bool = False
     mmproj: bool = True
+    registry: str = ""
 
 
 class Sleep(_Struct, frozen=True, kw_only=True):

@@ -1,4 +1,5 @@
-"""A worker in download mode: one model from the hub into the cache, as huggingface_hub and llama.cpp lay it out.
+"""A worker in download mode: one model from a registry (see :mod:`~llamaherd.pool.child.docker_download`), or from the
+hub into the cache, as huggingface_hub and llama.cpp lay it out.
 
 Nothing is listed that is not whole: the contents come first, under their digests; then the links of the snapshot, the
 model's first file last; then the ref that names the commit. Files of the repository that are in the cache already are
@@ -15,6 +16,7 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 from huggingface_hub import constants
 
+from llamaherd.pool.child.docker_download import download_artifact
 from llamaherd.pool.child.failures import DownloadFailure, explain
 from llamaherd.pool.child.fetch import PAUSE_SECONDS, Fetcher
 from llamaherd.pool.child.hub_files import HubFiles
@@ -36,7 +38,10 @@ def run_download(
     again; each further attempt waits twice as long. Raises what ``report`` raises, and nothing else.
     """
     try:
-        _Downloader(command, report, cancelled, pause).run()
+        if command.registry:
+            download_artifact(command, report, cancelled, pause)
+        else:
+            _Downloader(command, report, cancelled, pause).run()
     except Exception as error:
         failure = explain(error, command.repo)
         payload = {

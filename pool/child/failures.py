@@ -14,7 +14,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-__all__ = ["DownloadCancelled", "DownloadFailure", "explain"]
+__all__ = ["DownloadCancelled", "DownloadFailure", "explain", "retry_after_seconds"]
 
 _SECRET: Final = re.compile(r"hf_[A-Za-z0-9]{8,}")
 
@@ -77,7 +77,7 @@ def explain(error: Exception, repo: str) -> DownloadFailure:
 def _explain_status(error: HfHubHTTPError, repo: str) -> DownloadFailure:
     status = error.response.status_code
     if status == 429:
-        seconds = _seconds(error.response.headers.get("Retry-After", ""))
+        seconds = retry_after_seconds(error.response.headers.get("Retry-After", ""))
         wait = f", try again in {seconds:g} s" if seconds is not None else ""
         return DownloadFailure(
             f"the hub is asked too often{wait}", code="rate_limited", retry=True, retry_after=seconds
@@ -87,7 +87,7 @@ def _explain_status(error: HfHubHTTPError, repo: str) -> DownloadFailure:
     return DownloadFailure(f"the hub answered {status} for {repo}", code="hub_error", retry=status >= 500)
 
 
-def _seconds(text: str) -> float | None:
+def retry_after_seconds(text: str) -> float | None:
     return float(text) if text.isascii() and text.isdigit() and len(text) < 7 else None
 
 

@@ -23,7 +23,7 @@ from huggingface_hub.utils import WeakFileLock
 from llamaherd.pool.child.failures import DownloadCancelled, DownloadFailure
 from llamaherd.pool.child.remote import RemoteFile
 
-__all__ = ["PAUSE_SECONDS", "RANGE_UNSATISFIABLE", "TIMEOUT", "Fetcher", "FileSource"]
+__all__ = ["PAUSE_SECONDS", "RANGE_UNSATISFIABLE", "TIMEOUT", "Fetcher", "FileSource", "held_lock"]
 
 #: Times in a row that a connection may break without a byte more.
 ATTEMPTS: Final = 5
@@ -120,19 +120,8 @@ class Fetcher:
 
     @contextmanager
     def _locked(self, file: RemoteFile) -> Generator[None]:
-        """Wait for the lock of a file, however long another download of it takes."""
-        while True:
-            self._check()
-            lock = WeakFileLock(self._locks / f"{file.digest}.lock", timeout=_LOCK_SECONDS)
-            try:
-                lock.__enter__()
-            except Timeout:
-                continue
-            try:
-                yield
-            finally:
-                lock.__exit__(None, None, None)
-            return
+        with held_lock(self._locks / f"{file.digest}.lock", self._check):
+            yield
 
     def _check(self) -> None:
         if self._cancelled.is_set():
@@ -204,6 +193,23 @@ class Fetcher:
         if have < file.size:
             raise _CutOff(f"the server ended it after {have} of {file.size} bytes")
         return have
+
+
+@contextmanager
+def held_lock(path: Path, check: Callable[[], None]) -> Generator[None]:
+    """Wait for a lock, however long another download takes. ``check`` may raise meanwhile."""
+    while True:
+        check()
+        lock = WeakFileLock(path, timeout=_LOCK_SECONDS)
+        try:
+            lock.__enter__()
+        except Timeout:
+            continue
+        try:
+            yield
+        finally:
+            lock.__exit__(None, None, None)
+        return
 
 
 class _CutOff(Exception):

@@ -5,7 +5,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llamaherd.pool import BadRequest
-from llamaherd.pool.names import HubName, canonical_section, model_name, parse_hub_name
+from llamaherd.pool.names import (
+    DockerName,
+    HubName,
+    canonical_section,
+    is_loopback,
+    model_name,
+    parse_docker_name,
+    parse_hub_name,
+    parse_name,
+)
 from llamaherd.pool.quants import (
     Split,
     is_model_file,
@@ -25,6 +34,7 @@ GEMMA = [
     "mmproj-model-f16.gguf",
     "mmproj-model-Q8_0.gguf",
 ]
+DIGEST = "sha256:" + "a" * 64
 KIMI = [f"UD-IQ1_S/Kimi-UD-IQ1_S-{part:05}-of-00003.gguf" for part in (1, 2, 3)]
 
 
@@ -82,6 +92,82 @@ def test_no_name_that_passes_leads_out_of_a_folder(text: str) -> None:
     assert name.repo.count("/") == 1
     assert not set(name.repo.split("/")) & {"", ".", ".."}
     assert "/" not in name.tag and ".." not in name.tag
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("smollm2", "docker.io/ai/smollm2:latest"),
+        ("smollm2:135M-Q4_0", "docker.io/ai/smollm2:135M-Q4_0"),
+        ("ai/smollm2:135M-Q4_0", "docker.io/ai/smollm2:135M-Q4_0"),
+        ("somebody/gemma3", "docker.io/somebody/gemma3:latest"),
+        ("docker.io/smollm2", "docker.io/ai/smollm2:latest"),
+        ("index.docker.io/ai/smollm2", "docker.io/ai/smollm2:latest"),
+        ("GHCR.io/a/b__c/d--e.f:v1", "ghcr.io/a/b__c/d--e.f:v1"),
+        ("localhost:5000/m", "localhost:5000/m:latest"),
+        ("localhost/m", "localhost:80/m:latest"),
+        ("r.example/m:1", "r.example:443/m:1"),
+        (f"r.example/a/m@{DIGEST}", f"r.example/a/m@{DIGEST}"),
+    ],
+)
+def test_a_docker_name_is_written_in_one_way(text: str, name: str) -> None:
+    found = parse_docker_name(text)
+
+    assert str(found) == name
+    assert parse_docker_name(name) == parse_name(name) == found
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "/",
+        "a/",
+        "A/b",
+        "a/B",
+        "../b",
+        "a/..",
+        "a//b",
+        "a/b:",
+        "a/b:.x",
+        "a/b:x/y",
+        "a/b:" + "t" * 129,
+        "a/b@",
+        "-a/b",
+    ]
+    + ["a/b@sha256:0", f"a/b:t@{DIGEST}", f"a/b@{DIGEST.upper()}", "a/b@md5:" + "0" * 32, "a/b:ß", "a/b c", "a/b\n"]
+    + [":/b", "x:/b", "x:y/b", "x:99999/b", "x:0/b", "a.:5/b", ".a/b/c", "[::1]:5/b", "r.io/a/" + "b" * 300, "a___b/c"],
+)
+def test_what_is_no_docker_name_is_refused(text: str) -> None:
+    with pytest.raises(BadRequest, match="no model name"):
+        parse_docker_name(text)
+
+
+@given(st.one_of(st.text(max_size=60), st.from_regex(r"[a-z.:]{1,6}/[a-z./:@-]{1,20}", fullmatch=True)))
+def test_no_docker_name_that_passes_leads_out_of_a_folder(text: str) -> None:
+    try:
+        name = parse_docker_name(text)
+    except BadRequest:
+        return
+    assert not set(name.repo.split("/")) & {"", ".", ".."}
+    assert not {"/", "+"} & set(name.registry + name.reference) and not name.reference.startswith(".")
+    assert parse_docker_name(str(name)) == name
+
+
+def test_a_name_with_a_registry_is_one_of_docker_and_others_are_not() -> None:
+    assert parse_name("docker.io/ai/smollm2:x") == DockerName("docker.io", "ai/smollm2", "x")
+    assert parse_name("docker.io/smollm2") == DockerName("docker.io", "ai/smollm2")
+    assert parse_name("127.0.0.1:5000/m") == DockerName("127.0.0.1:5000", "m")
+    assert parse_name("ai/smollm2:x") == HubName("ai/smollm2", "x")
+    assert parse_name("a.b/c.d:Q8_0") == HubName("a.b/c.d", "Q8_0")
+    for text in ("smollm2", "a/b/c", "../../x", "r.example/../x"):
+        with pytest.raises(BadRequest, match="no model name"):
+            parse_name(text)
+
+
+def test_a_registry_of_this_machine_is_known_by_its_name() -> None:
+    assert all(map(is_loopback, ["localhost", "localhost:5000", "127.0.0.1", "127.1.2.3:80"]))
+    assert not any(map(is_loopback, ["docker.io", "localhost.example:5000", "10.0.0.1", "127.0.0.1.example"]))
 
 
 @pytest.mark.parametrize(
@@ -146,3 +232,4 @@ def test_a_section_names_its_quant_as_listings_do() -> None:
     assert canonical_section("o/g:q8_0") == "o/g:Q8_0"
     assert canonical_section("o/g:gemma-q4_k_m") == "o/g:Q4_K_M"
     assert canonical_section("custom_model") == "custom_model"
+    assert canonical_section("docker.io/ai/smollm2:135M-Q4_0") == "docker.io/ai/smollm2:135M-Q4_0"

@@ -83,6 +83,7 @@ EXAMPLES: list[Message] = [
     Result(request=4, file=SlotFile(slot=1, name="a.bin", n_tokens=3, n_bytes=100, ms=0.5)),
     Exit(),
     Load(model="m", path="/m.gguf", options=EngineOptions(n_ctx=128), aliases=("a",), tags=("t",), script={"x": 1}),
+    Download(model="d.io/u/r:1", registry="d.io", repo="u/r", tag="1", cache="/c", endpoint="https://d.io"),
     Download(model="u/r:Q8_0", repo="u/r", tag="Q8_0", cache="/c", endpoint="http://h", offline=True, mmproj=False),
     Sleep(),
     Wake(),
