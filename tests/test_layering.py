@@ -235,6 +235,26 @@ print([name for name in {heavy} if name in sys.modules])
     assert run_python(program, "-P") == "[]"
 
 
+@pytest.mark.parametrize(
+    ("module", "later"),
+    [
+        # llama.cpp begins to read a model when this is imported; the rest comes on another thread.
+        ("llama_engine", ["asyncio", "jinja2", "llama_cpp.llama", "llguidance", "numpy", "zmq"]),
+        # Then it makes the context.
+        ("resources", ["asyncio", "jinja2", "llama_cpp.llama", "llguidance", "llamaherd.pool.child.chat", "zmq"]),
+        # What few requests need comes with the first of them.
+        ("loaded", ["llama_cpp.llama", "llama_cpp.mtmd_cpp", "llguidance", "llamaherd.pool.child.projector", "zmq"]),
+    ],
+)
+def test_a_load_waits_for_no_import_that_can_come_later(module: str, later: list[str]) -> None:
+    program = f"""
+import sys
+import llamaherd.pool.child.__main__, llamaherd.pool.child.{module}
+print([name for name in {later} if name in sys.modules])
+"""
+    assert run_python(program, "-P") == "[]"
+
+
 def test_a_worker_never_holds_the_managers_modules() -> None:
     program = """
 import sys

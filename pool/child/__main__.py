@@ -40,6 +40,9 @@ def main() -> int:
     stdio = take_stdio()
     # Before any thread: threads run where the one that started them does.
     stay_on_cores(os.environ.pop(CORES_ENV, ""))
+    # No arithmetic here is OpenBLAS's, and its threads would spin for some milliseconds when numpy is imported, which
+    # takes a core from a load.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     arm_parent_death_signal(os.environ, ExitCode.ORPHANED)
     # The interpreter gives up the lock within 0.1 ms, so that control never holds up a decode step for the default 5
     # ms.

@@ -81,6 +81,10 @@ class Chats:
             adds_eos=vocab.adds_eos,
         )
 
+    def prepare(self) -> None:
+        """Compile the template that most requests use. What is wrong with it, the first request will be told."""
+        self._default.prepare()
+
     def prompt(self, messages: Messages, variables: Mapping[str, Any], options: ChatOptions | None) -> str:
         """Return the prompt of a conversation. Raises RequestError."""
         return self.turn(messages, variables, options).prompt

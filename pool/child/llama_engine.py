@@ -1,12 +1,17 @@
 """The llama.cpp engine: one model, one context, many requests in one batch."""
 
+import gc
 import importlib
+import sys
 import threading
+from collections.abc import Generator
 from collections.abc import Sequence as Ordered
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Final
 
 from llamaherd.pool.child import bindings
 from llamaherd.pool.child.engine import EngineError, ModelInfo, Progress, RequestError
+from llamaherd.pool.child.errand import Errand
 from llamaherd.pool.child.media import has_media
 from llamaherd.pool.child.model import Model, check_file
 from llamaherd.pool.machine import usable_cores
@@ -27,12 +32,15 @@ from llamaherd.transport.messages import Sequence as SequenceCommand
 
 if TYPE_CHECKING:
     from llamaherd.pool.child.batcher import Figures
+    from llamaherd.pool.child.chat import Chats
     from llamaherd.pool.child.loaded import Loaded
 
 __all__ = ["LlamaEngine"]
 
-#: The module that takes long to import.
-_HEAVY: Final = "llamaherd.pool.child.loaded"
+#: The modules that take long to import, numpy with the first and Jinja with the second, in the order of their use.
+_HEAVY: Final = ("llamaherd.pool.child.resources", "llamaherd.pool.child.loaded")
+#: Seconds after which a thread that imports lets llama.cpp's log and progress have the GIL: each tensor asks for it.
+_LOAD_SWITCH_SECONDS: Final = 1e-5
 
 #: Least progress between two calls of the progress function.
 _PROGRESS_STEP: Final = 0.01
@@ -49,7 +57,8 @@ class LlamaEngine:
         self._threads: tuple[int, int] | None = None
         self._loaded: Loaded | None = None
         # Beside what follows, which is mostly llama.cpp's own work without the interpreter's lock.
-        threading.Thread(target=importlib.import_module, args=(_HEAVY,), name="imports", daemon=True).start()
+        threading.Thread(target=_import_heavy, name="imports", daemon=True).start()
+        bindings.init_backend()
 
     # --- the model's life ---
 
@@ -58,26 +67,41 @@ class LlamaEngine:
         if self._loaded is not None:
             raise EngineError("a model is loaded already", code="already_loaded")
         check_file(command.path)
-        bindings.init_backend()
         bindings.quieten(False)
         report = _Report(progress, self._abort)
-        model = Model(command.path, command.options, report)
-        from llamaherd.pool.child.loaded import Loaded  # waits for the thread that imports it
-
-        self._loaded = Loaded(command, model, self._threads_for(command.options), self._abort)
+        with _undisturbed():
+            self._loaded = loaded = self._make(command, report)
         report.finish()
         bindings.quieten(True)
+        model = loaded.model
         return ModelInfo(
             vocab_type=model.vocab.kind,
             n_vocab=model.vocab.size,
-            n_ctx=self._loaded.n_ctx,
+            n_ctx=loaded.n_ctx,
             n_ctx_train=model.n_ctx_train,
             n_embd=model.n_embd,
             n_params=model.n_params,
             size=model.size,
             ftype=model.ftype,
-            modalities=self._loaded.modalities,
+            modalities=loaded.modalities,
         )
+
+    def _make(self, command: Load, report: "_Report") -> "Loaded":
+        """Have llama.cpp make what it makes, and beside that what is Python's."""
+        with ExitStack() as undo:
+            model = Model(command.path, command.options, report)
+            undo.callback(model.free)
+            chats = Errand(lambda: _make_chats(command, model), "chats")
+            undo.callback(chats.wait)  # it reads the vocabulary
+            from llamaherd.pool.child.resources import Resources  # waits for the thread that imports it
+
+            resources = Resources(command, model, self._threads_for(command.options), self._abort)
+            undo.callback(resources.free)
+            from llamaherd.pool.child.loaded import Loaded
+
+            loaded = Loaded(command, resources, chats.result())
+            undo.pop_all()
+            return loaded
 
     def unload(self) -> None:
         """Free model and context. Idempotent."""
@@ -197,6 +221,31 @@ class _Report:
     def finish(self) -> None:
         """Report that everything is loaded; too late to abandon."""
         self._progress(1.0)
+
+
+def _import_heavy() -> None:
+    for name in _HEAVY:
+        importlib.import_module(name)
+
+
+def _make_chats(command: Load, model: Model) -> "Chats":
+    from llamaherd.pool.child.loaded import make_chats
+
+    return make_chats(command, model)
+
+
+@contextmanager
+def _undisturbed() -> Generator[None]:
+    """Keep the interpreter from holding up a load: imports make no garbage, and threads that import give way."""
+    usual, collects = sys.getswitchinterval(), gc.isenabled()
+    gc.disable()
+    sys.setswitchinterval(_LOAD_SWITCH_SECONDS)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(usual)
+        if collects:
+            gc.enable()
 
 
 def _clamped(threads: int) -> int:

@@ -1,7 +1,7 @@
 """What exists between a load and an unload, made and freed as one.
 
-This module brings in what takes long to import: numpy and Jinja. The engine has it imported by a second thread while
-llama.cpp reads the model, which hides most of that time.
+This module brings in what takes long to import, Jinja above all. The engine has it imported by a second thread while
+llama.cpp reads the model and makes the context, which hides that time.
 """
 
 from collections.abc import Mapping
@@ -11,13 +11,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from llamaherd.pool.child import bindings
-from llamaherd.pool.child.adapters import Adapters, AdapterSet
+from llamaherd.pool.child.adapters import AdapterSet
 from llamaherd.pool.child.batcher import Batcher
 from llamaherd.pool.child.budget import BudgetedThoughts
 from llamaherd.pool.child.chat import Chats, Turn
 from llamaherd.pool.child.constraint import Constraint
-from llamaherd.pool.child.context import Context
 from llamaherd.pool.child.embedder import Embedder
 from llamaherd.pool.child.engine import RequestError
 from llamaherd.pool.child.grammars import Grammars
@@ -26,6 +24,7 @@ from llamaherd.pool.child.inputs import least_tokens, prompt_tokens
 from llamaherd.pool.child.media import Media, has_media, take_media
 from llamaherd.pool.child.model import Model
 from llamaherd.pool.child.prefix import Rules
+from llamaherd.pool.child.resources import Resources
 from llamaherd.pool.child.sampler import Samplers
 from llamaherd.pool.child.sequence import Sequence
 from llamaherd.pool.child.slot_desk import SlotDesk
@@ -44,46 +43,42 @@ from llamaherd.transport.messages import (
 )
 
 if TYPE_CHECKING:
-    from llamaherd.pool.child.projector import MediaPrompt, Projector
+    from llamaherd.pool.child.projector import MediaPrompt
 
-__all__ = ["Loaded"]
+__all__ = ["Loaded", "make_chats"]
 
 _MIB: Final = 1024 * 1024
 _MOST_STOPS: Final = 64
 _LONGEST_STOP: Final = 4096
-_EMBEDS_ONLY: Final = "its option embedding (--embedding) is set, so it embeds and nothing else"
 
 
 class Loaded:
-    """A model with its context and everything that belongs to it. Takes the model: frees it, also if this raises.
+    """A model with its context and everything that belongs to it. Takes the resources: frees them, also if this raises.
 
     Raises:
-        EngineError: an adapter or the context does not fit, or the model does not compute.
+        EngineError: the context that embeds does not fit.
     """
 
-    def __init__(self, command: Load, model: Model, threads: tuple[int, int], abort: bindings.AbortFlag) -> None:
-        with ExitStack() as undo:  # runs backwards: llama.cpp wants contexts freed before their model
-            undo.callback(model.free)
-            self.model: Final = model
-            options = command.options
-            self.adapters: Final = Adapters(model, options.adapters)
-            undo.callback(self.adapters.free)
-            self.projector: Final = _projector(command, model, threads)
-            if self.projector is not None:
-                undo.callback(self.projector.free)
-            self.context: Final = Context(self.model, _least(options) if options.embedding else options, threads, abort)
-            undo.callback(self.context.free)
-            vocab = self.model.vocab
-            self.unfit: Final = self.context.unfit or (_EMBEDS_ONLY if options.embedding else "")
-            has_memory = self.context.has_memory
+    def __init__(self, command: Load, resources: Resources, chats: Chats) -> None:
+        with ExitStack() as undo:  # runs backwards
+            undo.callback(resources.free)
+            self.model: Final = resources.model
+            self.adapters: Final = resources.adapters
+            self.projector: Final = resources.projector
+            self.context: Final = resources.context
+            self.unfit: Final = resources.unfit
+            options, vocab = command.options, self.model.vocab
             self.embedder: Final = Embedder(
-                self.model, options, threads, abort, has_memory=has_memory, adapters=self.adapters
+                self.model,
+                options,
+                resources.threads,
+                resources.abort,
+                has_memory=self.context.has_memory,
+                adapters=self.adapters,
             )
             undo.callback(self.embedder.free)
             if self.unfit:
                 self.embedder.prepare()
-            else:
-                self.context.warm_up(max(vocab.bos, 0))
             rules = Rules(whole=self.model.recurrent, window=self.model.window, first=self.context.first)
             store = _store(options, rules)
             self.batcher: Final = Batcher(
@@ -106,10 +101,7 @@ class Loaded:
             self.samplers: Final = Samplers(vocab, self.context.n_ctx_seq)
             undo.callback(self.samplers.free)
             self.grammars: Final = Grammars(vocab)
-            given = command.options.chat_template
-            self.chats: Final = Chats(
-                given or self.model.chat_template, "" if given else self.model.tool_template, vocab, command.options
-            )
+            self.chats: Final = chats
             self._undo: Final = undo.pop_all()
 
     def _why_unshiftable(self, options: EngineOptions) -> str:
@@ -309,21 +301,16 @@ class Loaded:
             raise _too_long(least, limit, "at least ")
 
 
-def _projector(command: Load, model: Model, threads: tuple[int, int]) -> "Projector | None":
-    if not command.mmproj:
-        return None
-    from llamaherd.pool.child.projector import Projector  # brings a library that most models have no use for
-
-    return Projector(command.mmproj, model, command.options, threads[1])
+def make_chats(command: Load, model: Model) -> Chats:
+    """Return a model's chat templates, with the usual one compiled."""
+    given = command.options.chat_template
+    chats = Chats(given or model.chat_template, "" if given else model.tool_template, model.vocab, command.options)
+    chats.prepare()
+    return chats
 
 
 def _store(options: EngineOptions, rules: Rules) -> Store:
     return Store(None if options.cache_ram < 0 else options.cache_ram * _MIB, rules)
-
-
-def _least(options: EngineOptions) -> EngineOptions:
-    """Return the options of a context that nobody will generate with."""
-    return msgspec.structs.replace(options, n_ctx=1, n_parallel=1, n_cached=0, n_ubatch=1, n_batch=1)
 
 
 def _check_limits(request: Generate) -> None:

@@ -10,8 +10,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from engine_driver import Collected, collect, load_command
 from llamaherd.pool.child import bindings
-from llamaherd.pool.child.loaded import Loaded
+from llamaherd.pool.child.loaded import Loaded, make_chats
 from llamaherd.pool.child.model import Model
+from llamaherd.pool.child.resources import Resources
 from prompts import request, tokens
 
 N_CTX, N_SLOTS = 256, 3
@@ -45,7 +46,8 @@ class BatcherMachine(RuleBasedStateMachine):
         )
         self.shifts = shifts
         model = Model(command.path, command.options, lambda _fraction: True)
-        self.engine = Loaded(command, model, (1, 1), bindings.AbortFlag())
+        resources = Resources(command, model, (1, 1), bindings.AbortFlag())
+        self.engine = Loaded(command, resources, make_chats(command, model))
 
     @rule(
         length=st.integers(1, 200),

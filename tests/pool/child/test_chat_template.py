@@ -183,3 +183,13 @@ def test_half_of_a_surrogate_pair_in_a_calls_arguments_becomes_text_that_a_messa
     messages = ({"role": "assistant", "content": "", "tool_calls": [call]}, *HELLO)
     assert '"a": "\ufffd"' in render("", messages)
     assert str(refusal("{{ raise_exception(no) }}", no="\ud800")).endswith("\ufffd")
+
+
+def test_a_template_is_compiled_ahead_and_what_is_wrong_with_it_is_told_later() -> None:
+    sound, broken = ChatTemplate("{{ messages[0].content }}"), ChatTemplate("{% if %}")
+    sound.prepare()
+    broken.prepare()
+    assert sound.render(HELLO, {}) == "Hello"
+    with pytest.raises(RequestError) as caught:
+        broken.render(HELLO, {})
+    assert caught.value.code == "template_invalid"

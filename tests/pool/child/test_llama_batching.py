@@ -6,8 +6,9 @@ from engine_driver import GREEDY, Collected, ask, collect, drain, load_command, 
 from llamaherd.pool.child import bindings
 from llamaherd.pool.child.lazy import LazyConstraint
 from llamaherd.pool.child.llama_engine import LlamaEngine
-from llamaherd.pool.child.loaded import Loaded
+from llamaherd.pool.child.loaded import Loaded, make_chats
 from llamaherd.pool.child.model import Model
+from llamaherd.pool.child.resources import Resources
 from llamaherd.pool.child.sequence import Sequence
 from llamaherd.transport.messages import Generate, GrammarTrigger, Sampling, Tokens
 from tiny_gguf import SCRIPT_TEXT
@@ -265,7 +266,8 @@ def test_an_answer_that_breaks_the_engines_code_fails_alone(capsys: pytest.Captu
     command = load_command("random", n_parallel=2)
     bindings.init_backend()
     model = Model(command.path, command.options, lambda _: True)
-    engine = Loaded(command, model, (1, 1), bindings.AbortFlag())
+    resources = Resources(command, model, (1, 1), bindings.AbortFlag())
+    engine = Loaded(command, resources, make_chats(command, model))
     trigger = GrammarTrigger(words=("never",))
     inner = engine.grammars.make(Generate(request=1, prompt="", grammar='root ::= "a"'))
     assert inner is not None
