@@ -7,6 +7,8 @@ from urllib.parse import quote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from llamaherd.http.connection import DIRECT, DirectWrite
+
 __all__ = ["AccessLog"]
 
 logger: Final = logging.getLogger("llamaherd.access")
@@ -35,6 +37,17 @@ class AccessLog:
             else:
                 size += len(message.get("body", b""))
             await send(message)
+
+        direct: DirectWrite | None = scope.get(DIRECT)
+        if direct is not None:
+
+            def write(body: bytes) -> bool:
+                nonlocal size
+                written = direct(body)
+                size += len(body) if written else 0
+                return written
+
+            scope[DIRECT] = write
 
         try:
             await self._app(scope, receive, note)

@@ -1,4 +1,4 @@
-"""What the answers of ``/chat/completions`` and ``/completions`` share: counts, timings, the way to the client."""
+"""What the answers of the APIs share: their shape, counts and timings."""
 
 import secrets
 import time
@@ -7,22 +7,12 @@ from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from typing import Any, Final, NamedTuple
 
-from starlette.requests import Request
-from starlette.responses import Response
-
-from llamaherd.http.choices import Choices, collect_all
-from llamaherd.http.connection import while_connected
-from llamaherd.http.front import Front, json_response
 from llamaherd.http.problems import problem_of
-from llamaherd.http.schema import GenerateBody
-from llamaherd.http.sse import DONE, EventStream, frame
-from llamaherd.http.tally import Meter
-from llamaherd.pool import Completion, Generation, Piece, PromptProgress, Timings, Usage, WorkerFailed
+from llamaherd.http.sse import DONE, frame
+from llamaherd.pool import Completion, Piece, PromptProgress, Timings, Usage
 
-__all__ = ["FINGERPRINT", "Answer", "OpenAIAnswer", "Summary", "progress_json", "respond", "timings_json", "usage_json"]
+__all__ = ["FINGERPRINT", "Answer", "OpenAIAnswer", "Summary", "progress_json", "timings_json", "usage_json"]
 
-#: Longest interval between comments that is set, in seconds: more is none, and a number may have any length.
-_LONGEST_PING: Final = 86_400
 #: Who made an answer.
 FINGERPRINT: Final = f"llamaherd-{version('llamaherd')}"
 
@@ -80,6 +70,10 @@ class Answer(ABC):
     def frame(self, chunk: dict[str, Any]) -> bytes:
         """Return the event of a stream that a chunk is."""
         return frame(chunk)
+
+    def frames(self, index: int, piece: Piece) -> bytes:
+        """Return the events that a piece of a choice before its last becomes."""
+        return b"".join(map(self.frame, self.middle(index, piece)))
 
     def error_frame(self, error: Exception) -> bytes:
         """Return the event that tells of an error in the middle of a stream."""
@@ -154,72 +148,3 @@ class OpenAIAnswer(Answer):
 
     def _object(self, kind: str, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
         return {"choices": choices, **self._common, "object": kind, **more}
-
-
-async def respond(
-    front: Front, request: Request, body: GenerateBody, works: Sequence[Generation], answer: Answer
-) -> Response:
-    """Return the response that carries generations to their client; a client that leaves cancels them."""
-    meters = [front.meter(work) for work in works]
-    answer.per_prompt = body.choices
-    if body.stream:
-        wish = body.sse_ping_interval
-        ping = front.stream_ping if wish is None else float(min(wish, _LONGEST_PING)) if wish > 0 else None
-        return EventStream(
-            _Chunks(meters, answer, include_usage=body.include_usage), ping=ping, on_error=answer.error_frame
-        )
-    completions = await while_connected(request.receive, collect_all(meters))
-    if any(completion.finish_reason == "cancelled" for completion in completions):
-        raise _cancelled()
-    return json_response(answer.whole(completions))
-
-
-class _Chunks:
-    """Generations as frames. ``anext`` on choices loses nothing when cancelled, so neither does this."""
-
-    def __init__(self, meters: Sequence[Meter], answer: Answer, *, include_usage: bool) -> None:
-        self._choices = Choices(meters)
-        self._answer = answer
-        self._include_usage = include_usage
-        self._opened: set[int] = set()
-        self._ends: dict[int, Piece] = {}
-        self._count = len(meters)
-        self._cancelled = False
-
-    async def __anext__(self) -> bytes:
-        while True:
-            if self._cancelled:
-                raise _cancelled()
-            frames = self._frames(*await anext(self._choices))
-            # What has come meanwhile goes out in the same write: a client that lags costs fewer of them, not more.
-            while (more := self._choices.next_nowait()) is not None:
-                frames += self._frames(*more)
-            if frames:
-                return frames
-
-    def _frames(self, index: int, piece: Piece) -> bytes:
-        if piece.finish_reason == "cancelled":
-            self._cancelled = True
-            return b""
-        chunks: list[dict[str, Any]] = []
-        if index not in self._opened:
-            self._opened.add(index)
-            chunks.extend(self._answer.opening(index))
-        if piece.finish_reason is None:
-            chunks.extend(self._answer.middle(index, piece))
-            return b"".join(map(self._answer.frame, chunks))
-        self._ends[index] = piece
-        summary = None
-        if len(self._ends) == self._count:
-            ends = [self._ends[number] for number in range(self._count)]
-            summary = Summary.of(ends, per_prompt=self._answer.per_prompt, wanted=self._include_usage)
-        chunks.extend(self._answer.closing(index, piece, summary))
-        return b"".join(map(self._answer.frame, chunks)) + (self._answer.ending if summary is not None else b"")
-
-    async def aclose(self) -> None:
-        await self._choices.aclose()
-
-
-def _cancelled() -> WorkerFailed:
-    # This client did not cancel, or it would not read this. "stop" would pass half an answer off as a whole one.
-    return WorkerFailed("the generation was cancelled before its end", code="cancelled", retry=True)

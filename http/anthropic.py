@@ -9,10 +9,11 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from llamaherd.http.answers import Answer, Summary, respond
+from llamaherd.http.answers import Answer, Summary
 from llamaherd.http.anthropic_body import MessagesBody, to_chat
 from llamaherd.http.chat import start_chat
 from llamaherd.http.counting import count_tokens
+from llamaherd.http.delivery import respond
 from llamaherd.http.front import Front, json_response
 from llamaherd.http.problems import problem_of
 from llamaherd.http.schema import ChatBody, parse

@@ -6,10 +6,12 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from llamaherd.http.answers import OpenAIAnswer, Summary, progress_json, respond, usage_json
+from llamaherd.http.answers import OpenAIAnswer, Summary, progress_json, usage_json
 from llamaherd.http.choices import start_all
+from llamaherd.http.delivery import respond
 from llamaherd.http.front import Front
 from llamaherd.http.logprobs import kept_probs, logprobs_json
+from llamaherd.http.mold import Mold
 from llamaherd.http.problems import INVALID_REQUEST, Problem
 from llamaherd.http.schema import ChatBody, parse
 from llamaherd.pool import CallDelta, Completion, Generation, Piece, TokenProbs
@@ -69,6 +71,7 @@ class ChatAnswer(OpenAIAnswer):
     def __init__(self, model: str, shown_probs: int | None = None) -> None:
         super().__init__(model, "chatcmpl")
         self._shown = shown_probs
+        self._molds: dict[tuple[int, str], Mold] = {}
 
     def whole(self, completions: Sequence[Completion]) -> dict[str, Any]:
         choices = [
@@ -84,6 +87,21 @@ class ChatAnswer(OpenAIAnswer):
 
     def opening(self, index: int) -> Iterable[dict[str, Any]]:
         return [self._chunk(index, {"role": "assistant", "content": None})]
+
+    def frames(self, index: int, piece: Piece) -> bytes:
+        # Nearly every piece is a text and nothing else.
+        if self._shown is None and not piece.calls and piece.progress is None and not (piece.text and piece.reasoning):
+            if piece.text:
+                return self._mold(index, "content").fill(piece.text)
+            return self._mold(index, "reasoning_content").fill(piece.reasoning) if piece.reasoning else b""
+        return super().frames(index, piece)
+
+    def _mold(self, index: int, field: str) -> Mold:
+        mold = self._molds.get((index, field))
+        if mold is None:
+            mold = Mold(lambda text: self.frame(self._chunk(index, {field: text})))
+            self._molds[index, field] = mold
+        return mold
 
     def middle(self, index: int, piece: Piece) -> Iterable[dict[str, Any]]:
         if piece.progress is not None:

@@ -53,48 +53,52 @@ async def collect_all(meters: Sequence[Meter]) -> list[Completion]:
 
 
 class Choices:
-    """The pieces of several generations as they come, each with its generation's index. Close it."""
+    """The pieces of several generations as they come, each with its generation's index. Close it.
 
-    def __init__(self, meters: Sequence[Meter]) -> None:
+    Args:
+        on_news: Called whenever a piece or an end has come. It must not raise.
+    """
+
+    def __init__(self, meters: Sequence[Meter], on_news: Callable[[], None]) -> None:
         self._meters = meters
-        self._waiting: dict[asyncio.Task[Piece], int] = {}
-        self._started = False
+        self._open = dict(enumerate(meters))
+        for meter in meters:
+            meter.watch(on_news)
 
-    async def __anext__(self) -> tuple[int, Piece]:
-        """Return the next piece of any of them. A cancelled call loses nothing. Raises what a generation raises."""
-        if len(self._meters) == 1:
-            return 0, await anext(self._meters[0])
-        if not self._started:
-            self._started = True
-            for index in range(len(self._meters)):
-                self._await(index)
-        if not self._waiting:
+    @property
+    def ended(self) -> bool:
+        """Whether :meth:`raise_end` raises, once :meth:`take` has nothing more."""
+        for meter in self._open.values():
+            if meter.ended:
+                return True
+        return not self._open
+
+    def take(self) -> list[tuple[int, Piece]]:
+        """Return all pieces that are there; none at the end and on an error."""
+        taken: list[tuple[int, Piece]] = []
+        for index, meter in self._open.items():
+            while (piece := meter.next_nowait()) is not None:
+                taken.append((index, piece))
+        for index, piece in taken:
+            if piece.finish_reason is not None:
+                del self._open[index]
+        return taken
+
+    def raise_end(self) -> None:
+        """Do nothing while there is something to read or to come.
+
+        Raises:
+            StopAsyncIteration: all have ended.
+            PoolError: as the generation that failed, when its pieces have been taken.
+        """
+        if not self._open:
             raise StopAsyncIteration
-        done, _ = await asyncio.wait(self._waiting, return_when=asyncio.FIRST_COMPLETED)
-        task = min(done, key=self._waiting.__getitem__)
-        index = self._waiting.pop(task)
-        piece = task.result()
-        if piece.finish_reason is None:
-            self._await(index)
-        return index, piece
-
-    def next_nowait(self) -> tuple[int, Piece] | None:
-        """Return the next piece if it is there already; always None where there are several generations."""
-        piece = self._meters[0].next_nowait() if len(self._meters) == 1 else None
-        return None if piece is None else (0, piece)
-
-    def _await(self, index: int) -> None:
-        self._waiting[asyncio.ensure_future(self._next(index))] = index
-
-    async def _next(self, index: int) -> Piece:
-        return await anext(self._meters[index])
+        for meter in self._open.values():
+            meter.raise_end()
 
     async def aclose(self) -> None:
         """Cancel what has not ended. Idempotent."""
-        waiting = list(self._waiting)
-        self._waiting.clear()
-        for task in waiting:
-            task.cancel()
-        await asyncio.gather(*waiting, return_exceptions=True)
+        self._open.clear()
         for meter in self._meters:
+            meter.watch(None)
             await meter.aclose()

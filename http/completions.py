@@ -6,10 +6,12 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from llamaherd.http.answers import OpenAIAnswer, Summary, progress_json, respond
+from llamaherd.http.answers import OpenAIAnswer, Summary, progress_json
 from llamaherd.http.choices import start_prompts
+from llamaherd.http.delivery import respond
 from llamaherd.http.front import Front
 from llamaherd.http.logprobs import kept_probs, logprobs_json
+from llamaherd.http.mold import Mold
 from llamaherd.http.schema import CompletionBody, parse
 from llamaherd.pool import Completion, Piece, TokenProbs
 
@@ -34,6 +36,7 @@ class TextAnswer(OpenAIAnswer):
     def __init__(self, model: str, shown_probs: int | None = None) -> None:
         super().__init__(model, "cmpl")
         self._shown = shown_probs
+        self._molds: dict[int, Mold] = {}
 
     def whole(self, completions: Sequence[Completion]) -> dict[str, Any]:
         choices = [
@@ -44,6 +47,15 @@ class TextAnswer(OpenAIAnswer):
 
     def opening(self, index: int) -> Iterable[dict[str, Any]]:
         return []
+
+    def frames(self, index: int, piece: Piece) -> bytes:
+        if piece.probs or piece.progress is not None or not piece.text:
+            return super().frames(index, piece)
+        mold = self._molds.get(index)
+        if mold is None:
+            mold = Mold(lambda text: self.frame(self._object("text_completion", [self._choice(index, text, None)])))
+            self._molds[index] = mold
+        return mold.fill(piece.text)
 
     def middle(self, index: int, piece: Piece) -> Iterable[dict[str, Any]]:
         if piece.progress is not None:

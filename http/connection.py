@@ -1,15 +1,21 @@
 """The client's end of a request: work for it goes on only while it is there."""
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, TypeAlias, TypeVar
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
-__all__ = ["while_connected"]
+__all__ = ["DIRECT", "DirectWrite", "while_connected"]
 
 T = TypeVar("T")
+
+#: Writes a part of an answer whose head and first part have gone out, past all that stands between the handler and the
+#: connection. False if it did not: the part has to go the usual way, which waits for a client that lags.
+DirectWrite: TypeAlias = Callable[[bytes], bool]
+#: Where a request's scope has its :data:`DirectWrite`, if the server gives one.
+DIRECT: Final = "llamaherd.write"
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:

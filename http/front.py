@@ -16,6 +16,7 @@ from llamaherd.http.library import Library
 from llamaherd.http.problems import DISABLED, INVALID_REQUEST, PERMISSION, UNAVAILABLE, Problem
 from llamaherd.http.schema import ModelBody
 from llamaherd.http.tally import Meter, Tally
+from llamaherd.http.turn import Turn
 from llamaherd.pool import Generation, ModelNotFound, ModelNotLoaded, ModelSpec, Pool, State, Subscription
 
 __all__ = ["DEFAULT_BODY_SECONDS", "DEFAULT_MAX_BODY_BYTES", "MAX_LISTENERS", "Front", "json_response"]
@@ -49,6 +50,7 @@ class Front:
             not taken for one of this.
         library: The catalogue behind the pool; None if there is none that could be read anew.
         listeners: The open ``/models/sse`` streams.
+        turn: Pushes the frames of all streams that a step has fed.
     """
 
     pool: Pool
@@ -67,6 +69,7 @@ class Front:
     first_event: int = field(default_factory=lambda: int(time.time()) * 1_000_000)
     library: Library | None = None
     listeners: set[Subscription] = field(default_factory=set[Subscription])
+    turn: Turn = field(default_factory=Turn)
 
     async def read(self, request: Request) -> dict[str, Any]:
         """Return a request's body. Raises as :func:`~llamaherd.http.body.read_json`."""

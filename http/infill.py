@@ -5,8 +5,8 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from llamaherd.http.answers import respond
 from llamaherd.http.choices import start_all
+from llamaherd.http.delivery import respond
 from llamaherd.http.front import Front
 from llamaherd.http.native import NativeAnswer
 from llamaherd.http.problems import INVALID_REQUEST, Problem

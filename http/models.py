@@ -12,7 +12,7 @@ from starlette.responses import Response
 from llamaherd.http.front import Front, json_response
 from llamaherd.http.problems import DISABLED, INVALID_REQUEST, NOT_FOUND, Problem, problem_of, without_folders
 from llamaherd.http.schema import ModelBody, parse
-from llamaherd.http.sse import EventStream, frame
+from llamaherd.http.sse import EventStream, FrameSource, frame
 from llamaherd.pool import BadRequest, ModelNotFound, ModelStatus, State, Subscription
 
 __all__ = [
@@ -152,7 +152,7 @@ def _without_folders() -> Generator[None]:
         raise Problem(INVALID_REQUEST, without_folders(str(error))) from None
 
 
-class _Events:
+class _Events(FrameSource):
     """A subscription as frames."""
 
     def __init__(self, front: Front, subscription: Subscription) -> None:
@@ -176,7 +176,7 @@ class _Events:
         await self._subscription.aclose()
 
 
-class _Logs:
+class _Logs(FrameSource):
     """A model's log as frames, one for each line. The subscription ends it when the server does."""
 
     def __init__(self, front: Front, subscription: Subscription, model: str) -> None:

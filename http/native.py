@@ -8,8 +8,9 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from llamaherd.http.answers import Answer, Summary, progress_json, respond, timings_json
+from llamaherd.http.answers import Answer, Summary, progress_json, timings_json
 from llamaherd.http.choices import start_prompts
+from llamaherd.http.delivery import respond
 from llamaherd.http.front import Front
 from llamaherd.http.logprobs import kept_probs, probs_json
 from llamaherd.http.schema import GenerateBody, NativeBody, parse

@@ -2,12 +2,14 @@
 
 import asyncio
 import http
-from typing import Any, ClassVar, Final
+from functools import partial
+from typing import Any, ClassVar, Final, cast
 
 import msgspec
 from starlette.types import Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from llamaherd.http.connection import DIRECT
 from llamaherd.http.limits import Limits
 from llamaherd.http.problems import INVALID_REQUEST, UNAVAILABLE, Kind, Problem
 
@@ -70,6 +72,8 @@ class BoundedProtocol(HttpToolsProtocol):
         if size > self.limits.head_bytes:
             self.app = _refuser(_head_too_large(self.limits.head_bytes))
         super().on_headers_complete()
+        if self.cycle is not None and self.cycle.scope is self.scope:
+            cast("dict[str, Any]", self.scope)[DIRECT] = partial(_write_part, self.cycle)
 
     def on_message_complete(self) -> None:
         self._in_head = True
@@ -109,6 +113,14 @@ class BoundedProtocol(HttpToolsProtocol):
 def bounded_protocol(limits: Limits) -> type[BoundedProtocol]:
     """Return the protocol with these limits, for uvicorn to make one of for each connection."""
     return type("BoundedProtocol", (BoundedProtocol,), {"limits": limits})
+
+
+def _write_part(cycle: RequestResponseCycle, body: bytes) -> bool:
+    """Write a part of a chunked answer, as uvicorn would; see :data:`~llamaherd.http.connection.DirectWrite`."""
+    if cycle.flow.write_paused or cycle.disconnected or cycle.response_complete or not cycle.chunked_encoding:
+        return False
+    cycle.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+    return True
 
 
 def _refuser(problem: Problem) -> Any:

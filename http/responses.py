@@ -8,9 +8,10 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 from starlette.responses import Response
 
-from llamaherd.http.answers import Answer, Summary, progress_json, respond, timings_json
+from llamaherd.http.answers import Answer, Summary, progress_json, timings_json
 from llamaherd.http.chat import start_chat
 from llamaherd.http.counting import count_tokens, counted_json
+from llamaherd.http.delivery import respond
 from llamaherd.http.front import Front
 from llamaherd.http.logprobs import kept_probs, probs_json
 from llamaherd.http.problems import problem_of

@@ -7,6 +7,7 @@ proper HTTP status; afterwards it can only be a frame.
 
 import asyncio
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -14,7 +15,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from llamaherd.http.connection import while_connected
+from llamaherd.http.connection import DIRECT, DirectWrite, while_connected
 
 __all__ = ["COMMENT", "DONE", "EventStream", "FrameSource", "frame", "named_frame"]
 
@@ -46,6 +47,12 @@ class FrameSource(Protocol):
         """Return the next frame or frames; raise StopAsyncIteration at the end. A cancelled call must lose nothing."""
         ...
 
+    def push(self, write: DirectWrite) -> None:
+        """Give frames to ``write`` as they come, while a call of ``anext`` waits for them, instead of to that call; the
+        call returns what ``write`` has not taken. A source of few frames need not, and by default none does.
+        """
+        return
+
     async def aclose(self) -> None:
         """Stop the work behind the frames. Idempotent."""
         ...
@@ -76,18 +83,22 @@ class EventStream(Response):
             if scope["method"] == "HEAD":
                 await self._send(send, b"", last=True)
             else:
-                await while_connected(receive, self._stream(send))
+                await while_connected(receive, self._stream(send, scope.get(DIRECT)))
         except ClientDisconnect:
             pass
         finally:
             self._silence.close()
             await self._source.aclose()
 
-    async def _stream(self, send: Send) -> None:
+    async def _stream(self, send: Send, direct: DirectWrite | None) -> None:
         try:
             while True:
                 chunk = await self._silence.wait(self._source)
                 await self._send(send, COMMENT if chunk is None else chunk)
+                if direct is not None:
+                    # From here on the task sleeps, and a token costs neither a switch to it nor the layers above it.
+                    self._source.push(partial(self._push, direct))
+                    direct = None
         except StopAsyncIteration:
             chunk = b""
         except Exception as error:
@@ -95,6 +106,12 @@ class EventStream(Response):
                 raise
             chunk = self._on_error(error)
         await self._send(send, chunk, last=True)
+
+    def _push(self, direct: DirectWrite, chunk: bytes) -> bool:
+        written = direct(chunk)
+        if written:
+            self._silence.put_off()
+        return written
 
     async def _send(self, send: Send, chunk: bytes, *, last: bool = False) -> None:
         if not self._started:
@@ -112,6 +129,7 @@ class _Silence:
 
     def __init__(self, seconds: float | None) -> None:
         self._seconds = seconds
+        self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[Any] | None = None
         self._due = 0.0
@@ -121,11 +139,10 @@ class _Silence:
         """Return what comes next from a source; None if nothing has come. Raises what the source raises."""
         if self._seconds is None:
             return await anext(source)
-        loop = asyncio.get_running_loop()
-        self._due = loop.time() + self._seconds
         self._task = asyncio.current_task()
+        self.put_off()
         if self._timer is None:
-            self._timer = loop.call_at(self._due, self._look)
+            self._timer = self._loop.call_at(self._due, self._look)
         try:
             return await anext(source)
         except asyncio.CancelledError:
@@ -135,6 +152,11 @@ class _Silence:
             return None
         finally:
             self._task = None
+
+    def put_off(self) -> None:
+        """Count the silence from now on."""
+        if self._seconds is not None:
+            self._due = self._loop.time() + self._seconds
 
     def close(self) -> None:
         """Forget the timer. Idempotent."""
@@ -146,9 +168,8 @@ class _Silence:
         self._timer = None
         if self._task is None:
             return  # nobody waits; who waits next sets it again
-        loop = self._task.get_loop()
-        if loop.time() < self._due:
-            self._timer = loop.call_at(self._due, self._look)
+        if self._loop.time() < self._due:
+            self._timer = self._loop.call_at(self._due, self._look)
         else:
             self._over = True
             self._task.cancel()

@@ -3,6 +3,7 @@
 import time
 from bisect import bisect_left
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -96,6 +97,23 @@ class Meter:
             raise
         self._count(piece)
         return piece
+
+    def raise_end(self) -> None:
+        """Do nothing while there is something to read or to come; else raise what ended it, or StopAsyncIteration."""
+        try:
+            self._work.raise_end()
+        except Exception:
+            self._end("failed")
+            raise
+
+    @property
+    def ended(self) -> bool:
+        """Whether the worker has nothing more to say; pieces may still wait to be read."""
+        return self._work.ended
+
+    def watch(self, on_news: Callable[[], None] | None) -> None:
+        """Have something called whenever a piece or the end has come; None ends that."""
+        self._work.watch(on_news)
 
     def next_nowait(self) -> Piece | None:
         """Return the next piece if it is there already, else None: at the end and on an error too."""

@@ -29,7 +29,8 @@ MAX_WAITING_PIECES = 64
 MAX_SURPLUS = 1024
 
 
-class Piece(msgspec.Struct, frozen=True, kw_only=True):
+# gc=False: one is made per token, and none can be part of a cycle, so the collector need not look at them.
+class Piece(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A part of an answer.
 
     Attributes:
@@ -143,6 +144,7 @@ class Generation(AsyncIterator[Piece]):
         self._error: Exception | None = None
         self._ended = False
         self._waiter: asyncio.Future[None] | None = None
+        self._on_news: Callable[[], None] | None = None
 
     def __repr__(self) -> str:
         state = "ended" if self._ended else "running"
@@ -223,6 +225,8 @@ class Generation(AsyncIterator[Piece]):
         self._wake()
 
     def _wake(self) -> None:
+        if self._on_news is not None:
+            self._on_news()
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
@@ -240,11 +244,7 @@ class Generation(AsyncIterator[Piece]):
         if len(self._pieces) <= 1:
             self._merge_surplus()
         while not self._pieces:
-            if self._error is not None:
-                error, self._error = self._error, None
-                raise error
-            if self._ended:
-                raise StopAsyncIteration
+            self.raise_end()
             self._waiter = asyncio.get_running_loop().create_future()
             try:
                 await self._waiter
@@ -257,6 +257,20 @@ class Generation(AsyncIterator[Piece]):
         if len(self._pieces) <= 1:
             self._merge_surplus()
         return self._pieces.popleft() if self._pieces else None
+
+    def raise_end(self) -> None:
+        """Do nothing while there is something to read or to come; else raise what iteration would: the error that ended
+        the request, once, or StopAsyncIteration.
+        """
+        if self._ended and not self._pieces and not self._surplus:
+            error, self._error = self._error, None
+            raise StopAsyncIteration if error is None else error
+
+    def watch(self, on_news: Callable[[], None] | None) -> None:
+        """Have something called, on the loop, whenever a piece or the end has come: for readers of many generations,
+        who then take what there is by :meth:`next_nowait`. One reader may watch; None ends that. It must not raise.
+        """
+        self._on_news = on_news
 
     async def collect(self) -> Completion:
         """Wait for the end and return the whole answer; a cancelled wait cancels the work."""

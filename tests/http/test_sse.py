@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.types import Message, Scope
 
-from llamaherd.http.sse import COMMENT, EventStream, frame
+from llamaherd.http.sse import COMMENT, EventStream, FrameSource, frame
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 JSON = st.recursive(
@@ -41,7 +41,7 @@ def test_whatever_the_data_each_frame_is_read_as_one_event(sent: list[tuple[Any,
     assert read == [(data, None if number is None else str(number)) for data, number in sent]
 
 
-class Source:
+class Source(FrameSource):
     """Gives the frames that it is told to; an exception among them is raised."""
 
     def __init__(self, *frames: bytes | Exception, ends: bool = True) -> None:
