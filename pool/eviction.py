@@ -12,53 +12,49 @@ __all__ = ["dispensable", "drainable", "hopeless"]
 _MIB: Final = 1024 * 1024
 
 
-def dispensable(models: Iterable[Model]) -> list[Instance]:
-    """Return the instances that may be stopped for room, in the order in which they go.
+def dispensable(idle: Iterable[Instance]) -> list[Instance]:
+    """Return those of the idle instances that may be stopped for room, in the order in which they go.
 
-    Idle ones only, and none that is wanted, retires, or is the last of a pinned model. What was drained goes first,
-    then instances without which their model goes on, then by their last use.
+    None that is wanted, or is the last of a pinned model. What was drained goes first, then instances without which
+    their model goes on, then by their last use, which is the order that ``idle`` must have.
     """
-    found: list[tuple[bool, bool, int, Instance]] = []
-    for model in models:
-        live = sum(instance.live for instance in model.instances)
-        idle = [one for one in model.instances if one.phase in (Phase.READY, Phase.ASLEEP) and not one.in_flight]
-        for instance in sorted(idle, key=lambda one: one.last_used):
-            last = live <= 1
-            if (model.waiting and instance.drained_for is None) or (last and model.pinned) or instance.retiring:
-                continue
-            live -= 1
-            found.append((instance.drained_for is None, last, instance.last_used, instance))
-    found.sort(key=lambda entry: entry[:3])
-    return [instance for *_, instance in found]
+    found: tuple[list[Instance], list[Instance], list[Instance]] = ([], [], [])
+    live: dict[str, int] = {}
+    for instance in idle:
+        model = instance.model
+        left = live.get(model.name)
+        if left is None:
+            left = sum(one.live for one in model.instances)
+        last = left <= 1
+        if (model.waiting and instance.drained_for is None) or (last and model.pinned):
+            continue
+        live[model.name] = left - 1
+        found[0 if instance.drained_for is not None else 2 if last else 1].append(instance)
+    return [instance for group in found for instance in group]
 
 
-def drainable(models: Iterable[Model], wanted: Model, max_overtakes: int) -> list[Instance]:
-    """Return the instances that are to be drained for a model now: one for every ``max_overtakes`` times that it was
-    overtaken, the least busy first.
+def drainable(models: Iterable[Model], count: int) -> list[Instance]:
+    """Return so many instances that are to be drained for a model now, the least busy first; fewer if there are no
+    more.
     """
-    ready = [
+    candidates = [
         instance
         for model in models
         if not model.pinned
         for instance in model.instances
-        if instance.phase is Phase.READY and not instance.retiring
+        if instance.phase is Phase.READY and not instance.retiring and instance.drained_for is None
     ]
-    drained = sum(instance.drained_for is wanted for instance in ready)
-    candidates = sorted(
-        (instance for instance in ready if instance.drained_for is None),
-        key=lambda instance: (instance.in_flight, instance.last_used),
-    )
-    return candidates[: wanted.overtaken // max_overtakes - drained]
+    candidates.sort(key=lambda instance: (instance.in_flight, instance.last_used))
+    return candidates[:count]
 
 
-def hopeless(model: Model, models: Iterable[Model], limits: Limits) -> QueueFull | None:
-    """Return why a model can never start: it is too large, or what is pinned leaves no room; None if it can."""
+def hopeless(model: Model, pinned: Iterable[Model], limits: Limits) -> QueueFull | None:
+    """Return why a model can never start: it is too large, or the pinned models leave no room; None if it can."""
     room = model.next_room
     if not limits.allow(room):
         return QueueFull(f"model {model.name!r} cannot be loaded: {_figures(room, limits)}", code="too_large")
-    for other in models:
-        if other.pinned:
-            room += max((one.room for one in other.instances if one.live), default=Room(), key=lambda one: one.total)
+    for other in pinned:
+        room += max((one.room for one in other.instances if one.live), default=Room(), key=lambda one: one.total)
     if limits.allow(room):
         return None
     text = f"model {model.name!r} cannot be loaded: what pinned models hold leaves no room for it"

@@ -29,15 +29,17 @@ class Phase(Enum):
 
 #: Phases in which a process serves, or will without a new start.
 _LIVE = frozenset({Phase.STARTING, Phase.READY, Phase.ASLEEP})
+_AT_REST = frozenset({Phase.READY, Phase.ASLEEP})
 
 
 @dataclass(slots=True)
 class Waiting:
-    """A request that waits for its model.
+    """A request that waits for its model, or holds it.
 
     Attributes:
         holds: Whether it keeps the model busy once it is granted.
         prefix: The keys of its prompt; see :func:`~llamaherd.pool.affinity.prefix_keys`.
+        instance: Where it was granted; None while it waits.
     """
 
     ticket: int
@@ -45,6 +47,7 @@ class Waiting:
     priority: int
     holds: bool
     prefix: tuple[int, ...]
+    instance: "Instance | None" = None
 
 
 @dataclass(slots=True, eq=False)
@@ -52,27 +55,42 @@ class Instance:
     """One process of a model, or the place for one.
 
     Attributes:
+        key: What effects and events call it.
+        granted: The requests that hold it, by their tickets.
+        errands: How many things it does beside requests that are not to be cut short, such as to save a slot.
         last_used: The scheduler's count of uses at its last one.
         room: What it takes.
         drained_for: The model that it takes no new requests for the sake of.
+        victim_of: The model whose second start waits for its end.
         retiring: It takes no new requests and is stopped when it has finished what it has.
         prefixes: The prompts that it has seen; only kept where a model has several replicas.
     """
 
     model: "Model"
     index: int
+    key: Key = field(init=False)
     phase: Phase = Phase.ABSENT
-    in_flight: int = 0
+    granted: dict[int, Waiting] = field(default_factory=dict[int, Waiting])
+    errands: int = 0
     last_used: int = 0
     room: Room = Room(places=1)
     drained_for: "Model | None" = None
+    victim_of: "Model | None" = None
     retiring: bool = False
     prefixes: Prefixes = field(default_factory=Prefixes)
 
+    def __post_init__(self) -> None:
+        self.key = (self.model.name, self.index)
+
     @property
-    def key(self) -> Key:
-        """What effects and events call it."""
-        return (self.model.name, self.index)
+    def in_flight(self) -> int:
+        """How many requests hold it."""
+        return len(self.granted)
+
+    @property
+    def idle(self) -> bool:
+        """Whether it has its model, or gets it again when it is asked, and nobody uses it."""
+        return self.phase in _AT_REST and not self.granted and not self.errands
 
     @property
     def live(self) -> bool:
@@ -84,7 +102,7 @@ class Instance:
         if self.phase is not Phase.READY or self.retiring or self.drained_for is not None:
             return False
         slots = self.model.slots
-        return not waiting.holds or not slots or self.in_flight < slots
+        return not waiting.holds or not slots or len(self.granted) < slots
 
 
 @dataclass(slots=True, eq=False)
@@ -98,7 +116,8 @@ class Model:
         rooms: What instances are expected to take: the first the first, and so on, again from the start if there are
             fewer.
         instances: By their number. Those beyond ``replicas`` are leftovers that retire.
-        overtaken: How often its waiting requests were overtaken by others for models that are in its way.
+        overtaken: How often its waiting requests were overtaken by others for models that are in its way; kept by the
+            :class:`~llamaherd.pool.line.Line`, which counts on from it while the model is hungry.
         queues: By priority, requests by their tickets in the order of their arrival; no empty ones are kept.
         waiting: How many requests wait.
         holding: How many of these will hold it.
@@ -170,6 +189,9 @@ class Model:
 
     def choose(self, waiting: Waiting) -> Instance | None:
         """Return the instance that a request would go to now; None if it has to wait."""
+        if len(self.instances) == 1:
+            (only,) = self.instances
+            return only if only.takes(waiting) else None
         able = [instance for instance in self.instances if instance.takes(waiting)]
         if len(able) <= 1:
             return able[0] if able else None
@@ -190,9 +212,20 @@ class Model:
         while len(self.instances) > self.replicas and self.instances[-1].phase is Phase.ABSENT:
             self.instances.pop()
 
+    @property
+    def may_grow(self) -> bool:
+        """Whether a further instance would start if there were room to spare."""
+        if self.replicas <= 1 or self.stunted or not self.waiting or self.hungry:
+            return False
+        return self.lacks_slots and self.startable is not None
+
     def put(self, waiting: Waiting) -> None:
-        """A request begins to wait."""
-        self.queues.setdefault(waiting.priority, {})[waiting.ticket] = waiting
+        """A request begins to wait, or waits again: it keeps its place among those of its priority."""
+        queue = self.queues.setdefault(waiting.priority, {})
+        newest = next(reversed(queue), 0)
+        queue[waiting.ticket] = waiting
+        if waiting.ticket < newest:
+            self.queues[waiting.priority] = dict(sorted(queue.items()))
         self.waiting += 1
         self.holding += waiting.holds
 

@@ -6,7 +6,8 @@ return. There is no clock, no process and no I/O here, so every rule can be test
 A model has one process or several, its *instances*, numbered from 0 on. The rules:
 
 1. A request holds its model from the moment that it is accepted: a waiting request makes the model *wanted*, a granted
-   one makes its instance *busy*. Wanted, busy, starting, stopping and pinned ones are never stopped to make room.
+   one makes its instance *busy*. Wanted, busy, starting, stopping and pinned ones are never stopped to make room, nor
+   is one that is *held* for something beside requests.
 2. A request for a model with a free slot is granted at once, to the instance that has least to do; one that has seen
    the beginning of its prompt is preferred as long as it has at most ``AFFINITY_SLACK`` more to do than that. All
    requests that wait for one model share its start.
@@ -27,10 +28,14 @@ A model has one process or several, its *instances*, numbered from 0 on. The rul
    leave of it.
 10. A start that fails for want of memory stops the idle instance that was used longest ago and is tried once more.
 11. An instance that *retires* (its model has changed) takes no new requests and is stopped when it has finished.
+12. A request whose process died may go back to the line: to its old place, whatever the limits say by now.
+
+What an event costs does not grow with the models: it looks at the model that it concerns, and at those that wait for
+room only when there may be more of it.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 from llamaherd.pool.effects import Effects
@@ -53,11 +58,16 @@ class Scheduler:
         self._models: dict[str, Model] = {}
         self._line: Final = Line(self._limits)
         self._ledger: Final = Ledger(self._limits)
-        self._granted: dict[int, Instance] = {}
-        #: What events look at instead of at all instances: those that are busy, that are drained, and that retire.
-        self._busy: dict[Key, None] = {}
+        self._granted: dict[int, Waiting] = {}
+        self._pinned: dict[str, Model] = {}
+        #: Instances that nobody uses, in the order of their last use, and those that are drained.
+        self._idle: dict[Key, Instance] = {}
         self._drained: dict[Key, Instance] = {}
-        self._retiring: dict[Key, Instance] = {}
+        #: What an event leaves to be looked at: models, and whether there may be more room, or something to make some.
+        self._stirred: dict[str, Model] = {}
+        self._room_changed = False
+        #: Granted, and not told yet.
+        self._grants: list[tuple[int, int]] = []
         #: How often a model was stopped to make room for another.
         self.evictions: Final[Counter[str]] = Counter()
         self._clock = 0
@@ -66,7 +76,7 @@ class Scheduler:
     def __repr__(self) -> str:
         return (
             f"<Scheduler [Models: {self._ledger.used.places} of {self._limits.models_max or 'any'} running, "
-            f"{len(self._busy)} busy"
+            f"{len(self._budget)} busy"
             f" | Requests: {len(self._granted)} granted, {len(self._line)} waiting]>"
         )
 
@@ -79,7 +89,14 @@ class Scheduler:
     def in_flight(self, model: str, replica: int | None = None) -> int:
         """Return how many requests are granted to the model, or to one of its replicas, and not finished."""
         instances = self._models[model].instances
-        return sum(one.in_flight for one in instances if replica is None or one.index == replica)
+        if replica is None:
+            return sum(len(one.granted) for one in instances)
+        return len(instances[replica].granted) if replica < len(instances) else 0
+
+    def held(self, model: str, replica: int) -> bool:
+        """Whether an instance does something beside requests that is not to be cut short."""
+        instances = self._models[model].instances
+        return replica < len(instances) and instances[replica].errands > 0
 
     def queued(self, model: str) -> int:
         """Return how many requests wait for the model."""
@@ -119,6 +136,8 @@ class Scheduler:
             raise ValueError(f"model {model!r} exists already")
         entry = self._models[model] = Model(model, slots, replicas, pinned)
         entry.resize(replicas)
+        if pinned:
+            self._pinned[model] = entry
 
     def change(self, model: str, *, slots: int, replicas: int, pinned: bool) -> None:
         """The model is to be run otherwise from now on, with its further instances in the way that :meth:`add` says.
@@ -128,8 +147,14 @@ class Scheduler:
         entry = self._models[model]
         entry.slots, entry.pinned, entry.stunted = slots, pinned, False
         entry.resize(replicas)
+        if pinned:
+            self._pinned[model] = entry
+        else:
+            self._pinned.pop(model, None)
         for instance in entry.instances[replicas:]:
             self._retire(instance)
+        self._stir(entry)
+        self._room_changed = True
         self._decide()
 
     def remove(self, model: str) -> None:
@@ -138,6 +163,7 @@ class Scheduler:
         if entry.waiting or any(instance.phase is not Phase.ABSENT for instance in entry.instances):
             raise ValueError(f"model {model!r} is in use")
         del self._models[model]
+        self._pinned.pop(model, None)
 
     def retire(self, model: str, replica: int = 0) -> None:
         """An instance is out of date: let it finish what it has, and stop it then. One that loads is stopped at once.
@@ -152,7 +178,8 @@ class Scheduler:
         instance = self._models[model].instances[replica]
         if instance.retiring and instance.phase is not Phase.STOPPING:
             instance.retiring = False
-            del self._retiring[instance.key]
+            self._stir(instance.model)
+            self._rest(instance)
             self._decide()
 
     def resize(self, model: str, memory: int, gpus: Sequence[tuple[int, ...]] = ((),)) -> None:
@@ -160,6 +187,7 @@ class Scheduler:
         the model's placements, of each GPU.
         """
         self._models[model].rooms = [Room(1, memory, shares) for shares in gpus]
+        self._room_changed = True
         self._decide()
 
     def measure(self, model: str, memory: int, replica: int = 0, gpus: tuple[int, ...] | None = None) -> None:
@@ -176,6 +204,7 @@ class Scheduler:
         self._count(instance, +1)
         if not instance.retiring and instance.phase is not Phase.STOPPING:
             entry.rooms[replica % len(entry.rooms)] = room  # one that is out of date says nothing of the next
+        self._room_changed = True
         self._decide()
 
     # --- events: requests ---
@@ -191,31 +220,60 @@ class Scheduler:
         """
         entry = self._models[model]
         waiting = Waiting(ticket, entry, priority, holds, prefix)
-        if entry.waiting or entry.choose(waiting) is None:
+        instance = None if entry.waiting else entry.choose(waiting)
+        if instance is not None:
+            self._grant(waiting, instance)
+        else:
             refusal = self._line.refusal(entry)
             if refusal is not None:
                 self._effects.reject(ticket, refusal)
                 return
-        self._line.put(waiting)
+            self._line.put(waiting)
+            self._stir(entry)
         self._decide()
 
     def cancel(self, ticket: int) -> bool:
         """The caller of a waiting request has left. Returns False, and does nothing, if it is not waiting (any
         more).
         """
-        if self._line.take(ticket) is None:
+        waiting = self._line.take(ticket)
+        if waiting is None:
             return False
+        self._stir(waiting.model)
         self._decide()
         return True
 
     def finish(self, ticket: int) -> None:
         """A granted request has ended, however. Unknown tickets are ignored: its worker's end may have come first."""
-        instance = self._granted.pop(ticket, None)
+        waiting = self._granted.pop(ticket, None)
+        instance = None if waiting is None else waiting.instance
         if instance is not None:
-            instance.in_flight -= 1
-            if not instance.in_flight:
-                del self._busy[instance.key]
+            del instance.granted[ticket]
             self._touch(instance)
+            if not instance.granted:
+                self._budget.leave(instance.key)
+                self._rest(instance)
+            if instance.model.waiting:
+                self._stir(instance.model)
+            self._decide()
+
+    def hold(self, model: str, replica: int) -> None:
+        """An instance does something beside requests that is not to be cut short; it counts as use. Until
+        :meth:`let_go` it is neither stopped for room nor because it idles or retires.
+        """
+        instance = self._models[model].instances[replica]
+        instance.errands += 1
+        self._touch(instance)
+        self._idle.pop(instance.key, None)
+
+    def let_go(self, model: str, replica: int) -> None:
+        """What :meth:`hold` told of has ended. No effect if the instance's process has gone meanwhile."""
+        instances = self._models[model].instances
+        if replica < len(instances) and instances[replica].errands:
+            instance = instances[replica]
+            instance.errands -= 1
+            self._touch(instance)
+            self._rest(instance)
             self._decide()
 
     # --- events: processes ---
@@ -228,6 +286,8 @@ class Scheduler:
             instance.phase = Phase.READY
             entry.second_try, entry.victim = False, None
             self._touch(instance)
+            self._stir(entry)
+            self._rest(instance)
             self._decide()
 
     def asleep(self, model: str, replica: int = 0) -> bool:
@@ -243,10 +303,16 @@ class Scheduler:
         return True
 
     def exited(
-        self, model: str, error: PoolError | None = None, *, replica: int = 0, short_of_memory: bool = False
+        self,
+        model: str,
+        error: PoolError | None = None,
+        *,
+        replica: int = 0,
+        short_of_memory: bool = False,
+        again: Collection[int] = (),
     ) -> bool:
-        """A process is gone. Granted requests end with it; with an ``error``, those that wait for the model end too,
-        unless another instance serves them.
+        """A process is gone. Granted requests end with it, except those whose tickets are to wait ``again``; with an
+        ``error``, those that wait for the model end too, unless another instance serves them.
 
         ``short_of_memory`` says that its load failed for that reason. Returns True if room was made and the start will
         be tried again, with everyone who waits for it.
@@ -256,21 +322,24 @@ class Scheduler:
         starting = instance.phase is Phase.STARTING
         self._set_phase(instance, Phase.ABSENT)
         self._release(instance)
-        self._forget_granted(instance)
+        self._lose_granted(instance, again)
         instance.prefixes.clear()
+        instance.errands = 0
         self._budget.forget(instance.key)
-        self._retiring.pop(instance.key, None)
         instance.retiring = False
+        if instance.victim_of is not None:
+            self._stir(instance.victim_of)
+            instance.victim_of = None
         entry.trim()
-        again = starting and short_of_memory and self._make_second_try(entry)
-        if error is not None and not again:
+        tried_again = starting and short_of_memory and self._make_second_try(entry)
+        if error is not None and not tried_again:
             entry.second_try, entry.victim = False, None
             if entry.live:
                 entry.stunted = True
             else:
                 self._reject_waiting(entry, error)
         self._decide()
-        return again
+        return tried_again
 
     def unload(self, model: str, error: PoolError) -> bool:
         """Someone wants the model stopped, busy or not: requests that wait for it end with ``error``.
@@ -285,6 +354,7 @@ class Scheduler:
         entry.stunted = False
         for instance in running:
             self._stop(instance)
+        self._stir(entry)
         self._decide()
         return True
 
@@ -292,75 +362,104 @@ class Scheduler:
         """Stop one idle instance; no effect on one that is in use."""
         entry = self._models[model]
         instance = entry.instances[replica]
-        if instance.phase in (Phase.READY, Phase.ASLEEP) and not instance.in_flight and not entry.waiting:
+        if instance.idle and not entry.waiting:
             self._stop(instance)
             self._decide()
 
     def let_grow(self, model: str) -> None:
         """A further replica may be tried again after one that failed."""
-        self._models[model].stunted = False
+        entry = self._models[model]
+        entry.stunted = False
+        self._stir(entry)
         self._decide()
 
     # --- the decision ---
 
-    def _decide(self) -> None:
-        if self._drained:
-            self._release_drains()
-        for instance in [one for one in self._retiring.values() if not one.in_flight]:
-            self._stop(instance)
-        self._grant_ready()
-        if len(self._line):
-            self._wake_sleepers()
-            self._make_way()
-            if self._drained:
-                self._release_drains()
-                self._grant_ready()
-            self._grow()
-        if self._limits.cores:
-            for (name, replica), n in self._budget.update(self._busy).items():
-                self._effects.threads(name, replica, n)
+    def _stir(self, model: Model) -> None:
+        """Something has changed about a model that a decision has to look at."""
+        self._stirred[model.name] = model
 
-    def _grant_ready(self) -> None:
-        """Grant what waits where there are free slots, and count whom that overtakes."""
-        hungry = self._line.hungry
-        for model in list(self._line.wanted.values()):
-            while model.waiting:
-                head = model.head
-                instance = model.choose(head)
-                if instance is None:
-                    break
-                self._grant(head, instance)
-                if not model.pinned:
-                    for other in hungry:
-                        other.overtaken += 1
+    def _rest(self, instance: Instance) -> None:
+        """An instance may be idle now: it can go for something else, and one that retires is stopped."""
+        if instance.idle and instance.retiring:
+            self._stop(instance)
+        elif instance.idle:
+            self._idle[instance.key] = instance
+            self._room_changed = True
+
+    def _decide(self) -> None:
+        self._settle()
+        while self._room_changed and (self._line.hungry or self._line.growing):
+            self._room_changed = False
+            if self._line.hungry:
+                self._make_way()
+            else:
+                self._grow()
+            self._settle()
+        self._room_changed = False
+
+    def _settle(self) -> None:
+        """Look at the models about which something has changed, until nothing does any more, and tell what follows."""
+        while self._stirred:
+            stirred, self._stirred = self._stirred, {}
+            for model in stirred.values():
+                self._look_at(model)
+        # Threads first: a worker's first step is to be computed with its share, and the others' with what that leaves.
+        for (name, replica), n in self._budget.news().items():
+            self._effects.threads(name, replica, n)
+        if self._grants:
+            grants, self._grants = self._grants, []
+            for ticket, replica in grants:
+                self._effects.grant(ticket, replica)
+
+    def _look_at(self, model: Model) -> None:
+        """Grant what waits for a model where it has free slots, wake what sleeps, and see what it lacks then."""
+        while model.waiting:
+            head = model.head
+            instance = model.choose(head)
+            if instance is None:
+                self._wake_sleepers(model)
+                break
+            self._line.take(head.ticket)
+            self._grant(head, instance)
+        was_hungry = model.name in self._line.hungry
+        if self._line.look_at(model):
+            self._room_changed = True
+        if was_hungry and not model.hungry:
+            self._release_drains(model)
 
     def _grant(self, waiting: Waiting, instance: Instance) -> None:
-        self._line.take(waiting.ticket)
+        """Give a request, which does not wait any more, to an instance, and count whom that overtakes."""
+        model = waiting.model
         self._touch(instance)
-        waiting.model.overtaken = 0
+        self._line.satisfy(model)
         if waiting.holds:
-            self._granted[waiting.ticket] = instance
-            instance.in_flight += 1
-            self._busy.setdefault(instance.key)
-            if waiting.model.replicas > 1:
+            if not instance.granted:
+                self._idle.pop(instance.key, None)
+                self._budget.join(instance.key)
+            waiting.instance = instance
+            instance.granted[waiting.ticket] = self._granted[waiting.ticket] = waiting
+            if model.replicas > 1:
                 instance.prefixes.note(waiting.prefix)
-        self._effects.grant(waiting.ticket, instance.index)
+        if self._line.hungry and not model.pinned and self._line.overtake():
+            self._room_changed = True
+        self._grants.append((waiting.ticket, instance.index))
 
-    def _wake_sleepers(self) -> None:
+    def _wake_sleepers(self, model: Model) -> None:
         """Wake as many of the sleeping instances as those who wait need."""
-        for model in self._line.wanted.values():
-            for instance in model.instances:
-                if instance.phase is Phase.ASLEEP and not instance.retiring and model.lacks_slots:
-                    instance.phase = Phase.STARTING
-                    self._effects.wake(model.name, instance.index)
+        for instance in model.instances:
+            if instance.phase is Phase.ASLEEP and not instance.retiring and model.lacks_slots:
+                self._idle.pop(instance.key, None)
+                instance.phase = Phase.STARTING
+                self._effects.wake(model.name, instance.index)
 
     def _make_way(self) -> None:
         """Start what is needed, as far as there is room or room can be made."""
         promised = Room()
         waits: Model | None = None
-        for model in self._hungry_in_turn():
+        for model in self._line.in_turn():
             need = promised + self._ledger.need(model.next_room)
-            refusal = hopeless(model, self._models.values(), self._limits)
+            refusal = hopeless(model, self._pinned.values(), self._limits)
             if refusal is not None:
                 self._reject_waiting(model, refusal)
                 continue
@@ -370,41 +469,25 @@ class Scheduler:
             waits = waits or model
             if self._ledger.will_fit(need) or self._make_room(need):
                 promised = need  # its room comes with the exits of what was stopped
-            elif model.overtaken >= self._limits.max_overtakes:
+            elif self._line.overtaken(model) >= self._limits.max_overtakes:
                 self._drain_for(model)
                 promised = need  # what the drained models free is not for those behind
+        self._line.set_alarm()
         if waits is not None:
             self._effects.prepare(waits.name)
 
     def _grow(self) -> None:
         """Start further replicas where too many wait, as far as there is room to spare. Rule 6."""
-        if self._line.hungry:
-            return
-        for model in list(self._line.wanted.values()):
-            while (
-                model.replicas > 1
-                and not model.stunted
-                and model.lacks_slots
-                and model.startable is not None
-                and self._ledger.fits(self._ledger.need(model.next_room))
-            ):
+        for model in list(self._line.growing.values()):
+            while model.may_grow and self._ledger.fits(self._ledger.need(model.next_room)):
                 self._start(model)
-
-    def _hungry_in_turn(self) -> Iterator[Model]:
-        """Yield the models that wait for a process, in the order in which they get room."""
-        hungry = self._line.hungry
-        yield from sorted(hungry, key=self._turn) if len(hungry) > 1 else hungry
-
-    def _turn(self, model: Model) -> tuple[bool, int, int]:
-        head = model.head
-        return model.overtaken < self._limits.max_overtakes, -head.priority, head.ticket
 
     def _start(self, model: Model) -> None:
         instance = model.startable
         assert instance is not None
         instance.room = model.next_room
         self._set_phase(instance, Phase.STARTING)
-        model.overtaken = 0
+        self._line.satisfy(model)
         self._touch(instance)
         self._effects.start(model.name, instance.index)
 
@@ -412,7 +495,7 @@ class Scheduler:
 
     def _make_room(self, need: Room) -> bool:
         """Stop idle instances, as many as it takes; none if all of them do not do. Rule 4."""
-        idle = dispensable(self._models.values())
+        idle = dispensable(self._idle.values())
         left = self._ledger.after_exits(need)
         for count, instance in enumerate(idle, start=1):
             left -= instance.room
@@ -433,7 +516,6 @@ class Scheduler:
 
     def _stop(self, instance: Instance) -> None:
         self._release(instance)
-        self._retiring.pop(instance.key, None)
         self._set_phase(instance, Phase.STOPPING)
         self._effects.stop(*instance.key)
 
@@ -442,42 +524,50 @@ class Scheduler:
         self._stop(instance)
 
     def _retire(self, instance: Instance) -> None:
-        if instance.phase is Phase.STARTING:
+        self._stir(instance.model)
+        if instance.phase is Phase.STARTING and not instance.errands:
             self._stop(instance)
-        elif instance.phase in (Phase.READY, Phase.ASLEEP):
+        elif instance.live:
             self._release(instance)
             instance.retiring = True
-            self._retiring[instance.key] = instance
+            self._idle.pop(instance.key, None)
+            self._rest(instance)
 
     def _make_second_try(self, model: Model) -> bool:
         """Stop something idle for a model whose load found too little memory. Rule 10."""
         if not model.waiting or model.live or model.second_try:
             return False
-        idle = dispensable(self._models.values())
+        idle = dispensable(self._idle.values())
         if not idle:
             return False
         # One on the same GPU, if any is known to be.
         victim = next((one for one in idle if one.room.meets(model.next_room)), idle[0])
         self._evict(victim)
-        model.second_try, model.victim = True, victim
+        model.second_try, model.victim, victim.victim_of = True, victim, model
         return True
 
     # --- draining ---
 
     def _drain_for(self, wanted: Model) -> None:
-        for instance in drainable(self._models.values(), wanted, self._limits.max_overtakes):
+        """Drain one instance for every ``max_overtakes`` times that a model was overtaken. Rule 5."""
+        drained = sum(instance.drained_for is wanted for instance in self._drained.values())
+        due = self._line.overtaken(wanted) // self._limits.max_overtakes - drained
+        for instance in drainable(self._models.values(), due) if due > 0 else ():
             instance.drained_for = wanted
             self._drained[instance.key] = instance
+            self._stir(instance.model)
+            self._room_changed = self._room_changed or instance.idle
 
-    def _release_drains(self) -> None:
-        """Undo the draining of instances for models that are not waited for any more, or have started."""
-        for instance in list(self._drained.values()):
-            if instance.drained_for is None or not instance.drained_for.hungry:
-                self._release(instance)
+    def _release_drains(self, model: Model) -> None:
+        """Undo the draining of instances for a model that is not waited for any more, or has started."""
+        for instance in [one for one in self._drained.values() if one.drained_for is model]:
+            self._release(instance)
 
     def _release(self, instance: Instance) -> None:
-        instance.drained_for = None
-        self._drained.pop(instance.key, None)
+        if instance.drained_for is not None:
+            instance.drained_for = None
+            del self._drained[instance.key]
+            self._stir(instance.model)
 
     # --- bookkeeping ---
 
@@ -485,18 +575,26 @@ class Scheduler:
         for waiting in list(model.in_turn()):
             self._line.take(waiting.ticket)
             self._effects.reject(waiting.ticket, error)
+        self._stir(model)
 
-    def _forget_granted(self, instance: Instance) -> None:
-        if instance.in_flight:
-            for ticket in [ticket for ticket, holder in self._granted.items() if holder is instance]:
-                del self._granted[ticket]
-            instance.in_flight = 0
-            del self._busy[instance.key]
+    def _lose_granted(self, instance: Instance, again: Collection[int]) -> None:
+        if not instance.granted:
+            return
+        self._budget.leave(instance.key)
+        for ticket, waiting in instance.granted.items():
+            del self._granted[ticket]
+            waiting.instance = None
+            if ticket in again:
+                self._line.put(waiting)
+        instance.granted.clear()
 
     def _set_phase(self, instance: Instance, phase: Phase) -> None:
         self._count(instance, -1)
         instance.phase = phase
         self._count(instance, +1)
+        self._idle.pop(instance.key, None)
+        self._stir(instance.model)
+        self._room_changed = True
 
     def _count(self, instance: Instance, sign: int) -> None:
         if instance.phase is not Phase.ABSENT:
@@ -505,3 +603,5 @@ class Scheduler:
     def _touch(self, instance: Instance) -> None:
         self._clock += 1
         instance.last_used = self._clock
+        if instance.key in self._idle:
+            self._idle[instance.key] = self._idle.pop(instance.key)  # they stay in the order of their last use

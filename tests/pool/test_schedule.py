@@ -1,8 +1,11 @@
 """The scheduler decides well: no process, no clock, only events in and effects out."""
 
+from typing import Any
+
 import pytest
 
 from llamaherd.pool.errors import LoadFailed, PoolError, WorkerFailed
+from llamaherd.pool.roster import Model
 from llamaherd.pool.schedule import Limits, Phase, Scheduler
 
 MIB = 1024 * 1024
@@ -260,7 +263,7 @@ def test_the_cores_are_divided_among_the_models_that_are_busy_now() -> None:
     scheduler.request(1, "a")
     scheduler.request(2, "a")
     scheduler.request(3, "b")
-    assert effects.take() == ["grant 1", "threads a 4", "grant 2", "grant 3", "threads a 2", "threads b 2"]
+    assert effects.take() == ["threads a 4", "grant 1", "grant 2", "threads a 2", "threads b 2", "grant 3"]
     scheduler.finish(1)
     assert effects.take() == []
     scheduler.finish(3)
@@ -268,7 +271,7 @@ def test_the_cores_are_divided_among_the_models_that_are_busy_now() -> None:
     scheduler.exited("a")
     scheduler.request(4, "a")
     scheduler.ready("a")
-    assert effects.take() == ["start a", "grant 4", "threads a 4"]
+    assert effects.take() == ["start a", "threads a 4", "grant 4"]
 
 
 def test_a_model_can_be_added_once() -> None:
@@ -541,3 +544,118 @@ def test_what_can_never_be_served_is_not_prepared_for() -> None:
     herd.resize("large", 200)
     herd.request(1, "large")
     assert effects.prepared == []
+
+
+def test_a_worker_hears_of_its_threads_before_its_first_request_and_so_does_the_one_it_shares_with() -> None:
+    effects = Recorder()
+    scheduler = Scheduler(effects, Limits(models_max=0, cores=2))
+    for ticket, model in enumerate("ab"):
+        scheduler.add(model, slots=2)
+        scheduler.request(100 + ticket, model, holds=False)
+        scheduler.ready(model)
+    scheduler.request(1, "a")
+    effects.take()
+    for ticket in (2, 3, 4):
+        scheduler.request(ticket, "b")
+    assert effects.take() == ["threads a 1", "threads b 1", "grant 2", "grant 3"]
+
+
+def test_a_request_whose_process_died_goes_back_to_its_old_place_whatever_the_limit_of_the_queue() -> None:
+    effects = Recorder()
+    scheduler = Scheduler(effects, Limits(models_max=1, queue_max=2))
+    scheduler.add("a", slots=2)
+    for ticket in (1, 2):
+        scheduler.request(ticket, "a")
+    scheduler.ready("a")
+    for ticket in (3, 4):
+        scheduler.request(ticket, "a")
+    effects.take()
+    assert not scheduler.exited("a", again=(1, 2))
+    assert [ticket for ticket, _ in scheduler.queue("a")] == [1, 2, 3, 4]
+    scheduler.request(5, "a")
+    scheduler.ready("a")
+    said = effects.take()
+    assert said[0] == "start a" and said[1].startswith("reject 5: 4 requests wait already")
+    assert said[2:] == ["grant 1", "grant 2"]
+
+
+def test_an_instance_that_is_held_is_not_stopped_for_room_nor_for_idleness_and_counts_as_used_then() -> None:
+    scheduler, effects = loaded("a", "b", "c", models_max=2)
+    scheduler.hold("a", 0)
+    scheduler.dismiss("a", 0)
+    assert effects.take() == []
+    scheduler.request(1, "c")
+    assert effects.take() == ["stop b"]
+    scheduler.exited("b")
+    assert effects.take() == ["start c"]
+    scheduler.request(2, "b")
+    assert effects.take() == []
+    scheduler.let_go("a", 0)
+    assert effects.take() == ["stop a"]
+
+
+def test_an_instance_that_retires_while_it_is_held_finishes_first() -> None:
+    scheduler, effects = loaded("a")
+    scheduler.hold("a", 0)
+    scheduler.hold("a", 0)
+    scheduler.retire("a")
+    scheduler.let_go("a", 0)
+    assert effects.take() == []
+    scheduler.let_go("a", 0)
+    assert effects.take() == ["stop a"]
+
+
+def test_one_that_wakes_while_it_is_held_and_retires_is_stopped_when_it_has_finished() -> None:
+    scheduler, effects = loaded("a")
+    scheduler.hold("a", 0)
+    assert scheduler.asleep("a")
+    scheduler.request(1, "a")
+    scheduler.retire("a")
+    assert effects.take() == ["wake a"]
+    scheduler.ready("a")
+    assert effects.take() == []
+    scheduler.let_go("a", 0)
+    assert effects.take() == ["stop a"]
+    scheduler.exited("a")
+    assert effects.take() == ["start a"]
+
+
+def test_an_end_that_was_overtaken_by_the_exit_lets_nothing_go() -> None:
+    scheduler, effects = loaded("a", "b")
+    scheduler.hold("a", 0)
+    scheduler.exited("a")
+    scheduler.let_go("a", 0)
+    scheduler.request(1, "a")
+    scheduler.ready("a")
+    scheduler.hold("a", 0)
+    assert scheduler.held("a", 0)
+    assert effects.take() == ["start a", "grant 1"]
+
+
+class Scan(dict[str, Model]):
+    """A scheduler's models, that count how often one looks at all of them."""
+
+    def __init__(self, models: dict[str, Model]) -> None:
+        super().__init__(models)
+        self.scans = 0
+
+    def values(self) -> Any:
+        self.scans += 1
+        return super().values()
+
+
+def test_what_an_event_costs_does_not_grow_with_the_models() -> None:
+    """No request, answer or departure looks at all models, not even while others wait for room."""
+    scheduler, effects = loaded(*(f"m{number}" for number in range(30)), models_max=10)
+    for ticket in range(10):
+        scheduler.request(ticket, f"m{ticket}")
+    for ticket in range(10, 20):
+        scheduler.request(ticket, f"m{ticket}")  # these wait for room
+    models = scheduler._models = Scan(scheduler._models)  # pyright: ignore[reportPrivateUsage]
+    effects.take()
+    for ticket in range(100, 115):  # one less than would drain one of them
+        scheduler.request(ticket, "m3")
+        scheduler.finish(ticket)
+    assert scheduler.cancel(19)
+    assert effects.take() == [f"grant {ticket}" for ticket in range(100, 115)]
+    assert models.scans == 0

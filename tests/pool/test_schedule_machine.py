@@ -1,5 +1,6 @@
 """A state machine plays the pool: whatever happens in whatever order, the scheduler's rules hold after every step."""
 
+from collections import Counter
 from collections.abc import Callable
 from itertools import product
 
@@ -51,6 +52,10 @@ class Herd(RuleBasedStateMachine):
         self.granted: dict[int, Key] = {}
         self.passed: dict[str, int] = {}
         self.told: dict[Key, int] = {}
+        #: Who was told of threads and has to be busy now; what is done beside requests; what only wants a model ready.
+        self.just_told: set[Key] = set()
+        self.held: Counter[Key] = Counter()
+        self.errands: set[int] = set()
         #: Instances that someone has asked to stop, and those that retire.
         self.forced: set[Key] = set()
         self.retiring: set[Key] = set()
@@ -108,6 +113,7 @@ class Herd(RuleBasedStateMachine):
         if key not in self.forced:
             assert self.phase[key] in (Phase.READY, Phase.ASLEEP), "only what is ready is stopped for room"
             assert not self.busy(key), "nothing busy is stopped for room"
+            assert not self.held[key], "nothing is cut short for room"
             last = self.live(model) == [key]
             assert model != "d" or not last or key in self.retiring, "what is pinned is never stopped for room"
         self.phase[key] = Phase.STOPPING
@@ -118,11 +124,13 @@ class Herd(RuleBasedStateMachine):
         key = (model, replica)
         assert self.phase[key] is Phase.READY, "a request goes to a ready instance only"
         assert key not in self.retiring
-        assert self.busy(key) < SLOTS, "slots are not overbooked"
+        assert self.busy(key) < SLOTS or ticket in self.errands, "slots are not overbooked"
         ready = [other for other in self.live(model) if self.phase[other] is Phase.READY]
         if not any(self.hungry(other) for other in MODELS):  # then none is drained
             assert self.busy(key) <= min(map(self.busy, ready)) + AFFINITY_SLACK, "affinity does not outweigh the load"
-        self.granted[ticket] = key
+        if ticket not in self.errands:
+            self.granted[ticket] = key
+            assert key in self.told, "a worker hears of its threads before its first request"
         ahead = [other for other, wanted in self.waiting.items() if wanted == model and other < ticket]
         assert all(self.priority[other] < self.priority[ticket] for other in ahead), "equals go by age"
         if model != "d":
@@ -132,21 +140,42 @@ class Herd(RuleBasedStateMachine):
 
     def reject(self, ticket: int, error: PoolError) -> None:
         if isinstance(error, QueueFull) and error.code == "queue_full":
-            assert len(self.waiting) > QUEUE_MAX
+            assert len(self.waiting) > QUEUE_MAX and ticket == self.next_ticket, "who was accepted is not refused"
         del self.waiting[ticket]
 
     def threads(self, model: str, replica: int, n: int) -> None:
-        assert self.busy((model, replica)), "only busy instances are told of threads"
         self.told[model, replica] = n
+        self.just_told.add((model, replica))
 
     # events
 
-    @rule(model=st.sampled_from(MODELS), priority=st.integers(0, 2), prefix=st.lists(st.integers(0, 3), max_size=3))
-    def request(self, model: str, priority: int, prefix: list[int]) -> None:
+    @rule(
+        model=st.sampled_from(MODELS),
+        priority=st.integers(0, 2),
+        holds=st.sampled_from((True, True, True, False)),
+        prefix=st.lists(st.integers(0, 3), max_size=3),
+    )
+    def request(self, model: str, priority: int, holds: bool, prefix: list[int]) -> None:
         self.next_ticket += 1
         self.waiting[self.next_ticket] = model
         self.priority[self.next_ticket] = priority
-        self.scheduler.request(self.next_ticket, model, priority=priority, prefix=tuple(prefix))
+        if not holds:
+            self.errands.add(self.next_ticket)
+        self.scheduler.request(self.next_ticket, model, priority=priority, holds=holds, prefix=tuple(prefix))
+
+    @precondition(lambda self: Phase.READY in self.phase.values())
+    @rule(data=st.data())
+    def hold(self, data: st.DataObject) -> None:
+        key = data.draw(st.sampled_from(self.keys_in(Phase.READY)))
+        self.held[key] += 1
+        self.scheduler.hold(*key)
+
+    @precondition(lambda self: self.held.total())
+    @rule(data=st.data())
+    def let_go(self, data: st.DataObject) -> None:
+        key = data.draw(st.sampled_from(sorted(+self.held)))
+        self.held[key] -= 1
+        self.scheduler.let_go(*key)
 
     @precondition(lambda self: self.waiting)
     @rule(data=st.data())
@@ -177,14 +206,18 @@ class Herd(RuleBasedStateMachine):
         assert self.scheduler.asleep(model, replica) is idle
 
     @precondition(lambda self: self.keys_in(*RUNNING, Phase.STOPPING))
-    @rule(data=st.data())
-    def exit(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), deserving=st.booleans())
+    def exit(self, data: st.DataObject, deserving: bool) -> None:
         model, replica = key = data.draw(st.sampled_from(self.keys_in(*RUNNING, Phase.STOPPING)))
         error = LoadFailed("no") if self.phase[key] is Phase.STARTING else None
+        lost = [ticket for ticket, holder in self.granted.items() if holder == key]
+        again = lost[::2] if deserving else []
         self._gone(key)
         if error is not None:
             self.stunted.add(model)
-        self.scheduler.exited(model, error, replica=replica)
+        self.waiting.update(dict.fromkeys(again, model))
+        self.waiting = dict(sorted(self.waiting.items()))
+        self.scheduler.exited(model, error, replica=replica, again=again)
 
     @precondition(lambda self: Phase.STARTING in self.phase.values())
     @rule(data=st.data())
@@ -200,6 +233,7 @@ class Herd(RuleBasedStateMachine):
 
     def _gone(self, key: Key) -> None:
         self.phase[key] = Phase.ABSENT
+        del self.held[key]
         self.forced.discard(key)
         self.retiring.discard(key)
         self.granted = {ticket: holder for ticket, holder in self.granted.items() if holder != key}
@@ -219,7 +253,7 @@ class Herd(RuleBasedStateMachine):
         self.scheduler.retire(*key)
 
     def _note_retirement(self, key: Key) -> None:
-        if self.phase[key] is Phase.STARTING:
+        if self.phase[key] is Phase.STARTING and not self.held[key]:
             self.forced.add(key)
         elif self.phase[key] in RUNNING:
             self.retiring.add(key)
@@ -244,7 +278,7 @@ class Herd(RuleBasedStateMachine):
     @rule(data=st.data())
     def dismiss(self, data: st.DataObject) -> None:
         key = data.draw(st.sampled_from(self.keys_in(Phase.READY, Phase.ASLEEP)))
-        if not self.busy(key) and key[0] not in self.waiting.values():
+        if not self.busy(key) and not self.held[key] and key[0] not in self.waiting.values():
             self.forced.add(key)
         self.scheduler.dismiss(*key)
 
@@ -289,7 +323,7 @@ class Herd(RuleBasedStateMachine):
 
     @invariant()
     def a_model_grows_while_more_wait_than_it_has_slots_for(self) -> None:
-        waiting = list(self.waiting.values()).count("b")
+        waiting = sum(model == "b" and ticket not in self.errands for ticket, model in self.waiting.items())
         live = self.live("b")
         coming = SLOTS * sum(self.phase[key] is Phase.STARTING for key in live)
         asleep = any(self.phase[key] is Phase.ASLEEP for key in live)
@@ -300,6 +334,8 @@ class Herd(RuleBasedStateMachine):
     @invariant()
     def busy_instances_share_the_cores(self) -> None:
         busy = set(self.granted.values())
+        assert self.just_told <= busy, "only busy instances are told of threads"
+        self.just_told.clear()
         assert not busy or sum(self.told[key] for key in busy) == max(CORES, len(busy))
 
     @invariant()
@@ -318,7 +354,7 @@ class Herd(RuleBasedStateMachine):
     def teardown(self) -> None:
         """Left alone, the herd serves everyone who waits."""
         for _ in range(100 * len(MODELS) + 4 * self.next_ticket):
-            if not self.waiting and not self.granted:
+            if not self.waiting and not self.granted and not self.held.total():
                 return
             self._let_one_thing_happen()
         raise AssertionError(f"these requests wait for ever: {self.waiting}")
@@ -332,9 +368,14 @@ class Herd(RuleBasedStateMachine):
             for key in self.keys_in(phase):
                 move(key)
                 return
-        ticket = min(self.granted)
-        del self.granted[ticket]
-        self.scheduler.finish(ticket)
+        if self.granted:
+            ticket = min(self.granted)
+            del self.granted[ticket]
+            self.scheduler.finish(ticket)
+        elif self.held.total():
+            key = min(+self.held)
+            self.held[key] -= 1
+            self.scheduler.let_go(*key)
 
     def _shut_down(self, key: Key) -> None:
         self._gone(key)
