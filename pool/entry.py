@@ -30,6 +30,7 @@ class Replica:
     Attributes:
         spec: What its worker was started for; the model's own may have changed since.
         worker: Its current worker, None in the states without a process.
+        requests: Those that its worker was given and has not ended, by number.
         failure: What the current worker said of its own failure, before its exit.
         adopted: Its worker was a spare.
         load: What its worker does, as it told last; None before that.
@@ -47,6 +48,7 @@ class Replica:
     spec: ModelSpec
     state: State = State.UNLOADED
     worker: Worker | None = None
+    requests: "dict[int, Request]" = field(default_factory=lambda: dict[int, Request]())
     log: LogRing = field(default_factory=LogRing)
     progress: dict[str, Any] | None = None
     failure: Failed | None = None
@@ -89,6 +91,7 @@ class Entry:
         reviving: It is pinned, and its worker died: it is brought back until it is there again.
         scales: Of its LoRA adapters, one for each; None while they are the spec's.
         revival: The timer of a pinned model's next attempt to come back.
+        growth: The timer of the next attempt to have a further replica, after one that could not be loaded.
     """
 
     spec: ModelSpec
@@ -102,6 +105,7 @@ class Entry:
     scales: tuple[float, ...] | None = None
     reviving: bool = False
     revival: asyncio.TimerHandle | None = None
+    growth: asyncio.TimerHandle | None = None
 
     @property
     def name(self) -> str:
@@ -142,6 +146,20 @@ class Entry:
         """Have as many replicas as the spec wants, at least."""
         while len(self.replicas) < self.spec.replicas:
             self.replicas.append(Replica(self, len(self.replicas), self.spec))
+
+    def stop_revival(self) -> None:
+        """Stop the timer of a pinned model's return."""
+        if self.revival is not None:
+            self.revival.cancel()
+            self.revival = None
+
+    def stop_timers(self) -> None:
+        """Stop all timers of its own."""
+        self.reviving = False
+        self.stop_revival()
+        if self.growth is not None:
+            self.growth.cancel()
+            self.growth = None
 
     def logs_since(self, marks: Sequence[int]) -> tuple[tuple[str, ...], tuple[int, ...]]:
         """Return the lines that its workers printed since the marks were taken, and new marks; one of each replica."""

@@ -14,6 +14,27 @@
     ├── WorkerDied         worker   retry       the worker ended while it held the request: exit code, last log lines
     ├── WorkerFailed       worker   maybe       the worker reported that it could not serve this request
     └── PoolClosed         pool     no retry    the pool is closing or closed
+
+``code`` says more, in a word that stays. Codes of the pool and of workers, which programs may want to tell apart (those
+of bad requests name what is wrong: ``invalid_stop``, ``context_length_exceeded`` and so on):
+
+==================  ============  ==================================================================================
+``queue_full``      QueueFull     too many wait, in all or for the model
+``no_room``         QueueFull     what pinned models hold leaves no room for the model
+``too_large``       QueueFull     the model does not fit the budget even alone
+``queue_timeout``   QueueTimeout  see there
+``model_broken``    LoadFailed    the catalogue's entry cannot be used
+``load_failed``     LoadFailed    the worker ended while it loaded, and gave no word of its own
+``load_backoff``    LoadFailed    it failed again and again, and is not tried before ``retry_after``
+``out_of_memory``   both          of LoadFailed and WorkerDied: there was too little memory
+``worker_died``     WorkerDied    the worker ended, and gave no word of its own
+``engine_broke``    WorkerDied    a mistake in the engine ended the worker
+``request_broke``   WorkerFailed  a mistake in the engine showed with this request; the others go on
+``decode_failed``   WorkerFailed  llama.cpp could not compute the step
+``not_loaded``      WorkerFailed  the worker has no model
+``unloaded``        WorkerFailed  the model was stopped by a command
+``protocol``        WorkerFailed  the worker's answer is none, or cannot be read
+==================  ============  ==================================================================================
 """
 
 from collections.abc import Mapping

@@ -79,6 +79,8 @@ GROW_AGAIN_SECONDS: Final = 60.0
 
 #: Commands that a worker stops when it is told to; the others it answers at once.
 _LONG: Final = (Generate, Embed, Rerank, SlotCommand)
+#: Kinds of messages that somebody may wait for, who has to be told if one cannot be read.
+_ANSWERS: Final = frozenset({"tokens", "vectors", "done", "result", "failed"})
 #: What the words of a worker's ``state`` message mean to the lifecycle.
 _TRIGGERS: Final = {"loading": Trigger.PROGRESS, "ready": Trigger.READY, "sleeping": Trigger.SLEEP}
 
@@ -167,11 +169,12 @@ class Herd:
         self._closing = True
         for request in list(self._requests.values()):
             self.leave(request.number, PoolClosed("the pool is closing"))
-        self._spares.stop(self._stop_timeout)
+        self._spares.close(self._stop_timeout)
         for entry in self._entries.values():
-            self._let_rest(entry)
+            entry.stop_timers()
             for replica in entry.replicas:
                 self._clocks.stop(replica)
+                self._clocks.forget_load(replica)
                 self._stop_worker(replica)
         while self._workers or self._tasks:
             for worker in list(self._workers):
@@ -247,8 +250,13 @@ class Herd:
         if replica.state is not State.LOADED or replica.worker is None or replica.drowsy or request.command is None:
             raise ModelNotLoaded(f"model {request.entry.name!r} is not loaded", code="model_not_loaded")
         # If its worker ends, the question ends with it.
-        request.replica, request.aside, request.retried = replica, True, True
+        request.aside = request.retried = True
         self._requests[request.number] = request
+        self._give(request, replica)
+        if isinstance(request.command, SlotCommand):
+            # What saves or restores a slot is in use: it is neither to idle away nor to make room meanwhile.
+            self._scheduler.hold(request.entry.name, replica.index)
+            self._clocks.stop(replica)
         replica.worker.post(request.command)
 
     def next_number(self) -> int:
@@ -346,6 +354,8 @@ class Herd:
         """Forget a request, however it ended."""
         request = self._requests.pop(number)
         request.stop_waiting()
+        if request.replica is not None:
+            del request.replica.requests[number]
         if not self._requests:
             self._at_rest.set()
         return request
@@ -382,8 +392,8 @@ class Herd:
         self._let_rest(entry)
         error = WorkerFailed(f"model {entry.name!r} was unloaded", code="unloaded")
         for replica in entry.replicas:
-            for request in self._granted_to(replica):
-                self.leave(request.number, error)
+            for number in list(replica.requests):
+                self.leave(number, error)
         self._scheduler.unload(entry.name, error)
 
     def sleep(self, entry: Entry) -> None:
@@ -405,8 +415,10 @@ class Herd:
         for worker in entry.workers:
             worker.post(Lora(scales=scales))
 
-    def _granted_to(self, replica: Replica) -> list[Request]:
-        return [request for request in self._requests.values() if request.replica is replica]
+    @staticmethod
+    def _give(request: Request, replica: Replica) -> None:
+        request.replica = replica
+        replica.requests[request.number] = request
 
     # --- effects: what the scheduler decided ---
 
@@ -454,13 +466,14 @@ class Herd:
     def grant(self, ticket: int, replica: int) -> None:
         request = self._requests[ticket]
         request.stop_waiting()
-        request.replica = holder = request.entry.replicas[replica]
+        holder = request.entry.replicas[replica]
         if request.command is None:
             self._drop(ticket)
             self._clocks.mind(holder)
             if request.sink is not None:
                 request.sink.finish(None)
         else:
+            self._give(request, holder)
             self._clocks.stop(holder)
             if isinstance(request.sink, Stream):
                 request.sink.start(now() - request.since)
@@ -576,7 +589,18 @@ class Herd:
                     gpus = self._measured_gpus(worker)
                     self._scheduler.measure(replica.entry.name, message.rss_bytes, replica.index, gpus)
             case Unknown():
-                _log.warning("%r sent a %r that means nothing here: %s", worker, message.kind, message.reason)
+                self._on_unknown(worker, replica, message)
+
+    def _on_unknown(self, worker: Worker, replica: Replica, message: Unknown) -> None:
+        """Nobody waits for what nobody knows; but an answer that cannot be read is one that will never come."""
+        _log.warning("%r sent a %r that means nothing here: %s", worker, message.kind, message.reason)
+        if message.kind not in _ANSWERS:
+            return
+        reason = f"the worker's answer, a {message.kind!r}, cannot be read: {message.reason}"
+        if message.request is not None:
+            self._end(replica, message.request, WorkerFailed(reason, code="protocol"))
+        else:  # anybody's answer may be in it
+            worker.fail(reason)
 
     def _measured_gpus(self, worker: Worker) -> tuple[int, ...] | None:
         if not self._gpus or self._gpu_memory is None or worker.pid is None:
@@ -595,6 +619,9 @@ class Herd:
             else:
                 request.sink.finish(end)
         if request.aside:
+            if isinstance(request.command, SlotCommand):
+                self._scheduler.let_go(replica.entry.name, replica.index)
+                self._clocks.mind(replica)
             return
         replica.keep_alive = request.keep_alive
         self._scheduler.finish(request.number)
@@ -656,22 +683,21 @@ class Herd:
         retry = not loading and error is not None and not entry.broken and not entry.removed
         again = self._lose_granted(replica, error, retry=retry)
         self._tell(replica, "status_change", {"status": entry.state, "exit_code": end.code})
+        for request in again.values():
+            self._let_wait(request)
         second_try = self._scheduler.exited(
-            entry.name, error if loading else None, replica=replica.index, short_of_memory=starved
+            entry.name, error if loading else None, replica=replica.index, short_of_memory=starved, again=again
         )
         if error is not None and not second_try:
             self._count_failure(entry, error, loading=loading, starved=starved)
-        for request in again:
-            self._let_wait(request)
-            self._put(request)
         self._registry.forget_if_gone(entry)
 
     def _count_failure(self, entry: Entry, error: PoolError, *, loading: bool, starved: bool) -> None:
         """See to what follows from the end of a worker that nobody had told to end."""
         loop = asyncio.get_running_loop()
         if entry.lives:
-            if loading:
-                loop.call_later(GROW_AGAIN_SECONDS, self._let_grow, entry)
+            if loading and entry.growth is None:
+                entry.growth = loop.call_later(GROW_AGAIN_SECONDS, self._let_grow, entry)
             return
         if loading:
             entry.backoff.failed(now(), costly=starved)
@@ -684,6 +710,7 @@ class Herd:
             entry.revival = loop.call_later(entry.backoff.wait(now()), self._revive, entry)
 
     def _let_grow(self, entry: Entry) -> None:
+        entry.growth = None
         if self._entries.get(entry.name) is entry:
             self._scheduler.let_grow(entry.name)
 
@@ -693,21 +720,21 @@ class Herd:
         if not (entry.lives or entry.broken or entry.removed or self._closing):
             self.accept(Request(self.next_number(), entry, None, Nobody(), priority=entry.spec.priority))
 
-    def _let_rest(self, entry: Entry) -> None:
+    @staticmethod
+    def _let_rest(entry: Entry) -> None:
         entry.reviving = False
-        if entry.revival is not None:
-            entry.revival.cancel()
-            entry.revival = None
+        entry.stop_revival()
 
-    def _lose_granted(self, replica: Replica, error: PoolError | None, *, retry: bool) -> list[Request]:
+    def _lose_granted(self, replica: Replica, error: PoolError | None, *, retry: bool) -> dict[int, Request]:
         """Fail the requests that a worker took with it. Return those that deserve a second worker: nothing of their
         answer is out, and this was their first.
         """
-        again: list[Request] = []
-        for request in self._granted_to(replica):
+        again: dict[int, Request] = {}
+        for request in list(replica.requests.values()):
             if request.sink is not None and retry and not request.answered and not request.retried:
+                del replica.requests[request.number]
                 request.replica, request.retried = None, True
-                again.append(request)
+                again[request.number] = request
                 continue
             self._drop(request.number)
             if request.sink is not None:
@@ -718,8 +745,8 @@ class Herd:
     # --- rest ---
 
     def _is_idle(self, replica: Replica) -> bool:
-        name = replica.entry.name
-        return not self._scheduler.in_flight(name, replica.index) and not self._scheduler.queued(name)
+        name, index, scheduler = replica.entry.name, replica.index, self._scheduler
+        return not (scheduler.in_flight(name, index) or scheduler.queued(name) or scheduler.held(name, index))
 
     def _on_rest(self, replica: Replica, rest: Rest) -> None:
         if rest.action == "sleep":

@@ -79,6 +79,7 @@ class Registry:
     def forget_if_gone(self, entry: Entry) -> None:
         """Forget a removed model whose last worker is gone."""
         if entry.removed and entry.worker is None:
+            entry.stop_timers()
             del self.entries[entry.name]
             self._scheduler.remove(entry.name)
             self._events.emit(entry.name, "model_remove", {})

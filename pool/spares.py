@@ -41,6 +41,7 @@ class SpareKeeper:
         self._is_busy = is_busy
         self._spare: Worker | None = None
         self._patience: asyncio.TimerHandle | None = None
+        self._replacement: asyncio.TimerHandle | None = None
 
     def keep(self) -> None:
         """Start a spare, if one is wanted and there is none."""
@@ -81,8 +82,16 @@ class SpareKeeper:
         """Start a new spare when the load that took the last one, and what it was for, have had their time: a starting
         interpreter would take a core from them.
         """
-        if self._wanted and self._spare is None:
-            asyncio.get_running_loop().call_later(SPARE_SECONDS, self._due, patience)
+        if self._wanted and self._spare is None and self._replacement is None:
+            self._replacement = asyncio.get_running_loop().call_later(SPARE_SECONDS, self._due, patience)
+
+    def close(self, timeout: float) -> None:
+        """Keep none any more; one that there is stops within so many seconds."""
+        self._wanted = False
+        if self._replacement is not None:
+            self._replacement.cancel()
+            self._replacement = None
+        self.stop(timeout)
 
     def _forget_patience(self) -> None:
         if self._patience is not None:
@@ -90,6 +99,7 @@ class SpareKeeper:
             self._patience = None
 
     def _due(self, patience: int) -> None:
+        self._replacement = None
         if patience > 0 and self._is_busy():
             self.replace(patience - 1)
         else:

@@ -104,7 +104,7 @@ class Worker:
         except BaseException:
             if endpoint is not None:
                 endpoint.discard()
-            self._gone.set()
+            self._end()
             raise
         self._channel = endpoint.channel
         listening = self._spawn(self._listen(self._channel))
@@ -222,8 +222,12 @@ class Worker:
         channel.peer_exited()
         await asyncio.wait([listening], timeout=LAST_MESSAGES_SECONDS)
         listening.cancel()
+        channel.abort()
+        self._end()
+        self._owner.on_exit(self, end)
+
+    def _end(self) -> None:
+        self._gone.set()
         if self._kill_timer is not None:
             self._kill_timer.cancel()
-        channel.abort()
-        self._gone.set()
-        self._owner.on_exit(self, end)
+            self._kill_timer = None

@@ -822,13 +822,15 @@ class Lora(_Struct, frozen=True, kw_only=True):
 class Unknown(msgspec.Struct, frozen=True):
     """A record that arrived whole but means nothing here: an unknown kind, or a body that is not what its kind says.
 
-    Receivers log and ignore it; a worker also refuses a request or a load, which somebody waits for. ``reason`` says
-    what was wrong; ``body`` is cut to 200 bytes.
+    Receivers log it. What nobody waits for they ignore; a request that somebody waits for is refused by its worker, and
+    ended by the pool if it is its answer that cannot be read. ``reason`` says what was wrong; ``body`` is cut to 200
+    bytes; ``request`` is the number of the request that a body of a known kind speaks of, None where it says none.
     """
 
     kind: str
     reason: str
     body: bytes = b""
+    request: int | None = None
 
 
 ChildMessage: TypeAlias = State | Tokens | Vectors | Done | Result | Failed | Stats | Unknown
@@ -945,4 +947,25 @@ def decode(kind: str, body: bytes | bytearray | memoryview) -> Message:
     try:
         return cast(Message, decoder.decode(body or b"{}"))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        return Unknown(kind, str(error), bytes(body[:_EXCERPT]))
+        return Unknown(kind, str(error), bytes(body[:_EXCERPT]), _request_in(body))
+
+
+class _Numbered(msgspec.Struct, frozen=True):
+    """The one field that matters of a body which is not what its kind says."""
+
+    request: int
+
+
+_numbered: Final = msgspec.json.Decoder(_Numbered)
+_FIRST_FIELD: Final = b'{"request":'
+
+
+def _request_in(body: bytes | bytearray | memoryview) -> int | None:
+    """Return the number of the request that a body speaks of, as far as it can be told."""
+    try:
+        return _numbered.decode(body).request
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        pass  # no JSON as a whole; its beginning may do
+    head = bytes(body[:_EXCERPT])
+    number = head.removeprefix(_FIRST_FIELD).partition(b",")[0]
+    return int(number) if head.startswith(_FIRST_FIELD) and number.isdigit() else None

@@ -14,7 +14,6 @@ nobody is left to wait for it and the operating system frees faster.
 import contextlib
 import os
 import queue
-import re
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -65,8 +64,6 @@ EngineFactory = Callable[[str], Engine]
 LEAVE_SECONDS: Final = 5.0
 #: Least time between two messages of figures.
 LOAD_SECONDS: Final = 1.0
-#: The number of the request in a message's body, where it comes first.
-_REQUEST: Final = re.compile(rb'\{"request":(\d{1,18})[,}]')
 #: Least progress between two ``loading`` messages.
 PROGRESS_STEP: Final = 0.01
 
@@ -241,12 +238,11 @@ class Service:
         """Say no to a message that means nothing here, if somebody waits for its answer."""
         log(f"a message of kind {message.kind!r} is not understood: {message.reason}")
         text = f"the worker does not understand the {message.kind}: {message.reason}"
-        number = _REQUEST.match(message.body)
         if message.kind == "load" and self._load is None:
             self._report(Failed(message=text, fault="model", code="invalid_option"))
             self.leave(ExitCode.LOAD_FAILED)
-        elif number is not None and message.kind != "cancel":
-            failure = Failed(request=int(number[1]), message=text, fault="caller", code="invalid_request")
+        elif message.request is not None and message.kind != "cancel":
+            failure = Failed(request=message.request, message=text, fault="caller", code="invalid_request")
             self._channel.send(failure)
 
     def _answer(self, command: Generate | Embed | Rerank | Tokenize | Detokenize | Template | Slots | Sequence) -> None:

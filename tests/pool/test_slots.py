@@ -160,6 +160,8 @@ def test_replicas_have_slots_of_their_own(tmp_path: Path) -> None:
             while not any(answer.slot >= 2 for answer in answers):  # until the second one has come and had its share
                 prompts = [f"{number} {PROMPT}" for number in range(8)]
                 answers = await asyncio.gather(*(ask(pool, prompt, max_tokens=40) for prompt in prompts))
+            # The second one may have been quicker to load than the first.
+            await until(lambda: all(one.state is State.LOADED for one in pool.status("m").replicas))
             slots = {slot.id: slot for slot in await pool.slots("m")}
             assert sorted(slots) == [0, 1, 2, 3]
             last = next(answer for answer in reversed(answers) if answer.slot >= 2)

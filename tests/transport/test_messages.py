@@ -151,6 +151,27 @@ def test_what_is_unknown_says_why_and_shows_its_start() -> None:
     assert isinstance(deep, Unknown)
 
 
+@pytest.mark.parametrize(
+    ("kind", "body", "request_number"),
+    [
+        ("done", b'{"request":7,"finish_reason":12}', 7),
+        ("failed", b'{"message":"a","fault":"nobody","request":8}', 8),
+        ("done", b'{"request":9,"finish_reason":"\xff"}', 9),
+        ("result", b'{"request":10,"text":' + b"[" * 100_000, 10),
+        ("done", b'{"finish_reason":12}', None),
+        ("done", b'{"request":"7"}', None),
+        ("done", b"7,", None),
+        ("done", b"", None),
+        ("tokens", b'{"deltas":[[1,2]]}', None),
+    ],
+)
+def test_what_cannot_be_read_still_names_its_request_where_it_says_one(
+    kind: str, body: bytes, request_number: int | None
+) -> None:
+    damaged = decode(kind, body)
+    assert isinstance(damaged, Unknown) and damaged.request == request_number
+
+
 def test_unknown_is_received_and_never_sent() -> None:
     with pytest.raises(TypeError, match="Unknown"):
         encode(Unknown("k", "why"))
