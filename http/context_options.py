@@ -67,6 +67,15 @@ CONTEXT_OPTIONS: Final[Sequence[Callable[[_Command], _Command]]] = (
         help="Finished sequences that may stay in the KV cache beside the slots. -1 means three per slot.",
     ),
     click.option(
+        "-kvu/-no-kvu",
+        "--kv-unified/--no-kv-unified",
+        default=_DEFAULTS.kv_unified,
+        show_default=True,
+        envvar="LLAMA_ARG_KV_UNIFIED",
+        help="One KV cache that any request may fill. Without it each slot has its share of the cells, and many long "
+        "requests at once are faster.",
+    ),
+    click.option(
         "--swa-full/--no-swa-full",
         default=_DEFAULTS.swa_full,
         show_default=True,
@@ -123,6 +132,7 @@ _FIELDS: Final = (
     "cache_type_v",
     "cache_ram",
     "n_cached",
+    "kv_unified",
     "swa_full",
     "context_shift",
     "n_keep",

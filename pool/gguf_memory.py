@@ -109,6 +109,7 @@ def kv_bytes(
     type_v: str = "f16",
     *,
     swa_full: bool = True,
+    kv_unified: bool = True,
     n_seq: int = 1,
     n_ubatch: int = 512,
 ) -> int:
@@ -116,7 +117,8 @@ def kv_bytes(
 
     For each layer with attention, ``cells * heads * (key + value length)`` elements of the cache's types, where cells
     are ``n_ctx`` in steps of 256 (llama.cpp's src/llama-kv-cache.cpp); with ``swa_full`` False, layers with a sliding
-    window have only ``n_seq * window + n_ubatch`` cells, again in steps of 256 (src/llama-kv-cache-iswa.cpp).
+    window have only ``n_seq * window + n_ubatch`` cells, again in steps of 256 (src/llama-kv-cache-iswa.cpp). Without
+    ``kv_unified`` each sequence has its own part of the cells, and its own window with a physical batch.
 
     Not covered: the states of recurrent layers (see :func:`state_bytes`), the index caches of sparse attention, and
     value caches that are padded to the widest layer where flash attention is off. A window's pattern that llama.cpp
@@ -131,8 +133,10 @@ def kv_bytes(
         if name not in _CACHE_TYPES:
             raise BadRequest(f"unknown cache type {name!r}, known are {', '.join(_CACHE_TYPES)}")
     attention = facts.attention
-    cells = _padded(n_ctx)
-    windowed_cells = cells if swa_full else min(cells, _padded(n_seq * attention.window + n_ubatch))
+    parts, sharers = (1, n_seq) if kv_unified else (n_seq, 1)
+    cells = parts * _padded(math.ceil(n_ctx / parts))
+    window = parts * _padded(sharers * attention.window + n_ubatch)
+    windowed_cells = cells if swa_full else min(cells, window)
     total = 0
     for heads, windowed in zip(attention.n_head_kv, attention.windowed, strict=True):
         key = attention.key_length_windowed if windowed else attention.key_length
@@ -162,18 +166,34 @@ def estimate_bytes(facts: Shape, options: EngineOptions) -> int:
     batch for every head. Not covered: the process itself (some 80 MB), ``cache_ram``, projectors, adapters, what a
     GPU's driver takes, and how it is all divided between several devices.
     """
-    cells = _padded(options.n_ctx or facts.n_ctx_train)
+    n_seq = options.n_parallel + _cached(facts, options)
+    parts = 1 if options.kv_unified else n_seq
+    cells = parts * _padded(math.ceil((options.n_ctx or facts.n_ctx_train) / parts))
     n_ubatch = min(options.n_ubatch, max(options.n_batch, options.n_parallel), cells)
-    per_slot = _CACHED_STATES_PER_SLOT if facts.state.n_layer else _CACHED_PER_SLOT
-    n_seq = options.n_parallel + (per_slot * options.n_parallel if options.n_cached < 0 else options.n_cached)
     types = options.cache_type_k, options.cache_type_v
-    cache = kv_bytes(facts, cells, *types, swa_full=options.swa_full, n_seq=n_seq, n_ubatch=n_ubatch)
+    cache = kv_bytes(
+        facts,
+        cells,
+        *types,
+        swa_full=options.swa_full,
+        kv_unified=options.kv_unified,
+        n_seq=n_seq,
+        n_ubatch=n_ubatch,
+    )
     outputs = 2 * n_seq * facts.n_vocab * _F32_BYTES
     widths = n_ubatch * (_WIDTHS_HELD * facts.n_embd + _FF_WIDTHS_HELD * facts.n_ff) * _F32_BYTES
     # Who sees whom, once more for the layers with a window, and without flash attention the scores of every head.
     tables = 1 + any(facts.attention.windowed) + (max(facts.n_head, default=0) if options.flash_attn == "off" else 0)
-    scores = tables * n_ubatch * cells * _F32_BYTES
+    scores = tables * n_ubatch * cells // parts * _F32_BYTES
     return facts.size_bytes + cache + state_bytes(facts, n_seq) + cells * _CELL_BYTES + outputs + widths + scores
+
+
+def _cached(facts: Shape, options: EngineOptions) -> int:
+    if options.n_cached >= 0:
+        return options.n_cached
+    if not options.kv_unified:
+        return 0
+    return options.n_parallel * (_CACHED_STATES_PER_SLOT if facts.state.n_layer else _CACHED_PER_SLOT)
 
 
 def _padded(cells: int) -> int:

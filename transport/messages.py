@@ -105,17 +105,21 @@ class EngineOptions(_Struct, frozen=True, kw_only=True):
     model".
 
     Attributes:
-        n_ctx: Context cells shared by all slots, in tokens; 0 takes the model's training length.
+        n_ctx: Context cells of all slots together, in tokens; 0 takes the model's training length.
         n_batch: Most tokens in one decode call.
         n_ubatch: Most tokens in one physical batch.
         n_parallel: Slots, that is sequences decoded together.
         n_cached: Finished sequences that may stay in the context for requests that begin alike; -1 means three per
-            slot, or one per slot where each costs memory of its own (recurrent models).
+            slot, or one per slot where each costs memory of its own (recurrent models), or without ``kv_unified``
+            none but those in idle slots.
         n_threads: Threads for one-token steps; 0 means the cores available to the worker.
         n_threads_batch: Threads for prompt processing; 0 means ``n_threads``.
         n_gpu_layers: Layers offloaded to a GPU; -1 means all (no effect in a CPU build), 0 none.
         use_mmap: Map the file instead of reading it.
         flash_attn: ``auto``, ``on`` or ``off``.
+        kv_unified: One cache of ``n_ctx`` cells, all of which any sequence may use, and which sequences that begin
+            alike share. Off, each has its part of the cells for itself, and a common beginning is copied; llama.cpp
+            then goes over nobody else's cells for a token, which tells where many long sequences run at once.
         swa_full: Keep what has left the window of a sliding-window model: more memory, and any prefix can be reused.
         cache_type_k, cache_type_v: Element types of the KV cache. Quantised values need flash attention.
         cache_ram: MiB of RAM for the states of sequences that had to leave the KV cache, which come back from there
@@ -152,6 +156,7 @@ class EngineOptions(_Struct, frozen=True, kw_only=True):
     n_gpu_layers: int = -1
     use_mmap: bool = True
     flash_attn: Literal["auto", "on", "off"] = "auto"
+    kv_unified: bool = True
     swa_full: bool = True
     cache_type_k: CacheType = "f16"
     cache_type_v: CacheType = "f16"

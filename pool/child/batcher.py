@@ -230,11 +230,23 @@ class Batcher:
             if not self._fits(sequence, reuse):
                 return
             self._waiting.remove(sequence)
-            self.slots.take(sequence, reuse.donor if reuse is not None else None)
-            sequence.start(self.cache.acquire(reuse.donor if reuse is not None else None))
+            donor = reuse.donor if reuse is not None else None
+            self.slots.take(sequence, donor)
+            taken = self._takes_over(sequence, reuse)
+            sequence.start(donor.slot if taken and donor is not None else self.cache.acquire(donor))
             self._context.fold(sequence.slot, sequence.folds)
             self._running.append(sequence)
-            self._begin(sequence)
+            if taken and reuse is not None:
+                sequence.begin(reuse.length)
+            else:
+                self._begin(sequence)
+
+    def _takes_over(self, sequence: Sequence, reuse: Reuse | None) -> bool:
+        if reuse is None or not reuse.ready or sequence.saved is not None:
+            return False
+        stored = self._store.find(sequence.tokens, sequence.adapters)
+        better = stored is not None and stored[1] > reuse.length
+        return not better and self.cache.take_over(reuse.donor, reuse.length)
 
     def _fits(self, candidate: Sequence, reuse: Reuse | None) -> bool:
         if not self._running:
@@ -266,8 +278,8 @@ class Batcher:
         if reuse is None:
             sequence.begin(0)
         elif reuse.ready:
-            self.cache.share(reuse.donor, sequence.slot, reuse.length)
-            sequence.begin(reuse.length)
+            shared = self.cache.share(reuse.donor, sequence.slot, reuse.length)
+            sequence.begin(reuse.length if shared else 0)
         elif isinstance(reuse.donor, Sequence):
             sequence.follow(reuse.donor, reuse.length)
 
@@ -459,15 +471,14 @@ class Batcher:
         batch = self._context.batch
         batch.clear()
         parts: list[_Part] = []
-        prompts: list[Sequence] = []
-        for sequence in ready:
-            if sequence.chunk is not None:
-                continue
-            if sequence.pending == 1:
-                row = batch.add(sequence.slot, sequence.position(sequence.computed), sequence.tokens[-1])
-                parts.append(_Part(sequence, 1, row))
-            else:
-                prompts.append(sequence)
+        texts = [one for one in ready if one.chunk is None]
+        rows = [one for one in texts if one.pending == 1]
+        if not self._context.unified:
+            rows.sort(key=_by_slot)  # llama.cpp computes them together only in the order of their ids
+        for sequence in rows:
+            row = batch.add(sequence.slot, sequence.position(sequence.computed), sequence.tokens[-1])
+            parts.append(_Part(sequence, 1, row))
+        prompts = [one for one in texts if one.pending != 1]
         if prompts:
             self._add_prompts(prompts, parts, min(self._pace.tokens(shared=bool(parts)), batch.room))
         return parts
@@ -572,6 +583,10 @@ class Batcher:
 
     def _likeliest(self, index: int, outputs: int, token: int, count: int) -> TokenProbs:
         return likeliest(self._context.logits(outputs)[index], token, count, self._vocab)
+
+
+def _by_slot(sequence: Sequence) -> int:
+    return sequence.slot
 
 
 def _stuck(request: int, error: ConstraintError) -> Failed:

@@ -457,7 +457,8 @@ class ContextSettings:
     """What a context is created with, in tokens, sequences and threads.
 
     Field names are those of llama.cpp's ``llama_context_params``; ``flash_attn_type`` is -1 auto, 0 off, 1 on;
-    ``swa_full`` keeps what has left the window of a sliding-window model; ``type_k`` and ``type_v`` are ggml's numbers
+    ``kv_unified`` lets all sequences use all cells, else each has its part of them; ``swa_full`` keeps what has left
+    the window of a sliding-window model; ``type_k`` and ``type_v`` are ggml's numbers
     (:data:`CACHE_TYPES`). Of ``rope_*`` and ``yarn_*`` the defaults mean what the model says. ``embeddings``
     makes every token an output; ``pooling_type`` -1 is the model's own.
     """
@@ -470,6 +471,7 @@ class ContextSettings:
     n_threads: int
     n_threads_batch: int
     flash_attn_type: int = -1
+    kv_unified: bool = True
     swa_full: bool = True
     type_k: int = 1
     type_v: int = 1
@@ -490,11 +492,10 @@ _context_create = _bind(_long, "llama_init_from_model", _ptr, _ptr, _low.llama_c
 
 
 def context_create(model: int, settings: ContextSettings, abort: AbortFlag) -> int | None:
-    """Create a context with one unified KV cache; ``None`` when it failed. ``abort`` must outlive it."""
+    """Create a context; ``None`` when it failed. ``abort`` must outlive it."""
     params = _context_defaults()
     for field in fields(settings):
         setattr(params, field.name, getattr(settings, field.name))
-    params.kv_unified = True
     params.no_perf = True
     params.abort_callback = abort.function
     params.abort_callback_data = abort.address

@@ -81,7 +81,29 @@ class Cache:
         if not self._free:
             self._touch(donor)
             self.evict()
-        return self._free.pop()
+        # llama.cpp computes neighbours together where each has its own part of the cache.
+        slot = min(self._free)
+        self._free.remove(slot)
+        return slot
+
+    def take_over(self, donor: Donor | None, length: int) -> bool:
+        """Give a finished sequence, cut down to ``length`` tokens, to a request that goes on with it; False, and
+        nothing changed, where it is better shared or copied.
+
+        Callers run the sequence under the donor's id.
+        """
+        if not isinstance(donor, Kept) or donor not in self._kept:
+            return False
+        lost = donor.computed - length
+        last = not self._free and len(self._kept) == 1
+        if not last and (self._context.unified or lost > _FEW_OF_ITS_OWN):
+            return False
+        if lost > _FEW_OF_ITS_OWN and self.store.on:
+            self._put_away(donor)
+        if lost and not self.truncate(donor.slot, length):
+            return False
+        self._kept.remove(donor)
+        return True
 
     def release(self, slot: int) -> None:
         """Take an id back, and drop what its sequence holds."""
@@ -135,6 +157,7 @@ class Cache:
         running = list(running)
         while (
             self.store.on
+            and self._context.unified
             and not self._rules.exact
             and len(self._kept) > newest
             and self.cells.used - self.cells.held_by(running) > _IDLE_CELLS
@@ -230,7 +253,7 @@ class Cache:
             return False
         started = perf_counter()
         through = slot
-        if donor is not None and shared and self._free and not self._rules.exact:
+        if donor is not None and shared and self._free and not self._rules.exact and self._context.unified:
             through = self._free[-1]
         if not self._context.load(through, state.data):
             self._context.forget(through)
@@ -254,11 +277,17 @@ class Cache:
         known = self._seconds_per_byte
         self._seconds_per_byte += _WEIGHT * (min(seconds / size, _MOST_RISE * known) - known)
 
-    def share(self, donor: Donor, slot: int, length: int) -> None:
-        """Let an empty sequence begin with the first ``length`` tokens of a donor."""
-        self._context.share(donor.slot, slot, length)
-        self.cells.share(donor.slot, slot, length)
+    def share(self, donor: Donor, slot: int, length: int) -> bool:
+        """Let an empty sequence begin with the first ``length`` tokens of a donor; False leaves it empty."""
+        if self._context.unified:
+            self._context.share(donor.slot, slot, length)
+            self.cells.share(donor.slot, slot, length)
+        elif self._context.copy(donor.slot, slot, length):
+            self.cells.grow(slot, length)
+        else:
+            return False
         self._touch(donor)
+        return True
 
     def truncate(self, slot: int, length: int) -> bool:
         """Keep the first ``length`` tokens of a sequence; False when this model cannot, and nothing changed."""

@@ -57,10 +57,11 @@ def settings_for(model: Model, options: EngineOptions, threads: tuple[int, int])
         if not low <= value <= high:
             raise EngineError(f"{name} is {value}; it must be {low} to {high}", code="invalid_option")
     _check_cache_types(model, options)
-    cells = -(-cells // _CELL_STEP) * _CELL_STEP
+    n_seq_max = options.n_parallel + _cached_sequences(model, options)
+    parts = 1 if options.kv_unified else n_seq_max
+    cells = -(-cells // (_CELL_STEP * parts)) * _CELL_STEP * parts
     # Every slot needs its row in each step.
     n_batch = min(max(options.n_batch, options.n_parallel), cells)
-    n_seq_max = options.n_parallel + _cached_sequences(model, options)
     return ContextSettings(
         n_ctx=cells,
         n_batch=n_batch,
@@ -72,6 +73,7 @@ def settings_for(model: Model, options: EngineOptions, threads: tuple[int, int])
         n_threads=threads[0],
         n_threads_batch=threads[1],
         flash_attn_type=_FLASH_ATTENTION[options.flash_attn],
+        kv_unified=options.kv_unified,
         swa_full=options.swa_full,
         type_k=bindings.CACHE_TYPES[options.cache_type_k][0],
         type_v=bindings.CACHE_TYPES[options.cache_type_v][0],
@@ -105,6 +107,8 @@ def _cached_sequences(model: Model, options: EngineOptions) -> int:
         return 0
     if options.n_cached >= 0:
         return options.n_cached
+    if not options.kv_unified:
+        return 0
     per_slot = 1 if model.recurrent else 3
     return min(per_slot * options.n_parallel, _MOST_SEQUENCES - options.n_parallel)
 
@@ -113,7 +117,8 @@ class Context:
     """The KV cache, the compute buffers and the one batch of a model. Free it before the model.
 
     Attributes:
-        n_ctx: Cells of the cache, shared by all sequences.
+        n_ctx: Cells of the cache.
+        unified: Whether any sequence may use any cell, and several may share some.
         n_ctx_seq: Most tokens of one sequence.
         n_sequences: Sequence ids, from 0 on.
         unfit: Why this model cannot continue a text; empty when it can.
@@ -146,6 +151,7 @@ class Context:
         self.n_ctx: Final = bindings.n_ctx(handle)
         self.n_ctx_seq: Final = bindings.n_ctx_seq(handle)
         self.n_ubatch: Final = settings.n_ubatch
+        self.unified: Final = settings.kv_unified
         self.n_sequences: Final = settings.n_seq_max
         self.batch: Final = Batch(bindings.n_batch(handle))
 
@@ -199,7 +205,8 @@ class Context:
 
     def share(self, source: int, target: int, length: int, start: int = 0) -> None:
         """Let a sequence of ``start`` tokens hold the tokens from there to ``length`` of another, whose cells then
-        serve both.
+        serve both. Only where the cache is unified: otherwise llama.cpp aborts the process, or copies later than it
+        says; see :meth:`copy`.
 
         Whether the model allows that for this length is the caller's to know; see :class:`prefix.Rules`.
         """
@@ -207,6 +214,14 @@ class Context:
             folds = self._folds.get(target, ())
             first, end = position_of(folds, start), position_of(folds, length)
             bindings.memory_seq_cp(self._memory, source, target, first, end)
+
+    def copy(self, source: int, target: int, length: int) -> bool:
+        """Let an empty sequence hold copies of the first ``length`` tokens of another; False leaves it empty."""
+        data = self.save(source)
+        if data is None or not self.load(target, data) or not self.truncate(target, length):
+            self.forget(target)
+            return False
+        return True
 
     @property
     def can_shift(self) -> bool:

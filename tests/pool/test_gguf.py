@@ -338,6 +338,8 @@ def test_the_cache_of_smollm2_has_the_size_that_llama_cpp_says() -> None:
         ("gemma2", {"n_ctx": 4096}),
         ("gemma2", {"n_ctx": 4096, "swa_full": False}),
         ("gemma2", {"n_ctx": 4096, "swa_full": False, "n_parallel": 1, "n_ubatch": 32}),
+        ("random", {"n_ctx": 4096, "kv_unified": False}),
+        ("gemma2", {"n_ctx": 4096, "swa_full": False, "kv_unified": False}),
         ("mamba", {"n_ctx": 1024}),
         (smollm2_path(), {"n_ctx": 1024, "flash_attn": "auto"}),
         (smollm2_path(), {"n_ctx": 2048, "n_parallel": 2}),
@@ -350,7 +352,14 @@ def test_estimates_agree_with_llama_cpp(model: str | Path, options: dict[str, An
     n_seq = settings_.n_parallel + settings_.n_cached
     real = measured(model, **chosen)
 
-    cache = kv_bytes(facts, settings_.n_ctx, swa_full=settings_.swa_full, n_seq=n_seq, n_ubatch=settings_.n_ubatch)
+    cache = kv_bytes(
+        facts,
+        settings_.n_ctx,
+        swa_full=settings_.swa_full,
+        kv_unified=settings_.kv_unified,
+        n_seq=n_seq,
+        n_ubatch=settings_.n_ubatch,
+    )
     assert cache / MIB == pytest.approx(real.get("KV", 0.0), abs=0.011)
     assert state_bytes(facts, n_seq) / MIB == pytest.approx(real.get("RS", 0.0), abs=0.011)
     context = (estimate_bytes(facts, settings_) - facts.size_bytes) / MIB

@@ -5,11 +5,16 @@ from typing import Any
 import pytest
 
 from engine_driver import GREEDY, Collected, collect, drain, loaded
+from llamaherd.pool.child.engine import RequestError
 from llamaherd.pool.child.llama_engine import LlamaEngine
 from llamaherd.transport.messages import Generate, Tokens
 
 #: Token ids of plain letters in the tiny vocabularies.
 LETTERS = range(263, 320)
+
+#: Both layouts of the cache must give the same answers and the same counts. Where each sequence has a part of its own,
+#: the context is divided among them.
+LAYOUTS = pytest.mark.parametrize("unified", [True, False], ids=["unified", "divided"])
 
 
 def tokens(length: int, seed: int = 1) -> tuple[int, ...]:
@@ -39,10 +44,11 @@ def cached(got: Collected) -> int:
 # --- one after the other ---
 
 
+@LAYOUTS
 @pytest.mark.parametrize("model", ["random", "gemma2"])
-def test_a_prompt_that_was_computed_before_is_not_computed_again(model: str) -> None:
+def test_a_prompt_that_was_computed_before_is_not_computed_again(unified: bool, model: str) -> None:
     prompt = tokens(100)
-    with loaded(model) as engine:
+    with loaded(model, n_ctx=4096, kv_unified=unified) as engine:
         expected = alone(engine, prompt)
         first = run(engine, prompt)
         before = engine.figures.computed
@@ -52,10 +58,11 @@ def test_a_prompt_that_was_computed_before_is_not_computed_again(model: str) -> 
     assert (cached(first), cached(again)) == (0, 99)
 
 
+@LAYOUTS
 @pytest.mark.parametrize("model", ["random", "gemma2"])
 @pytest.mark.parametrize("common", [1, 37, 64, 99])
-def test_any_common_beginning_is_taken_over(model: str, common: int) -> None:
-    with loaded(model) as engine:
+def test_any_common_beginning_is_taken_over(unified: bool, model: str, common: int) -> None:
+    with loaded(model, n_ctx=4096, kv_unified=unified) as engine:
         run(engine, tokens(100))
         prompt = tokens(100)[:common] + tokens(40, seed=3)
         expected = alone(engine, prompt)
@@ -64,9 +71,10 @@ def test_any_common_beginning_is_taken_over(model: str, common: int) -> None:
     assert cached(got) == common
 
 
+@LAYOUTS
 @pytest.mark.parametrize("model", ["random", "gemma2", "mamba"])
-def test_a_conversation_goes_on_where_it_ended(model: str) -> None:
-    with loaded(model) as engine:
+def test_a_conversation_goes_on_where_it_ended(unified: bool, model: str) -> None:
+    with loaded(model, n_ctx=4096, kv_unified=unified) as engine:
         first = run(engine, tokens(50))
         longer = tokens(50) + tuple(first.tokens) + tokens(20, seed=5)
         expected = alone(engine, longer)
@@ -75,8 +83,9 @@ def test_a_conversation_goes_on_where_it_ended(model: str) -> None:
     assert cached(second) == 50 + 8 - 1, "the last token of the answer was never computed"
 
 
-def test_a_recurrent_model_takes_over_whole_states_only() -> None:
-    with loaded("mamba") as engine:
+@LAYOUTS
+def test_a_recurrent_model_takes_over_whole_states_only(unified: bool) -> None:
+    with loaded("mamba", n_ctx=4096, kv_unified=unified) as engine:
         run(engine, tokens(50))
         assert cached(run(engine, tokens(50))) == 0
         prompt = tokens(30) + tokens(20, seed=5)
@@ -86,8 +95,11 @@ def test_a_recurrent_model_takes_over_whole_states_only() -> None:
     assert cached(got) == 0
 
 
-def test_without_the_full_window_only_safe_prefixes_are_taken() -> None:
-    with loaded("gemma2", swa_full=False, n_ctx=2048, n_ubatch=32, n_batch=32, n_parallel=1) as engine:
+@LAYOUTS
+def test_without_the_full_window_only_safe_prefixes_are_taken(unified: bool) -> None:
+    with loaded(
+        "gemma2", swa_full=False, n_ctx=2048, n_ubatch=32, n_batch=32, n_parallel=1, kv_unified=unified
+    ) as engine:
         first = run(engine, tokens(900))
         longer = tokens(900) + tuple(first.tokens) + tokens(20, seed=5)
         shorter = tokens(300) + tokens(20, seed=5)
@@ -97,8 +109,9 @@ def test_without_the_full_window_only_safe_prefixes_are_taken() -> None:
     assert [cached(one) for one in got] == [907, 0]
 
 
-def test_a_request_may_decline() -> None:
-    with loaded("random") as engine:
+@LAYOUTS
+def test_a_request_may_decline(unified: bool) -> None:
+    with loaded("random", n_ctx=4096, kv_unified=unified) as engine:
         run(engine, tokens(60))
         assert cached(run(engine, tokens(60), cache_prompt=False)) == 0
         assert engine.figures.kept == 1
@@ -107,9 +120,10 @@ def test_a_request_may_decline() -> None:
         assert cached(run(engine, tokens(60, seed=2))) == 0
 
 
-def test_a_cancelled_prompt_leaves_what_it_computed() -> None:
+@LAYOUTS
+def test_a_cancelled_prompt_leaves_what_it_computed(unified: bool) -> None:
     prompt = tokens(100)
-    with loaded("random", n_batch=16, n_ubatch=16) as engine:
+    with loaded("random", n_batch=16, n_ubatch=16, n_ctx=4096, kv_unified=unified) as engine:
         engine.submit(request(7, prompt))
         engine.step()
         engine.step()
@@ -137,8 +151,9 @@ def test_the_least_recently_used_makes_room_for_a_new_one() -> None:
         assert [cached(run(engine, tokens(50, seed), max_tokens=0)) for seed in (4, 1, 2, 3)] == [49, 49, 0, 0]
 
 
-def test_without_spare_sequences_a_free_slot_keeps_its_last_one() -> None:
-    with loaded("random", n_parallel=2, n_cached=0) as engine:
+@LAYOUTS
+def test_without_spare_sequences_a_free_slot_keeps_its_last_one(unified: bool) -> None:
+    with loaded("random", n_parallel=2, n_cached=0, n_ctx=4096, kv_unified=unified) as engine:
         run(engine, tokens(50))
         assert cached(run(engine, tokens(50))) == 49
 
@@ -156,9 +171,10 @@ def test_finished_sequences_make_room_for_a_large_prompt() -> None:
 # --- together ---
 
 
-def test_eight_simultaneous_requests_compute_their_common_prompt_once() -> None:
+@LAYOUTS
+def test_eight_simultaneous_requests_compute_their_common_prompt_once(unified: bool) -> None:
     prompts = [tokens(1000) + tokens(24, seed) for seed in range(2, 10)]
-    with loaded("random", n_ctx=4096, n_parallel=8) as engine:
+    with loaded("random", n_ctx=4096 if unified else 8 * 1280, n_parallel=8, kv_unified=unified) as engine:
         expected = [alone(engine, prompt, max_tokens=16) for prompt in prompts]
         before = engine.figures.computed
         for number, prompt in enumerate(prompts):
@@ -170,8 +186,9 @@ def test_eight_simultaneous_requests_compute_their_common_prompt_once() -> None:
     assert [cached(got[number]) for number in range(8)] == [0] + [1000] * 7
 
 
+@LAYOUTS
 @pytest.mark.parametrize("model", ["random", "gemma2", "mamba"])
-def test_simultaneous_requests_get_what_they_get_alone(model: str) -> None:
+def test_simultaneous_requests_get_what_they_get_alone(unified: bool, model: str) -> None:
     prompts = [
         tokens(150) + tokens(10, 2),
         tokens(150) + tokens(10, 3),
@@ -180,7 +197,7 @@ def test_simultaneous_requests_get_what_they_get_alone(model: str) -> None:
         tokens(60, 5),
         tokens(150),
     ]
-    with loaded(model, n_parallel=6, n_batch=64, n_ubatch=64) as engine:
+    with loaded(model, n_parallel=6, n_batch=64, n_ubatch=64, n_ctx=4096, kv_unified=unified) as engine:
         expected = [alone(engine, prompt) for prompt in prompts]
         for number, prompt in enumerate(prompts):
             engine.submit(request(number, prompt))
@@ -189,9 +206,12 @@ def test_simultaneous_requests_get_what_they_get_alone(model: str) -> None:
     assert [cached(got[number]) for number in range(6)] == [0, 150, 100, 159, 0, 149]
 
 
-def test_without_the_full_window_followers_take_over_in_time() -> None:
+@LAYOUTS
+def test_without_the_full_window_followers_take_over_in_time(unified: bool) -> None:
     prompts = [tokens(300) + tokens(10, seed) for seed in (2, 3, 4)]
-    with loaded("gemma2", swa_full=False, n_parallel=3, n_batch=128, n_ubatch=128) as engine:
+    with loaded(
+        "gemma2", swa_full=False, n_parallel=3, n_batch=128, n_ubatch=128, n_ctx=4096, kv_unified=unified
+    ) as engine:
         expected = [alone(engine, prompt) for prompt in prompts]
         for number, prompt in enumerate(prompts):
             engine.submit(request(number, prompt))
@@ -200,9 +220,10 @@ def test_without_the_full_window_followers_take_over_in_time() -> None:
     assert [cached(got[number]) for number in range(3)] == [0, 300, 300]
 
 
-def test_a_follower_of_a_cancelled_leader_goes_on_with_what_is_there() -> None:
+@LAYOUTS
+def test_a_follower_of_a_cancelled_leader_goes_on_with_what_is_there(unified: bool) -> None:
     prompts = [tokens(100) + tokens(5, seed) for seed in (2, 3)]
-    with loaded("random", n_parallel=2, n_batch=32, n_ubatch=32) as engine:
+    with loaded("random", n_parallel=2, n_batch=32, n_ubatch=32, n_ctx=4096, kv_unified=unified) as engine:
         expected = alone(engine, prompts[1])
         for number, prompt in enumerate(prompts):
             engine.submit(request(number, prompt))
@@ -213,9 +234,10 @@ def test_a_follower_of_a_cancelled_leader_goes_on_with_what_is_there() -> None:
     assert cached(got[1]) == 32
 
 
-def test_a_cancelled_follower_leaves_the_others_alone() -> None:
+@LAYOUTS
+def test_a_cancelled_follower_leaves_the_others_alone(unified: bool) -> None:
     prompts = [tokens(100) + tokens(5, seed) for seed in (2, 3, 4)]
-    with loaded("random", n_parallel=3, n_batch=32, n_ubatch=32) as engine:
+    with loaded("random", n_parallel=3, n_batch=32, n_ubatch=32, n_ctx=4096, kv_unified=unified) as engine:
         expected = [alone(engine, prompt) for prompt in prompts]
         for number, prompt in enumerate(prompts):
             engine.submit(request(number, prompt))
@@ -226,8 +248,9 @@ def test_a_cancelled_follower_leaves_the_others_alone() -> None:
     assert [got[0].tokens, got[2].tokens] == [expected[0], expected[2]]
 
 
-def test_a_late_comer_shares_with_one_that_generates() -> None:
-    with loaded("random", n_parallel=2) as engine:
+@LAYOUTS
+def test_a_late_comer_shares_with_one_that_generates(unified: bool) -> None:
+    with loaded("random", n_parallel=2, n_ctx=4096, kv_unified=unified) as engine:
         expected = alone(engine, tokens(90) + tokens(5, 2))
         got: dict[int, Collected] = {}
         engine.submit(request(1, tokens(90) + tokens(5, 3), max_tokens=30))
@@ -239,8 +262,9 @@ def test_a_late_comer_shares_with_one_that_generates() -> None:
     assert cached(got[2]) == 90
 
 
-def test_a_request_that_declines_neither_follows_nor_leads() -> None:
-    with loaded("random", n_parallel=3) as engine:
+@LAYOUTS
+def test_a_request_that_declines_neither_follows_nor_leads(unified: bool) -> None:
+    with loaded("random", n_parallel=3, n_ctx=4096, kv_unified=unified) as engine:
         engine.submit(request(1, tokens(100), cache_prompt=False))
         engine.submit(request(2, tokens(100)))
         engine.submit(request(3, tokens(100), cache_prompt=False))
@@ -304,4 +328,84 @@ def test_a_mixed_crowd_in_a_small_cache_is_served_exactly() -> None:
             engine.submit(request(number, prompt, max_tokens=length))
         got = drain(engine)
         assert engine.figures.cells <= 256
+    assert [got[number].tokens for number in range(24)] == expected
+
+
+# --- each sequence its own part of the cache ---
+
+
+def test_a_divided_cache_gives_each_slot_its_share() -> None:
+    with loaded("random", n_ctx=1000, n_parallel=3, kv_unified=False) as engine:
+        assert [slot.n_ctx for slot in engine.slots()] == [512] * 3
+        prompt = tokens(600)
+        with pytest.raises(RequestError, match="512"):
+            engine.submit(request(1, prompt))
+        got = run(engine, tokens(500), max_tokens=100)
+    assert got.reason == "length"
+    assert len(got.tokens) == 12
+
+
+def test_slots_of_a_divided_cache_never_take_from_each_other() -> None:
+    prompts = [tokens(100, seed) for seed in (2, 3, 4, 5)]
+    with loaded("random", n_ctx=1024, n_parallel=4, kv_unified=False) as engine:
+        expected = [alone(engine, prompt, max_tokens=150) for prompt in prompts]
+        before = engine.figures.computed
+        for number, prompt in enumerate(prompts):
+            engine.submit(request(number, prompt, max_tokens=150))
+        got = drain(engine)
+        assert engine.figures.computed - before == 4 * (100 + 149), "nobody was preempted"
+        assert engine.figures.kept == 4
+    assert [got[number].tokens for number in range(4)] == expected
+
+
+@pytest.mark.parametrize("model", ["random", "gemma2", "mamba"])
+def test_a_conversation_in_a_divided_cache_goes_on_in_place(model: str) -> None:
+    with loaded(model, n_ctx=1024, n_parallel=2, kv_unified=False, cache_ram=0) as engine:
+        first = run(engine, tokens(50))
+        other = run(engine, tokens(60, 9))
+        longer = tokens(50) + tuple(first.tokens) + tokens(20, seed=5)
+        second = run(engine, longer)
+        assert engine.figures.kept == 2, "the other conversation was not evicted for it"
+        assert cached(run(engine, tokens(60, 9) + tuple(other.tokens) + tokens(3, 2))) == 67
+        assert second.tokens == alone(engine, longer)
+    assert cached(second) == 57
+
+
+@pytest.mark.parametrize("unified", [True, False])
+def test_the_only_place_of_a_prefix_is_given_to_whoever_goes_on_with_it(unified: bool) -> None:
+    branch = tokens(100) + tokens(30, 5)
+    with loaded("random", n_parallel=1, n_cached=0, kv_unified=unified) as engine:
+        run(engine, tokens(100) + tokens(100, 3), max_tokens=0)
+        got = run(engine, branch)
+        assert engine.figures.stored == 1, "what was cut off is in RAM"
+        again = run(engine, tokens(100) + tokens(100, 3), max_tokens=0)
+        assert got.tokens == alone(engine, branch)
+    assert (cached(got), cached(again)) == (100, 199)
+
+
+def test_without_ram_the_only_place_of_a_prefix_still_serves_it() -> None:
+    with loaded("random", n_parallel=1, n_cached=0, cache_ram=0) as engine:
+        run(engine, tokens(100) + tokens(100, 3), max_tokens=0)
+        assert cached(run(engine, tokens(100) + tokens(30, 5))) == 100
+
+
+def test_a_shift_in_a_divided_cache_goes_on_past_its_share() -> None:
+    with loaded("random", n_ctx=512, n_parallel=2, kv_unified=False, context_shift=True) as engine:
+        got = run(engine, tokens(200), max_tokens=200)
+        both = {number: request(number, tokens(200), max_tokens=200) for number in (1, 2)}
+        for one in both.values():
+            engine.submit(one)
+        together = drain(engine)
+    assert len(got.tokens) == 200
+    assert together[1].tokens == together[2].tokens == got.tokens
+
+
+def test_a_mixed_crowd_in_a_divided_cache_is_served_exactly() -> None:
+    prompts = [tokens(20 + 13 * (number % 4), 1 + number % 3) + tokens(number % 5, 7) for number in range(24)]
+    with loaded("random", n_ctx=1024, n_parallel=4, n_batch=32, n_ubatch=32, kv_unified=False) as engine:
+        lengths = [10 + 9 * (number % 7) for number in range(24)]
+        expected = [alone(engine, prompt, max_tokens=length) for prompt, length in zip(prompts, lengths, strict=True)]
+        for number, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
+            engine.submit(request(number, prompt, max_tokens=length))
+        got = drain(engine)
     assert [got[number].tokens for number in range(24)] == expected
