@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from typing import Final, Protocol
 
 from llamaherd.pool.launch import Exit, Launcher, LaunchSpec, Process
@@ -59,6 +60,7 @@ class Worker:
         self._backlog: deque[PoolMessage] = deque()
         self._kill_timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._silent = asyncio.Event()  # nothing that it says counts any more
         self._gone = asyncio.Event()
         self._kill_wanted = False
         self._reaped = False
@@ -107,8 +109,8 @@ class Worker:
             self._end()
             raise
         self._channel = endpoint.channel
-        listening = self._spawn(self._listen(self._channel))
-        self._spawn(self._watch(self._process, self._channel, listening))
+        self._channel.deliver(self._on_messages, self._on_end)
+        self._spawn(self._watch(self._process, self._channel))
         self._start_pump(self._channel)
         if self._kill_wanted:
             self._process.kill()
@@ -151,26 +153,29 @@ class Worker:
         finally:
             self._pumping = False
 
-    async def _listen(self, channel: Channel) -> None:
+    def _on_messages(self, messages: Sequence[ChildMessage]) -> None:
+        if self._silent.is_set():
+            return
         try:
-            await self._hear(channel)
+            for message in messages:
+                self._owner.on_message(self, message)
         except Exception:
             # A mistake of ours must cost this worker and not leave everyone who counts on it waiting.
             _log.exception("%r: the pool could not handle a message", self)
+            self._silent.set()
             self.fail("the pool could not handle a message of it")
 
-    async def _hear(self, channel: Channel) -> None:
-        try:
-            while True:
-                for message in await channel.receive():
-                    self._owner.on_message(self, message)
-        except BrokenChannel as error:
+    def _on_end(self, error: ChannelError) -> None:
+        if self._silent.is_set():
+            return
+        self._silent.set()
+        if isinstance(error, BrokenChannel):
             # A worker that dies in the middle of a record breaks its channel too, and its exit tells more.
             self._kill_later(BROKEN_SECONDS, f"its channel broke: {error}")
-        except ChannelError as error:
-            _log.debug("%r: %s: %s", self, type(error).__name__, error)
-            if not self.stopping:
-                self._kill_later(LAST_MESSAGES_SECONDS, "it closed its channel and stayed")
+            return
+        _log.debug("%r: %s: %s", self, type(error).__name__, error)
+        if not self.stopping:
+            self._kill_later(LAST_MESSAGES_SECONDS, "it closed its channel and stayed")
 
     def fail(self, reason: str) -> None:
         """Kill the worker for a reason, which its exit is then explained with."""
@@ -216,12 +221,14 @@ class Worker:
         """Wait until the worker is gone and its owner was told. Cancelling the wait changes nothing."""
         await self._gone.wait()
 
-    async def _watch(self, process: Process, channel: Channel, listening: asyncio.Task[None]) -> None:
+    async def _watch(self, process: Process, channel: Channel) -> None:
         end = await process.wait()
         self._reaped = True
         channel.peer_exited()
-        await asyncio.wait([listening], timeout=LAST_MESSAGES_SECONDS)
-        listening.cancel()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LAST_MESSAGES_SECONDS):
+                await self._silent.wait()
+        self._silent.set()
         channel.abort()
         self._end()
         self._owner.on_exit(self, end)

@@ -3,18 +3,19 @@
 import fcntl
 import os
 import select
-import socket
+import stat
+import sys
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Final, Protocol
+from typing import Final
 
 from llamaherd.transport.channel import ChildChannel
 from llamaherd.transport.errors import BrokenChannel, ChannelClosed, ChannelError, EndOfChannel
 from llamaherd.transport.framing import Framing, encode_checked
 from llamaherd.transport.messages import ChildMessage, PoolMessage
 
-__all__ = ["PipeWire", "SocketWire", "StreamChild", "Wire"]
+__all__ = ["PipeWire", "StreamChild"]
 
 _READ_BYTES: Final = 64 * 1024
 #: When that much of a record is missing; larger blocks are mapped anew for each read.
@@ -23,53 +24,13 @@ _LARGE_READ_BYTES: Final = 128 * 1024
 _CLOSE_SECONDS: Final = 1.0
 
 
-class Wire(Protocol):
-    """Moves bytes; one thread reads and one writes at a time."""
-
-    def read(self, size: int) -> bytes:
-        """Block for the next bytes, at most ``size``; empty at the end of the stream and after :meth:`interrupt`."""
-        ...
-
-    def write(self, data: bytes) -> None:
-        """Write all of ``data``. Raises OSError, also after :meth:`interrupt`."""
-        ...
-
-    def interrupt(self) -> None:
-        """Make a blocked read and a blocked write return, from any thread, and every later one too."""
-        ...
-
-    def close(self) -> None:
-        """Close the descriptors; no call is in progress."""
-        ...
-
-
-class SocketWire:
-    """An inherited stream socket: one system call a message, and ``shutdown`` wakes whoever is blocked in one."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._socket = sock
-        sock.setblocking(True)
-
-    def read(self, size: int) -> bytes:
-        return self._socket.recv(size)
-
-    def write(self, data: bytes) -> None:
-        self._socket.sendall(data)
-
-    def interrupt(self) -> None:
-        with suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        # Closing a socket with unread data resets the connection; the pool should see an orderly end.
-        with suppress(OSError):
-            while self._socket.recv(_READ_BYTES):
-                pass
-        self._socket.close()
-
-
 class PipeWire:
-    """A pair of pipes. A thread blocked on a pipe cannot be woken, so every wait also polls a pipe of our own."""
+    """A pair of pipes, which it owns; one thread reads and one writes at a time.
+
+    A thread blocked on a pipe can be woken only by what comes through the pipe. So :meth:`interrupt` opens the other
+    end of the one that is read, by its name under ``/proc``, and writes a byte. Where that cannot be (another system, a
+    descriptor that is no pipe), every read is preceded by a poll of a pipe of our own as well.
+    """
 
     def __init__(self, read_fd: int, write_fd: int) -> None:
         self._read_fd = read_fd
@@ -77,41 +38,79 @@ class PipeWire:
         self._wake_read, self._wake_write = os.pipe()
         flags = fcntl.fcntl(write_fd, fcntl.F_GETFL)
         fcntl.fcntl(write_fd, fcntl.F_SETFL, flags | os.O_NONBLOCK)
-        self._readable = select.poll()
-        self._readable.register(read_fd, select.POLLIN)
-        self._readable.register(self._wake_read, select.POLLIN)
+        self._interrupted = False
+        self._readable: select.poll | None = None
+        if not _write_into(read_fd, b""):
+            self._readable = select.poll()
+            self._readable.register(read_fd, select.POLLIN)
+            self._readable.register(self._wake_read, select.POLLIN)
         self._writable = select.poll()
         self._writable.register(write_fd, select.POLLOUT)
         self._writable.register(self._wake_read, select.POLLIN)
 
     def read(self, size: int) -> bytes:
-        for fd, _ in self._readable.poll():
-            if fd == self._wake_read:
-                return b""
-        return os.read(self._read_fd, size)
+        """Block for the next bytes, at most ``size``; empty at the end of the stream and after :meth:`interrupt`."""
+        if self._readable is not None:
+            for fd, _ in self._readable.poll():
+                if fd == self._wake_read:
+                    return b""
+        elif self._interrupted:
+            return b""
+        data = os.read(self._read_fd, size)
+        return b"" if self._interrupted else data
 
     def write(self, data: bytes) -> None:
-        rest = memoryview(data)
+        """Write all of ``data``. Raises OSError, also after :meth:`interrupt`."""
+        try:
+            written = os.write(self._write_fd, data)
+        except BlockingIOError:
+            written = 0
+        if written < len(data):
+            self._write_rest(memoryview(data)[written:])
+
+    def _write_rest(self, rest: memoryview) -> None:
         while rest:
-            try:
+            for fd, _ in self._writable.poll():
+                if fd == self._wake_read:
+                    raise BrokenPipeError("closed while a write was blocked")
+            with suppress(BlockingIOError):
                 rest = rest[os.write(self._write_fd, rest) :]
-            except BlockingIOError:
-                for fd, _ in self._writable.poll():
-                    if fd == self._wake_read:
-                        raise BrokenPipeError("closed while a write was blocked") from None
 
     def interrupt(self) -> None:
+        """Make a blocked read and a blocked write return, from any thread, and every later one too."""
+        self._interrupted = True
         os.write(self._wake_write, b"x")
+        if self._readable is None:
+            _write_into(self._read_fd, b"x")
 
     def close(self) -> None:
+        """Close the descriptors; no call is in progress."""
         for fd in (self._read_fd, self._write_fd, self._wake_read, self._wake_write):
             os.close(fd)
+
+
+def _write_into(read_fd: int, data: bytes) -> bool:
+    """Write to the pipe that this is the reading end of; False if it cannot be written to."""
+    if sys.platform != "linux" or not stat.S_ISFIFO(os.fstat(read_fd).st_mode):
+        return False
+    try:
+        fd = os.open(f"/proc/self/fd/{read_fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        if data:
+            os.write(fd, data)
+    except BlockingIOError:
+        pass  # it is full, so no reader waits
+    finally:
+        os.close(fd)
+    return True
 
 
 class StreamChild(ChildChannel):
     """A :class:`~llamaherd.transport.channel.ChildChannel` over a wire, which it owns."""
 
-    def __init__(self, wire: Wire, framing: Framing[PoolMessage]) -> None:
+    def __init__(self, wire: PipeWire, framing: Framing[PoolMessage]) -> None:
         self._wire = wire
         self._framing = framing
         self._send_lock = threading.Lock()
@@ -157,11 +156,9 @@ class StreamChild(ChildChannel):
 
     def _read(self) -> None:
         try:
-            data = self._wire.read(max(_READ_BYTES, min(self._framing.missing, _LARGE_READ_BYTES)))
+            data = self._wire.read(_READ_BYTES if self._framing.missing <= _READ_BYTES else _LARGE_READ_BYTES)
         except OSError as error:
-            # A reset is a pool that closed without reading all; the rest is a fault of the system.
-            reset = isinstance(error, ConnectionResetError)
-            self._ending = EndOfChannel("the pool is gone") if reset else BrokenChannel(f"reading failed: {error}")
+            self._ending = BrokenChannel(f"reading failed: {error}")
             return
         if not data:
             self._ending = self._framing.finish() or EndOfChannel("the pool closed the channel")

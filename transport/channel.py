@@ -22,6 +22,10 @@ peer's sends then block. ``send`` waits while more than ``SEND_LIMIT`` bytes are
 sent; receiving more is ``BrokenChannel`` on pipes and frames. On lines it is skipped and reported once as ``Unknown``,
 since a stdout line may be any program's print.
 
+**Delivery.** A pool takes messages in one of two ways: it asks for them (``receive``), or it is called with them as
+they arrive (``deliver``). The second costs no task, no future and no turn of the loop, and holds nothing back: what the
+callee does not want to have yet is its own to keep.
+
 **Strangers.** A kind or body that nobody knows arrives as :class:`~llamaherd.transport.messages.Unknown`, never as an
 error.
 """
@@ -32,6 +36,7 @@ from typing import Final, Protocol
 
 import msgspec
 
+from llamaherd.transport.errors import ChannelError
 from llamaherd.transport.messages import ChildMessage, PoolMessage
 from llamaherd.transport.traffic import Traffic
 
@@ -86,6 +91,21 @@ class Channel(ABC):
 
         Raises:
             ChannelClosed, EndOfChannel, BrokenChannel: after the last message.
+        """
+
+    @abstractmethod
+    def deliver(
+        self, on_messages: Callable[[Sequence[ChildMessage]], None], on_end: Callable[[ChannelError], None]
+    ) -> None:
+        """From now on, hand messages over as they arrive, instead of by :meth:`receive`, which is closed then.
+
+        Args:
+            on_messages: Called on the loop with at least one message, in order; first with what has arrived already,
+                before this returns. It may send on this channel, and close it. It must not raise.
+            on_end: Called once, after the last message, with what :meth:`receive` would raise. It must not raise.
+
+        Raises:
+            RuntimeError: it was called before, or a task is in :meth:`receive`.
         """
 
     @abstractmethod
@@ -208,13 +228,14 @@ class ChildAddress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
     Attributes:
         transport: ``pipe``, ``zmq`` or ``stdio``.
-        fd: The inherited socket (pipe).
+        read_fd, write_fd: The inherited ends of two pipes (pipe).
         endpoint, identity: Where to connect and as whom (zmq).
         server_key, public_key, secret_key: CURVE keys in Z85 (zmq over tcp); empty without CURVE.
     """
 
     transport: str
-    fd: int = -1
+    read_fd: int = -1
+    write_fd: int = -1
     endpoint: str = ""
     identity: str = ""
     server_key: str = ""

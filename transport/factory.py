@@ -4,7 +4,6 @@ Both import what they need and no more: a worker that talks over a pipe loads ne
 """
 
 import os
-import socket
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -67,15 +66,15 @@ def connect(stdio: "Stdio") -> ChildChannel:
         from llamaherd.transport.dealers import FrameChild
 
         return FrameChild(address)
-    from llamaherd.transport.blocking import PipeWire, SocketWire, StreamChild
+    from llamaherd.transport.blocking import PipeWire, StreamChild
     from llamaherd.transport.framing import from_pool
 
     if address.transport == "pipe":
         from llamaherd.transport.pipes import RecordFraming
 
-        sock = socket.socket(fileno=address.fd)
-        sock.set_inheritable(False)
-        return StreamChild(SocketWire(sock), RecordFraming(from_pool))
+        for fd in (address.read_fd, address.write_fd):
+            os.set_inheritable(fd, False)
+        return StreamChild(PipeWire(address.read_fd, address.write_fd), RecordFraming(from_pool))
     if address.transport == "stdio":
         from llamaherd.transport.lines import CHILD_PREFIX, POOL_PREFIX, LineFraming
 

@@ -83,10 +83,7 @@ class FrameChannel(QueuedChannel):
 
     async def receive(self) -> Sequence[ChildMessage]:
         messages = await self._inbox.take()
-        if self._inbox.ending is None:
-            credit = self._meter.due(self._inbox.taken)
-            if credit is not None:
-                self._send_frames(self.up_id, CREDIT, credit)
+        self._resume_receiving()
         return messages
 
     def arrived(self, parts: Sequence[bytes]) -> None:
@@ -121,7 +118,9 @@ class FrameChannel(QueuedChannel):
             self._finish(EndOfChannel("the worker closed the channel"))
         elif not kind.startswith(b"\x01"):
             self._inbox.put((from_child(kind, body),), wire_size(body))
-            if self._inbox.size > RECEIVE_LIMIT + wire_size(b"") + MAX_MESSAGE_BYTES:
+            if self._inbox.on_messages is not None:
+                self._resume_receiving()
+            elif self._inbox.size > RECEIVE_LIMIT + wire_size(b"") + MAX_MESSAGE_BYTES:
                 self._finish(BrokenChannel(f"the worker sent {self._inbox.size} bytes, more than it had credit for"))
 
     def peer_exited(self) -> None:
@@ -149,6 +148,13 @@ class FrameChannel(QueuedChannel):
 
     def _stop_receiving(self) -> None:
         """The credit stops with the reader."""
+
+    def _resume_receiving(self) -> None:
+        """Give credit for what the reader took."""
+        if self._inbox.ending is None:
+            credit = self._meter.due(self._inbox.taken)
+            if credit is not None:
+                self._send_frames(self.up_id, CREDIT, credit)
 
     # --- sending ------------------------------------------------------------------------------------------------------
 

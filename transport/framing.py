@@ -6,7 +6,7 @@ worker imports this module before anything heavy.
 """
 
 from collections.abc import Callable
-from typing import Any, Final, Protocol, TypeAlias, TypeVar, cast, get_args
+from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar, cast, get_args
 
 import msgspec
 
@@ -21,7 +21,17 @@ from llamaherd.transport.messages import (
     encode,
 )
 
-__all__ = ["MAX_KIND_BYTES", "VIEW_BYTES", "Body", "Decode", "Framing", "encode_checked", "from_child", "from_pool"]
+__all__ = [
+    "MALFORMED",
+    "MAX_KIND_BYTES",
+    "VIEW_BYTES",
+    "Body",
+    "Decoder",
+    "Framing",
+    "encode_checked",
+    "from_child",
+    "from_pool",
+]
 
 #: Longest kind that a record may name, in bytes.
 MAX_KIND_BYTES: Final = 255
@@ -31,17 +41,10 @@ VIEW_BYTES: Final = 16 * 1024
 _EXCERPT: Final = 200
 
 Received = TypeVar("Received")
-Received_co = TypeVar("Received_co", covariant=True)
 
 
 #: A large body may be a view of the bytes that arrived; nothing keeps it.
 Body: TypeAlias = bytes | bytearray | memoryview
-
-
-class Decode(Protocol[Received_co]):
-    """Makes a message of one record. Never raises on what a peer may send."""
-
-    def __call__(self, kind: bytes, body: Body, /) -> Received_co: ...
 
 
 class Framing(Protocol[Received]):
@@ -82,38 +85,38 @@ def encode_checked(message: Message) -> tuple[str, bytes]:
     return kind, body
 
 
-def _decoders(messages: object) -> dict[bytes, Callable[[Body], Any]]:
-    """By kind, what decodes a body that is as it should be."""
-    types = (cls for cls in get_args(messages) if cls is not Unknown)
-    return {cls.__name__.lower().encode("ascii"): msgspec.json.Decoder(cls).decode for cls in types}
+#: What a known kind's decoder raises on a body that does not fit; KeyError stands for a kind that is not known.
+MALFORMED: Final = (KeyError, msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
-# Messages that are as they should be take the short way: ``decode`` costs half as much again, and a str of the kind.
-_from_child: Final[dict[bytes, Callable[[Body], ChildMessage]]] = _decoders(ChildMessage)
-_from_pool: Final[dict[bytes, Callable[[Body], PoolMessage]]] = _decoders(PoolMessage)
+class Decoder(Generic[Received]):
+    """Makes messages of the records of one direction; a kind of the other direction is as unknown as any.
+
+    A call never raises on what a peer may send. Where every microsecond counts, ``known[kind](body)`` is the short way
+    to a message that is as it should be; what that raises is in :data:`MALFORMED`, and the call says what it is.
+
+    Args:
+        messages: The union of the direction's message types.
+    """
+
+    def __init__(self, messages: object) -> None:
+        types = (cls for cls in get_args(messages) if cls is not Unknown)
+        self.known: Final[dict[bytes, Callable[[Body], Received]]] = {
+            cls.__name__.lower().encode("ascii"): cast(Any, msgspec.json.Decoder(cls).decode) for cls in types
+        }
+
+    def __call__(self, kind: bytes, body: Body) -> Received:
+        try:
+            return self.known[kind](body)
+        except MALFORMED:
+            if kind in self.known:
+                message: Message = decode(str(kind, "ascii"), body)  # an empty body is one without fields
+            else:
+                message = Unknown(str(kind[:64], "ascii", "replace"), "unknown kind", bytes(body[:_EXCERPT]))
+            return cast(Received, message)
 
 
-def from_child(kind: bytes, body: Body) -> ChildMessage:
-    """Decode what a worker sent; a kind that only a pool sends is as unknown as any other."""
-    known = _from_child.get(kind)
-    if known is None:
-        return _unknown(kind, body)
-    try:
-        return known(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return cast(ChildMessage, decode(str(kind, "ascii"), body))
-
-
-def from_pool(kind: bytes, body: Body) -> PoolMessage:
-    """Decode what a pool sent; a kind that only a worker sends is as unknown as any other."""
-    known = _from_pool.get(kind)
-    if known is None:
-        return _unknown(kind, body)
-    try:
-        return known(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return cast(PoolMessage, decode(str(kind, "ascii"), body))
-
-
-def _unknown(kind: bytes, body: Body) -> Unknown:
-    return Unknown(str(kind[:64], "ascii", "replace"), "unknown kind", bytes(body[:_EXCERPT]))
+#: What a worker sent.
+from_child: Final = Decoder[ChildMessage](ChildMessage)
+#: What a pool sent.
+from_pool: Final = Decoder[PoolMessage](PoolMessage)

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Final, Generic, Literal, TypeVar, cast
 
 from llamaherd.transport.errors import BrokenChannel
-from llamaherd.transport.framing import MAX_KIND_BYTES, VIEW_BYTES, Decode
+from llamaherd.transport.framing import MALFORMED, MAX_KIND_BYTES, VIEW_BYTES, Decoder
 from llamaherd.transport.messages import MAX_MESSAGE_BYTES, Unknown
 
 __all__ = ["CHILD_PREFIX", "POOL_PREFIX", "LineFraming"]
@@ -49,7 +49,7 @@ class LineFraming(Generic[Received]):
 
     def __init__(
         self,
-        decode: Decode[Received],
+        decode: Decoder[Received],
         *,
         sends: bytes,
         receives: bytes,
@@ -71,11 +71,26 @@ class LineFraming(Generic[Received]):
 
     def feed(self, data: bytes, into: list[Received]) -> None:
         log: list[bytes] = []
-        *ended, tail = data.split(b"\n")
-        for piece in ended:
-            self._end_line(piece, into, log)
-        if tail:
-            self._extend_line(tail, into, log)
+        known, prefix, kind_at, start = self._decode.known, self._prefix, len(self._prefix), 0
+        if self._partial or self._inside != "line":
+            start = data.find(b"\n") + 1
+            if start == 0:
+                self._extend_line(data, into, log)
+                start = len(data)
+            else:
+                self._end_line(data[: start - 1], into, log)
+        while (stop := data.find(b"\n", start)) >= 0:
+            if data.startswith(prefix, start) and stop - start < VIEW_BYTES:
+                kind, _, body = data[start + kind_at : stop].partition(b":")
+                try:
+                    into.append(known[kind](body))
+                except MALFORMED:
+                    into.append(self._decode(kind, body))
+            elif stop > start:
+                self._end_line(data[start:stop], into, log)
+            start = stop + 1
+        if start < len(data):
+            self._extend_line(data[start:], into, log)
         if log:
             self._on_log(b"".join(log))
 

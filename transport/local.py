@@ -1,9 +1,11 @@
 """The two transports that are descriptors and nothing else: ``pipe`` and ``stdio``."""
 
 import asyncio
+import fcntl
 import os
-import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import Final
 
 import msgspec
 
@@ -14,6 +16,10 @@ from llamaherd.transport.pipes import RecordFraming
 from llamaherd.transport.streams import StreamChannel
 
 __all__ = ["PipeTransport", "PreparedEndpoint", "StdioTransport", "check_identity"]
+
+
+#: What a worker's pipe to its pool holds, so that it seldom waits for the pool to read.
+_PIPE_BYTES: Final = 256 * 1024
 
 
 def check_identity(identity: str) -> None:
@@ -78,33 +84,51 @@ def _close_all(fds: Iterable[int]) -> None:
         os.close(fd)
 
 
+def _channel_pipes() -> tuple[int, int, int, int]:
+    """Return two pipes: what the worker reads and the pool writes, what the pool reads and the worker writes."""
+    their_read, our_write = os.pipe()
+    try:
+        our_read, their_write = os.pipe()
+    except OSError:
+        _close_all((their_read, our_write))
+        raise
+    os.set_blocking(our_write, False)
+    os.set_blocking(our_read, False)
+    if hasattr(fcntl, "F_SETPIPE_SZ"):
+        # Each user may have so many pages of pipes; beyond that they stay as they are.
+        with suppress(OSError):
+            fcntl.fcntl(our_read, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+    return their_read, our_write, our_read, their_write
+
+
 class PipeTransport(_LocalTransport):
-    """Length-prefixed records on an inherited socket pair: the local default."""
+    """Length-prefixed records on two inherited pipes: the local default."""
 
     name = "pipe"
 
     async def endpoint(self, identity: str, on_log: Callable[[bytes], None]) -> Endpoint:
         self._prepare(identity)
-        del on_log  # nothing but the channel writes to the socket
+        del on_log  # nothing but the channel writes to the pipe
         child_stdin, lifeline = os.pipe()
         try:
-            ours, theirs = socket.socketpair()
+            their_read, our_write, our_read, their_write = _channel_pipes()
         except OSError:
             _close_all((child_stdin, lifeline))
             raise
-        ours.setblocking(False)
-        our_fd, their_fd = ours.detach(), theirs.detach()
         channel = StreamChannel(
             asyncio.get_running_loop(),
             RecordFraming(from_child),
-            read_fd=our_fd,
-            write_fd=our_fd,
+            read_fd=our_read,
+            write_fd=our_write,
             owned=(lifeline,),
             on_release=self._channels.discard,
         )
         self._channels.add(channel)
         return PreparedEndpoint(
-            channel, ChildAddress(transport=self.name, fd=their_fd), stdin=child_stdin, pass_fds=(their_fd,)
+            channel,
+            ChildAddress(transport=self.name, read_fd=their_read, write_fd=their_write),
+            stdin=child_stdin,
+            pass_fds=(their_read, their_write),
         )
 
 
@@ -115,14 +139,7 @@ class StdioTransport(_LocalTransport):
 
     async def endpoint(self, identity: str, on_log: Callable[[bytes], None]) -> Endpoint:
         self._prepare(identity)
-        child_stdin, commands = os.pipe()
-        try:
-            states, child_stdout = os.pipe()
-        except OSError:
-            _close_all((child_stdin, commands))
-            raise
-        os.set_blocking(commands, False)
-        os.set_blocking(states, False)
+        child_stdin, commands, states, child_stdout = _channel_pipes()
         channel = StreamChannel(
             asyncio.get_running_loop(),
             LineFraming(from_child, sends=POOL_PREFIX, receives=CHILD_PREFIX, on_log=on_log),

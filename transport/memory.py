@@ -99,7 +99,7 @@ class _MemoryChannel(QueuedChannel):
             self._link.to_child.take()
             self._link.to_pool.ended = self._link.to_child.ended = True
             self._link.changed.notify_all()
-        if records:
+        if records and self._inbox.ending is None:
             self._inbox.put([from_child(*record) for record in records], size)
         self._inbox.end(error)
         self._end_sending(error)
@@ -107,8 +107,7 @@ class _MemoryChannel(QueuedChannel):
 
     async def receive(self) -> Sequence[ChildMessage]:
         messages = await super().receive()
-        if not self._stopped:
-            self._take()
+        self._resume_receiving()
         return messages
 
     def peer_exited(self) -> None:
@@ -128,6 +127,10 @@ class _MemoryChannel(QueuedChannel):
 
     def _stop_receiving(self) -> None:
         self._stopped = True
+
+    def _resume_receiving(self) -> None:
+        if not self._stopped:
+            self._take()
 
     def _release(self) -> None:
         with self._link.changed:

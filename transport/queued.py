@@ -6,7 +6,7 @@
 import asyncio
 from abc import abstractmethod
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -45,21 +45,48 @@ class Inbox:
         self.taken = 0
         self.ending: ChannelError | None = None
         self.traffic = Traffic()
+        #: Who is called with what arrives; None while it waits to be taken.
+        self.on_messages: Callable[[Sequence[ChildMessage]], None] | None = None
+        self._on_end: Callable[[ChannelError], None] | None = None
 
     def __len__(self) -> int:
         return len(self._messages)
 
     def put(self, messages: Sequence[ChildMessage], size: int) -> None:
+        traffic = self.traffic
+        traffic.received += len(messages)
+        traffic.received_bytes += size
+        if self.on_messages is not None:
+            self.taken += size
+            self.on_messages(messages)
+            return
         self._messages += messages
         self.size += size
-        self.traffic.received += len(messages)
-        self.traffic.received_bytes += size
         self._wake()
 
     def end(self, error: ChannelError) -> None:
         if self.ending is None:
             self.ending = error
             self._wake()
+            if self._on_end is not None:
+                self._on_end(fresh(error))
+
+    def deliver(
+        self, on_messages: Callable[[Sequence[ChildMessage]], None], on_end: Callable[[ChannelError], None]
+    ) -> None:
+        """Call instead of keeping; see :meth:`Channel.deliver`."""
+        if self.on_messages is not None or self._waiter is not None:
+            raise RuntimeError("another one takes the messages of this channel")
+        self.on_messages = on_messages
+        messages, self._messages = self._messages, []
+        self.taken += self.size
+        self.size = 0
+        if messages:
+            on_messages(messages)
+        if self.ending is not None:
+            on_end(fresh(self.ending))
+        else:
+            self._on_end = on_end
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -68,6 +95,8 @@ class Inbox:
     async def take(self) -> list[ChildMessage]:
         """Return everything that waits, at least one message. Nothing is lost if the call is cancelled."""
         while not self._messages:
+            if self.on_messages is not None:
+                raise RuntimeError("the messages of this channel are delivered to another one")
             if self.ending is not None:
                 raise fresh(self.ending)
             if self._waiter is not None:
@@ -142,6 +171,10 @@ class QueuedChannel(Channel):
         """Take nothing more from the system. Idempotent."""
 
     @abstractmethod
+    def _resume_receiving(self) -> None:
+        """The messages that had arrived were taken: go on if that was waited for. Idempotent."""
+
+    @abstractmethod
     def _release(self) -> None:
         """Give everything back to the system; called once."""
 
@@ -181,6 +214,12 @@ class QueuedChannel(Channel):
 
     async def receive(self) -> Sequence[ChildMessage]:
         return await self._inbox.take()
+
+    def deliver(
+        self, on_messages: Callable[[Sequence[ChildMessage]], None], on_end: Callable[[ChannelError], None]
+    ) -> None:
+        self._inbox.deliver(on_messages, on_end)
+        self._resume_receiving()
 
     async def aclose(self) -> None:
         if self._released or isinstance(self._send_ending, ChannelClosed):

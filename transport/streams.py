@@ -7,7 +7,6 @@ write drops what it has not read, and it cannot say what the kernel still holds 
 import asyncio
 import fcntl
 import os
-import select
 import sys
 import termios
 from collections import deque
@@ -60,12 +59,11 @@ class StreamChannel(QueuedChannel):
         self._unsent: deque[bytes | memoryview] = deque()
         self._unsent_size = 0
         self._corked = False
+        self._prompt = True  # the worker was heard since the last message left, or none has left yet
         self._writing = False
         self._reading = False
-        self._poll = select.poll()
-        self._poll.register(read_fd, select.POLLIN)
         self._undelivered = 0  # bytes read since the last message was complete
-        self._resume_reading()
+        self._resume_receiving()
 
     def __repr__(self) -> str:
         ending = self._inbox.ending
@@ -77,13 +75,9 @@ class StreamChannel(QueuedChannel):
     # --- receiving ----------------------------------------------------------------------------------------------------
 
     async def receive(self) -> Sequence[ChildMessage]:
-        # Saves a turn of the loop when bytes are there already. It also finds a reset that uvloop (0.23) reports to a
-        # reader only once, together with the last data. A poll costs less than a read that fails.
-        if not self._inbox and self._reading and self._poll.poll(0):
-            self._on_readable()
         messages = await self._inbox.take()
         if not self._reading:
-            self._resume_reading()
+            self._resume_receiving()
         return messages
 
     def peer_exited(self) -> None:
@@ -92,18 +86,20 @@ class StreamChannel(QueuedChannel):
             self._end(EndOfChannel("the worker exited"))
 
     def _on_readable(self) -> None:
+        size = _READ_BYTES
+        if self._undelivered and self._framing.missing > size:
+            size = _LARGE_READ_BYTES
         try:
-            data = os.read(self._read_fd, max(_READ_BYTES, min(self._framing.missing, _LARGE_READ_BYTES)))
+            data = os.read(self._read_fd, size)
         except BlockingIOError:
             return
-        except ConnectionResetError:
-            data = b""  # it closed its end without reading all that was sent to it
         except OSError as error:
             self._end(BrokenChannel(f"reading failed: {error}"))
             return
         if not data:
             self._end(EndOfChannel("the worker closed the channel"))
             return
+        self._prompt = True
         self._feed(data)
         if self._inbox.size >= RECEIVE_LIMIT:
             self._stop_receiving()
@@ -143,8 +139,8 @@ class StreamChannel(QueuedChannel):
         self._inbox.end(error)
         self._lose_unsent(error)
 
-    def _resume_reading(self) -> None:
-        if self._inbox.ending is None:
+    def _resume_receiving(self) -> None:
+        if self._inbox.ending is None and not self._reading:
             self._reading = True
             self._loop.add_reader(self._read_fd, self._on_readable)
 
@@ -165,6 +161,16 @@ class StreamChannel(QueuedChannel):
 
     def _put(self, kind: str, body: bytes) -> None:
         record = self._framing.frame(kind, body)
+        if self._prompt and not self._unsent:
+            # An answer to what was heard leaves at once, and the loop has nothing to come back for.
+            self._prompt = False
+            try:
+                written = os.write(self._write_fd, record)
+            except OSError:
+                written = 0  # what it means is found out below
+            if written == len(record):
+                return
+            record = record[written:]
         # The first message of a turn leaves at once; those that follow in the same turn leave together.
         flush = not self._corked or self._unsent_size >= _CORK_BYTES
         self._unsent.append(record)

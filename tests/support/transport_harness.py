@@ -19,7 +19,18 @@ from llamaherd.transport import Channel, ChannelError, Transport, make_transport
 from llamaherd.transport.memory import memory_pair
 from llamaherd.transport.messages import ChildMessage
 
-__all__ = ["LOOPS", "PROCESS_TRANSPORTS", "TRANSPORTS", "Started", "World", "open_world", "read_all", "run"]
+__all__ = [
+    "LOOPS",
+    "PROCESS_TRANSPORTS",
+    "TRANSPORTS",
+    "Read",
+    "Started",
+    "World",
+    "delivered",
+    "open_world",
+    "read_all",
+    "run",
+]
 
 T = TypeVar("T")
 
@@ -50,6 +61,18 @@ async def read_all(channel: Channel) -> tuple[list[ChildMessage], ChannelError]:
             received += await channel.receive()
         except ChannelError as ending:
             return received, ending
+
+
+async def delivered(channel: Channel) -> tuple[list[ChildMessage], ChannelError]:
+    """As :func:`read_all`, by being called."""
+    received: list[ChildMessage] = []
+    ended: asyncio.Future[ChannelError] = asyncio.get_running_loop().create_future()
+    channel.deliver(received.extend, ended.set_result)
+    return received, await ended
+
+
+#: Either of the two.
+Read = Callable[[Channel], Coroutine[Any, Any, tuple[list[ChildMessage], ChannelError]]]
 
 
 class Started:

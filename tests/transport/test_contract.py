@@ -4,6 +4,7 @@
 """
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import suppress
 
 import pytest
@@ -13,17 +14,19 @@ from llamaherd.transport import (
     SEND_LIMIT,
     BrokenChannel,
     ChannelClosed,
+    ChannelError,
     ChannelFull,
     EndOfChannel,
     MessageTooLarge,
 )
 from llamaherd.transport.messages import ChildMessage, Exit, Result, State, Stats, Threads, Tokenize, Unknown
-from transport_harness import LOOPS, PROCESS_TRANSPORTS, TRANSPORTS, Started, open_world, read_all, run
+from transport_harness import LOOPS, PROCESS_TRANSPORTS, TRANSPORTS, Read, Started, delivered, open_world, read_all, run
 from transport_peers import FIREHOSE_COUNT, FIREHOSE_TEXT, FLOOD_STATES, MANY
 
 everywhere = pytest.mark.parametrize("transport", TRANSPORTS)
 with_processes = pytest.mark.parametrize("transport", PROCESS_TRANSPORTS)
 on_both_loops = pytest.mark.parametrize("loop", LOOPS)
+both_ways = pytest.mark.parametrize("read", [read_all, delivered])
 
 
 def numbers(messages: list[ChildMessage]) -> list[int]:
@@ -47,7 +50,8 @@ def test_messages_sent_before_the_worker_connects_arrive(transport: str, loop: s
 
 @everywhere
 @on_both_loops
-def test_many_messages_cross_both_ways_at_once_in_order(transport: str, loop: str) -> None:
+@both_ways
+def test_many_messages_cross_both_ways_at_once_in_order(transport: str, loop: str, read: Read) -> None:
     async def main() -> None:
         async with open_world(transport) as world:
             peer = await world.start("duplex")
@@ -58,7 +62,7 @@ def test_many_messages_cross_both_ways_at_once_in_order(transport: str, loop: st
                 await peer.channel.send(Exit())
 
             sending = asyncio.create_task(send())
-            received, ending = await read_all(peer.channel)
+            received, ending = await read(peer.channel)
             await sending
             assert numbers(received) == list(range(MANY))
             assert isinstance(ending, EndOfChannel)
@@ -179,11 +183,12 @@ def test_a_pool_that_does_not_read_holds_its_worker_back_and_loses_nothing(trans
 
 @everywhere
 @on_both_loops
-def test_everything_sent_before_the_worker_closed_arrives_before_the_end(transport: str, loop: str) -> None:
+@both_ways
+def test_everything_sent_before_the_worker_closed_arrives_before_the_end(transport: str, loop: str, read: Read) -> None:
     async def main() -> None:
         async with open_world(transport) as world:
             peer = await world.start("send_and_close")
-            received, ending = await read_all(peer.channel)
+            received, ending = await read(peer.channel)
             assert numbers(received) == list(range(500))
             assert isinstance(ending, EndOfChannel)
             with pytest.raises(EndOfChannel):
@@ -196,14 +201,17 @@ def test_everything_sent_before_the_worker_closed_arrives_before_the_end(transpo
 
 @everywhere
 @on_both_loops
-def test_a_worker_that_closes_with_commands_unread_ends_in_order_all_the_same(transport: str, loop: str) -> None:
+@both_ways
+def test_a_worker_that_closes_with_commands_unread_ends_in_order_all_the_same(
+    transport: str, loop: str, read: Read
+) -> None:
     async def main() -> None:
         async with open_world(transport) as world:
             peer = await world.start("send_and_close_unread")
             for number in range(10):
                 peer.channel.send_nowait(Threads(n=number))
             peer.open_gate()
-            received, ending = await read_all(peer.channel)
+            received, ending = await read(peer.channel)
             assert numbers(received) == list(range(500))
             assert isinstance(ending, EndOfChannel)
 
@@ -212,14 +220,17 @@ def test_a_worker_that_closes_with_commands_unread_ends_in_order_all_the_same(tr
 
 @with_processes
 @on_both_loops
-def test_a_worker_that_sent_closed_and_died_before_anyone_read_loses_nothing(transport: str, loop: str) -> None:
+@both_ways
+def test_a_worker_that_sent_closed_and_died_before_anyone_read_loses_nothing(
+    transport: str, loop: str, read: Read
+) -> None:
     async def main() -> None:
         async with open_world(transport) as world:
             peer = await world.start("send_and_close")
             await peer.wait()
             peer.channel.peer_exited()
             peer.channel.peer_exited()
-            received, ending = await read_all(peer.channel)
+            received, ending = await read(peer.channel)
             assert numbers(received) == list(range(500))
             assert isinstance(ending, EndOfChannel)
 
@@ -244,7 +255,8 @@ def test_everything_sent_before_the_pool_closed_arrives_before_the_end(transport
 
 @with_processes
 @on_both_loops
-def test_a_killed_worker_ends_its_channel_after_what_had_arrived(transport: str, loop: str) -> None:
+@both_ways
+def test_a_killed_worker_ends_its_channel_after_what_had_arrived(transport: str, loop: str, read: Read) -> None:
     async def main() -> None:
         async with open_world(transport) as world:
             peer = await world.start("send_and_hang")
@@ -253,7 +265,7 @@ def test_a_killed_worker_ends_its_channel_after_what_had_arrived(transport: str,
             assert await peer.note() == "sent"
             await peer.kill()
             peer.channel.peer_exited()
-            received, ending = await read_all(peer.channel)
+            received, ending = await read(peer.channel)
             # What ZeroMQ's own thread in the worker had not sent yet died with it.
             assert numbers(received) == list(range(500 if transport in {"pipe", "stdio"} else len(received)))
             assert isinstance(ending, EndOfChannel)
@@ -383,6 +395,88 @@ def test_only_one_task_may_receive(transport: str) -> None:
                 await peer.channel.receive()
             peer.channel.send_nowait(Threads(n=1))
             assert await receiving == [Stats(rss_bytes=1)]
+
+    run("asyncio", main())
+
+
+@everywhere
+@on_both_loops
+def test_messages_are_answered_from_within_their_delivery(transport: str, loop: str) -> None:
+    async def main() -> None:
+        async with open_world(transport) as world:
+            peer = await world.start("echo")
+            heard: list[int] = []
+
+            def answer(messages: Sequence[ChildMessage]) -> None:
+                heard.extend(numbers([*messages]))
+                peer.channel.send_nowait(Threads(n=heard[-1] + 1) if heard[-1] < 300 else Exit())
+
+            ended: asyncio.Future[ChannelError] = asyncio.get_running_loop().create_future()
+            peer.channel.deliver(answer, ended.set_result)
+            peer.channel.send_nowait(Threads(n=0))
+            assert isinstance(await ended, EndOfChannel)
+            assert heard == list(range(301))
+
+    run(loop, main())
+
+
+@everywhere
+def test_messages_are_delivered_to_one_only_and_those_that_waited_come_first(transport: str) -> None:
+    async def main() -> None:
+        async with open_world(transport) as world:
+            peer = await world.start("send_and_close")
+            received = [*await peer.channel.receive()]
+            waiting = asyncio.create_task(peer.channel.receive())
+            await asyncio.sleep(0)
+            if not waiting.done():
+                with pytest.raises(RuntimeError, match="another one"):
+                    peer.channel.deliver(received.extend, lambda _: None)
+            with suppress(EndOfChannel):
+                received += await waiting
+            delivery = asyncio.create_task(delivered(peer.channel))
+            await asyncio.sleep(0)
+            with pytest.raises(RuntimeError, match="another one"):
+                peer.channel.deliver(received.extend, lambda _: None)
+            with pytest.raises(RuntimeError, match="another one"):
+                await peer.channel.receive()
+            messages, ending = await delivery
+            assert numbers(received + messages) == list(range(500))
+            assert isinstance(ending, EndOfChannel)
+
+    run("asyncio", main())
+
+
+@everywhere
+@on_both_loops
+def test_a_channel_that_is_closed_within_a_delivery_ends_there(transport: str, loop: str) -> None:
+    async def main() -> None:
+        async with open_world(transport) as world:
+            peer = await world.start("echo")
+            endings: list[ChannelError] = []
+            heard = asyncio.Event()
+
+            def close(messages: Sequence[ChildMessage]) -> None:
+                assert numbers([*messages]) == [1]
+                peer.channel.abort()
+                heard.set()
+
+            peer.channel.deliver(close, endings.append)
+            peer.channel.send_nowait(Threads(n=1))
+            await heard.wait()
+            peer.channel.peer_exited()
+            assert [type(ending) for ending in endings] == [ChannelClosed]
+
+    run(loop, main())
+
+
+@everywhere
+def test_more_than_all_buffers_hold_is_delivered_without_a_loss(transport: str) -> None:
+    async def main() -> None:
+        async with open_world(transport) as world:
+            peer = await world.start("firehose")
+            received, ending = await delivered(peer.channel)
+            assert [m.request for m in received if isinstance(m, Result)] == list(range(FIREHOSE_COUNT))
+            assert isinstance(ending, EndOfChannel)
 
     run("asyncio", main())
 

@@ -3,6 +3,8 @@
 import asyncio
 import os
 import socket
+import sys
+import threading
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 
@@ -13,13 +15,17 @@ from llamaherd.transport import (
     CHANNEL_ENV,
     BrokenChannel,
     Channel,
+    ChannelClosed,
     ChannelFull,
     ChildAddress,
     EndOfChannel,
     Endpoint,
     make_transport,
 )
+from llamaherd.transport.blocking import PipeWire, StreamChild
+from llamaherd.transport.framing import from_child, from_pool
 from llamaherd.transport.messages import Exit, State, Stats, Threads, Tokenize, Unknown
+from llamaherd.transport.pipes import RecordFraming
 from transport_harness import LOOPS, read_all, run
 
 on_both_loops = pytest.mark.parametrize("loop", LOOPS)
@@ -41,14 +47,12 @@ class Wire:
         self.channel: Channel = endpoint.channel
         self.lifeline = os.dup(endpoint.stdin)
         if name == "pipe":
-            (fd,) = endpoint.pass_fds
-            self._ends = [socket.socket(fileno=os.dup(fd))]
+            self._input, self._output = map(os.dup, endpoint.pass_fds)
         else:
             assert endpoint.stdout is not None
-            self._ends = []
-            self._output = os.dup(endpoint.stdout)
+            self._input, self._output = self.lifeline, os.dup(endpoint.stdout)
         self.name = name
-        self._closed: set[str] = set()
+        self._closed: set[int] = set()
         endpoint.spawned()
 
     def stats(self, number: int) -> bytes:
@@ -58,38 +62,27 @@ class Wire:
         return (len(body) + 6).to_bytes(4, "little") + b"\x05stats" + body
 
     def write(self, data: bytes) -> None:
-        if self.name == "pipe":
-            self._ends[0].sendall(data)
-        else:
-            rest = data
-            while rest:
-                rest = rest[os.write(self._output, rest) :]
+        rest = data
+        while rest:
+            rest = rest[os.write(self._output, rest) :]
 
     def read(self) -> bytes:
-        return self._ends[0].recv(65536) if self.name == "pipe" else os.read(self.lifeline, 65536)
+        return os.read(self._input, 65536)
 
     def stop_writing(self) -> None:
-        if self.name == "pipe":
-            self._ends[0].shutdown(socket.SHUT_WR)
-        elif "output" not in self._closed:
-            self._closed.add("output")
-            os.close(self._output)
+        self._close(self._output)
 
     def stop_reading(self) -> None:
-        if self.name == "pipe":
-            self._ends[0].shutdown(socket.SHUT_RD)
-        elif "input" not in self._closed:
-            self._closed.add("input")
-            os.close(self.lifeline)
+        self._close(self._input)
 
     def close(self) -> None:
-        for end in self._ends:
-            end.close()
-        if self.name == "stdio":
-            self.stop_writing()
-            self.stop_reading()
-        else:
-            os.close(self.lifeline)
+        for fd in (self._output, self._input, self.lifeline):
+            self._close(fd)
+
+    def _close(self, fd: int) -> None:
+        if fd not in self._closed:
+            self._closed.add(fd)
+            os.close(fd)
 
 
 @asynccontextmanager
@@ -148,8 +141,6 @@ def test_a_worker_that_goes_while_a_sender_waits_ends_the_wait(name: str, loop: 
             waiting = asyncio.create_task(wire.channel.send(Exit()))
             await asyncio.sleep(0)
             wire.stop_reading()
-            if name == "pipe":
-                wire.stop_writing()
             with pytest.raises(EndOfChannel):
                 await waiting
 
@@ -239,8 +230,8 @@ def test_messages_sent_in_one_turn_of_the_loop_leave_together(loop: str) -> None
                 wire.channel.send_nowait(Threads(n=number))
             first = wire.read()
             await asyncio.sleep(0)
-            assert wire.read().count(b"threads") == 99
-            assert first.count(b"threads") == 1
+            assert wire.read().count(b"threads") == 98
+            assert first.count(b"threads") == 2
 
     run(loop, main())
 
@@ -272,6 +263,48 @@ def test_closing_a_clogged_channel_gives_up_and_loses_the_rest(name: str) -> Non
     run("asyncio", main())
 
 
+@pytest.mark.parametrize("writable", [True, False], ids=["linux", "elsewhere"])
+def test_a_blocked_reader_of_a_pipe_is_woken_with_and_without_a_name_for_it(
+    writable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not writable:
+        monkeypatch.setattr(sys, "platform", "somewhere")
+    (their_read, our_write), (our_read, their_write) = os.pipe(), os.pipe()
+    child = StreamChild(PipeWire(their_read, their_write), RecordFraming(from_pool))
+    framing = RecordFraming(from_child)
+    os.write(our_write, framing.frame("threads", b'{"n":1}'))
+    assert child.receive() == [Threads(n=1)]
+    endings: list[str] = []
+
+    def receive() -> None:
+        try:
+            child.receive()
+        except ChannelClosed as error:
+            endings.append(type(error).__name__)
+
+    reader = threading.Thread(target=receive)
+    reader.start()
+    child.close()
+    reader.join()
+    assert endings == ["ChannelClosed"]
+    os.close(our_write)
+    os.close(our_read)
+
+
+def test_what_is_no_pipe_can_be_a_worker_s_input() -> None:
+    ours, theirs = socket.socketpair()
+    their_read = theirs.detach()
+    our_read, their_write = os.pipe()
+    child = StreamChild(PipeWire(their_read, their_write), RecordFraming(from_pool))
+    ours.sendall(RecordFraming(from_child).frame("threads", b'{"n":1}'))
+    assert child.receive() == [Threads(n=1)]
+    child.close()
+    with pytest.raises(ChannelClosed):
+        child.receive()
+    ours.close()
+    os.close(our_read)
+
+
 @on_both_streams
 def test_the_lifeline_ends_with_the_channel_and_not_before(name: str) -> None:
     async def main() -> None:
@@ -293,7 +326,7 @@ def test_no_descriptor_is_inherited_and_none_is_left(name: str) -> None:
         await transport.open()
         one, other = [await transport.endpoint(f"m#{n}", ignore) for n in range(2)]
         opened = open_descriptors() - before
-        assert len(opened) == 8
+        assert len(opened) == (12 if name == "pipe" else 8)
         assert not any(os.get_inheritable(fd) for fd in opened)
         one.discard()
         one.discard()
@@ -312,8 +345,8 @@ def test_an_address_says_no_more_than_it_must(name: str) -> None:
         transport = make_transport(name)
         endpoint = await transport.endpoint("m#1", ignore)
         address = msgspec.json.decode(endpoint.env[CHANNEL_ENV], type=ChildAddress)
-        fd = endpoint.pass_fds[0] if name == "pipe" else -1
-        assert address == ChildAddress(transport=name, fd=fd)
+        read_fd, write_fd = endpoint.pass_fds or (-1, -1)
+        assert address == ChildAddress(transport=name, read_fd=read_fd, write_fd=write_fd)
         endpoint.discard()
         await transport.aclose()
 
