@@ -20,6 +20,7 @@ from llamaherd.pool import (
     EngineOptions,
     ModelNotFound,
     ModelSpec,
+    Origin,
     Sources,
     build_catalog,
     cache_folder,
@@ -76,6 +77,16 @@ _OPTIONS: Final[Sequence[Callable[[_Command], _Command]]] = (
         help="The file of --hf-repo, instead of a quant.",
     ),
     click.option(
+        "-mu",
+        "--model-url",
+        "model_url",
+        default="",
+        metavar="URL",
+        envvar="LLAMA_ARG_MODEL_URL",
+        help="The address of a GGUF file to offer, downloaded at the start if it is not there: where --model says, or "
+        "else in llama.cpp's cache.",
+    ),
+    click.option(
         "-hft",
         "--hf-token",
         "hf_token",
@@ -87,7 +98,7 @@ _OPTIONS: Final[Sequence[Callable[[_Command], _Command]]] = (
         "--offline",
         is_flag=True,
         envvar="LLAMA_ARG_OFFLINE",
-        help="Download nothing: --hf-repo has to be in the cache.",
+        help="Download nothing: what is not there is an error.",
     ),
     alias_option,
     *PROJECTOR_OPTIONS,
@@ -110,6 +121,7 @@ class CatalogSettings:
     hf_repo: str
     hf_file: str
     hf_token: str
+    model_url: str
     offline: bool
     alias: str
     mmproj: Path | None
@@ -128,22 +140,34 @@ class CatalogSettings:
 
         Raises as :func:`~llamaherd.pool.build_catalog`, for the files; BadRequest for a projector of no or many models.
         """
-        if self.hf_repo and self.models:
-            raise BadRequest("--model and --hf-repo cannot be given together")
-        if self.mmproj is not None and len(self.models) != 1 and not self.hf_repo:
-            raise BadRequest(f"a projector belongs to one model, and {len(self.models)} model files are given")
+        origin = self._address()
+        models = [str(origin.target if (found := origin.find()) is None else found.path)] if origin else self.models
+        if self.mmproj is not None and len(models) != 1 and not self.hf_repo:
+            raise BadRequest(f"a projector belongs to one model, and {len(models)} model files are given")
         aliases = [name.strip() for name in self.alias.split(",") if name.strip()]
-        cache = cache_folder() if self.models_cache and not (self.models or self.hf_repo) else None
+        cache = cache_folder() if self.models_cache and not (models or self.hf_repo) else None
         given: tuple[ModelSpec, ...] = ()
         if self.hf_repo:
             given = (self._hub_model(options, aliases),)
-        elif self.models or (aliases and self.single):
-            given = build_catalog(self.models, options=options, aliases=aliases).models
+        elif models or (aliases and self.single):
+            given = build_catalog(models, options=options, aliases=aliases).models
             if self.mmproj is not None:
                 given = tuple(msgspec.structs.replace(spec, mmproj=self.mmproj.absolute()) for spec in given)
         elif self.single:
             given = build_catalog([DEMO], options=options).models
         return Sources(given=finish(given), models_dir=self.models_dir, cache=cache, presets=self.models_preset)
+
+    def _address(self) -> Origin | None:
+        if self.hf_repo and (self.models or self.model_url):
+            raise BadRequest("--hf-repo cannot be given together with --model or --model-url")
+        if not self.model_url:
+            return None
+        if len(self.models) > 1:
+            raise BadRequest("--model-url is downloaded to one --model at most")
+        path = Path(self.models[0]) if self.models else None
+        origin = Origin(url=self.model_url, path=path, offline=self.offline)
+        origin.check()
+        return origin
 
     def _hub_model(self, options: EngineOptions, aliases: Sequence[str]) -> ModelSpec:
         name = parse_hub_name(self.hf_repo)
@@ -163,8 +187,14 @@ class CatalogSettings:
         """Return what has to be downloaded before the models can be served, None if nothing has.
 
         Raises:
-            BadRequest: ``--hf-repo`` is no name. ModelNotFound: it is not in the cache, and this is offline.
+            BadRequest: ``--hf-repo`` is no name, or ``--model-url`` no address.
+            ModelNotFound: it is not there, and this is offline.
         """
+        address = self._address()
+        if address is not None and address.find() is None:
+            if self.offline:
+                raise ModelNotFound(f"{address.target} is not there, and this is offline")
+            return Pull(url=address.url, path=address.path)
         if not self.hf_repo:
             return None
         name = parse_hub_name(self.hf_repo)

@@ -20,7 +20,9 @@ from llamaherd.http.wanted import Pull
 from llamaherd.pool import (
     CachedModel,
     ModelNotFound,
+    Origin,
     cache_folder,
+    file_of_url,
     find_cached,
     find_model,
     model_parts,
@@ -101,11 +103,14 @@ _model_argument = click.argument("model", shell_complete=_cached_names)
 @_json_option
 @_server_options
 def pull(model: str, file: str, offline: bool, as_json: bool, server: ServerAddress) -> None:
-    """Download a model from the Hugging Face hub.
+    """Download a model from the Hugging Face hub, or a GGUF file by its address.
 
-    MODEL is <user>/<repo>[:<quant>]. Interrupted by ^C it keeps what it has, and a repeat goes on from there. HF_TOKEN
-    opens private and gated repositories.
+    MODEL is <user>/<repo>[:<quant>], or an address that begins with http:// or https://. Interrupted by ^C it keeps
+    what it has, and a repeat goes on from there. HF_TOKEN opens private and gated repositories.
     """
+    if model.startswith(("http://", "https://")):
+        _pull_address(model, file, offline, as_json, server)
+        return
     name = parse_hub_name(model)
     if server.url:
         if file or offline:
@@ -124,6 +129,23 @@ def pull(model: str, file: str, offline: bool, as_json: bool, server: ServerAddr
         signals.run(lambda guard: pull_here(wanted, guard), on_abort=restore)
         found = find_cached(cache, name, file)
         result = {"model": str(name), "path": "" if found is None else str(found.path)}
+    _say_pulled(result, as_json)
+
+
+def _pull_address(url: str, file: str, offline: bool, as_json: bool, server: ServerAddress) -> None:
+    from llamaherd.http import signals
+    from llamaherd.http.pull import pull_here
+
+    if file or server.url:
+        raise click.UsageError("--hf-file and --server are not for an address: this machine downloads all of it.")
+    origin = Origin(url=url, offline=offline)
+    origin.check()
+    signals.run(lambda guard: pull_here(Pull(url=url, offline=offline), guard), on_abort=restore)
+    found = origin.find()
+    _say_pulled({"model": file_of_url(url), "path": "" if found is None else str(found.path)}, as_json)
+
+
+def _say_pulled(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         _echo_json(result)
     else:

@@ -3,7 +3,7 @@ flag means, and a new option of the engine is a key at once.
 
 Beside the engine's options a preset has those of one model: which file, how it is called, and how the pool treats it.
 llama-server knows ``load-on-startup``, ``stop-timeout`` and ``dedup-cache-models`` of these; ``pinned``, ``priority``,
-``replicas``, ``memory`` and the idle times are ours.
+``replicas``, ``gpus``, ``cores``, ``memory``, the idle times and the limits to waiting are ours.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +14,8 @@ import click
 
 from llamaherd.http.media_options import PROJECTOR_OPTIONS
 from llamaherd.http.options import Whole, engine_options
-from llamaherd.pool import BadRequest, Draft, EngineOptions, ModelSpec, Setting, find_key
+from llamaherd.http.placement_options import CoreLists, GpuLists, placements_of
+from llamaherd.pool import BadRequest, Draft, EngineOptions, ModelSpec, Origin, Setting, find_key
 
 __all__ = ["PresetOptions", "explicit_settings"]
 
@@ -42,6 +43,9 @@ _MODEL: Final[Sequence[Callable[[Any], Any]]] = (
     click.option("-m", "--model", type=click.Path(path_type=Path), envvar="LLAMA_ARG_MODEL"),
     click.option("-hf", "-hfr", "--hf-repo", default="", envvar="LLAMA_ARG_HF_REPO"),
     click.option("-hff", "--hf-file", default="", envvar="LLAMA_ARG_HF_FILE"),
+    click.option("-mu", "--model-url", default="", envvar="LLAMA_ARG_MODEL_URL"),
+    click.option("-hft", "--hf-token", default=""),
+    click.option("--offline", type=_Truth(), default=False, envvar="LLAMA_ARG_OFFLINE"),
     *PROJECTOR_OPTIONS,
     click.option("-a", "--alias", default="", envvar="LLAMA_ARG_ALIAS"),
     click.option("--tags", default="", envvar="LLAMA_ARG_TAGS"),
@@ -57,9 +61,20 @@ _MODEL: Final[Sequence[Callable[[Any], Any]]] = (
     click.option("--priority", type=Whole(-(2**31)), default=0),
     click.option("--memory", type=Whole(0), default=None),
     click.option("--replicas", type=Whole(1), default=1),
+    click.option("--gpus", type=GpuLists(), default=()),
+    click.option("--cores", type=CoreLists(), default=()),
+    click.option("--queue-max-per-model", type=Whole(0), default=None),
+    click.option("--queue-timeout", type=click.FloatRange(0, 86400), default=None),
 )
 #: Which model it is and how it is called, with their defaults: never taken from the command line or the environment.
-_OWN: Final[Mapping[str, Any]] = {"model": None, "hf_repo": "", "hf_file": "", "alias": "", "mmproj": None}
+_OWN: Final[Mapping[str, Any]] = {
+    "model": None,
+    "hf_repo": "",
+    "hf_file": "",
+    "model_url": "",
+    "alias": "",
+    "mmproj": None,
+}
 #: Two options for one thing: the one that is set last takes the place of the other.
 _EXCLUSIVE: Final = {"template_source": "template_file", "template_file": "template_source"}
 #: Names of llama-server's own templates, without ``chatml``, which is known here too.
@@ -277,16 +292,27 @@ def _draft(name: str, values: Mapping[str, Any], options: EngineOptions) -> Draf
         priority=values["priority"],
         replicas=values["replicas"],
         memory=None if values["memory"] is None else values["memory"] * _MIB,
+        placements=placements_of(values["gpus"], values["cores"]),
+        queue_max=values["queue_max_per_model"],
+        queue_timeout=values["queue_timeout"],
     )
     return Draft(
         spec=spec,
         model=values["model"],
-        hf_repo=values["hf_repo"],
-        hf_file=values["hf_file"],
+        origin=_origin(values),
         dedup=values["dedup_cache_models"],
         mmproj=values["mmproj"].absolute() if values["mmproj"] is not None else None,
         no_mmproj=not values["mmproj_auto"],
     )
+
+
+def _origin(values: Mapping[str, Any]) -> Origin | None:
+    """Return where the files come from. Of a repository and an address the repository counts, as in llama-server."""
+    repo, url = values["hf_repo"], values["model_url"]
+    offline, token = values["offline"], values["hf_token"]
+    if repo:
+        return Origin(repo=repo, file=values["hf_file"], offline=offline, token=token)
+    return Origin(url=url, offline=offline) if url else None
 
 
 def _seconds(value: float) -> float | None:

@@ -41,9 +41,12 @@ async def _pull(pool: Pool, pull: Pull) -> None:
         with Bars() as bars:
             follower = asyncio.create_task(_follow(events, bars))
             try:
-                await pool.download(
-                    pull.model, file=pull.file, cache=pull.cache, offline=pull.offline, token=pull.token or None
-                )
+                if pull.url:
+                    await pool.download_url(pull.url, path=pull.path, offline=pull.offline)
+                else:
+                    await pool.download(
+                        pull.model, file=pull.file, cache=pull.cache, offline=pull.offline, token=pull.token or None
+                    )
             finally:
                 follower.cancel()
                 await asyncio.wait([follower])

@@ -16,10 +16,14 @@ class Pull(msgspec.Struct, frozen=True, kw_only=True):
         cache: The cache's folder.
         offline: Look into the cache and nowhere else.
         token: For private and gated repositories; empty is the environment's.
+        url: The address of a file, instead of a model.
+        path: Where that file goes; None is llama.cpp's cache.
     """
 
-    model: str
-    cache: Path
+    model: str = ""
+    cache: Path | None = None
     file: str = ""
     offline: bool = False
     token: str = ""
+    url: str = ""
+    path: Path | None = None

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from llamaherd.pool.hub import CachedModel, cache_folder, find_cached, remove_cached, scan_cache
     from llamaherd.pool.lifecycle import State
     from llamaherd.pool.names import DockerName, HubName, model_name, parse_docker_name, parse_hub_name, parse_name
+    from llamaherd.pool.origin import Origin, file_of_url
     from llamaherd.pool.params import ChatParams, GenerateParams
     from llamaherd.pool.pool import Pool
     from llamaherd.pool.presets import Preset, PresetFile, Setting, read_presets
@@ -94,6 +95,7 @@ __all__ = [
     "ModelNotLoaded",
     "ModelSpec",
     "ModelStatus",
+    "Origin",
     "Piece",
     "Placement",
     "Pool",
@@ -130,6 +132,7 @@ __all__ = [
     "build_catalog",
     "cache_folder",
     "estimate_bytes",
+    "file_of_url",
     "find_cached",
     "find_flag",
     "find_key",
@@ -188,6 +191,7 @@ _HOME: Final = {
     "ModelNotLoaded": "llamaherd.pool.errors",
     "ModelSpec": "llamaherd.pool.config",
     "ModelStatus": "llamaherd.pool.status",
+    "Origin": "llamaherd.pool.origin",
     "Piece": "llamaherd.pool.generation",
     "Placement": "llamaherd.pool.config",
     "Pool": "llamaherd.pool.pool",
@@ -224,6 +228,7 @@ _HOME: Final = {
     "build_catalog": "llamaherd.pool.catalog",
     "cache_folder": "llamaherd.pool.hub",
     "estimate_bytes": "llamaherd.pool.gguf",
+    "file_of_url": "llamaherd.pool.origin",
     "find_cached": "llamaherd.pool.hub",
     "find_flag": "llamaherd.pool.flags",
     "find_key": "llamaherd.pool.flags",

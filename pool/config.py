@@ -7,6 +7,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from llamaherd.pool.errors import BadRequest
+from llamaherd.pool.origin import Origin
 from llamaherd.transport.messages import Adapter, EngineOptions, Load, Unknown, decode, encode
 
 __all__ = [
@@ -110,6 +111,9 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
         unload_idle_seconds: Idle seconds, counted from falling asleep if it sleeps, after which its process ends; None
             means never.
         memory: Bytes that it takes, where they are known; None estimates them from the file and measures them later.
+        queue_max: Most requests that wait for it; 0 means no limit, None takes the pool's.
+        queue_timeout: Seconds that a request may wait for it, where the request itself sets no limit; 0 means no limit,
+            None takes the pool's.
         load_stall_seconds: Seconds without any sign of progress (a step of the load, a log line) after which a load is
             given up. There is no limit to a load that goes on; 0 never gives up.
         replicas: Most workers of it at a time. The first starts with the first request, a further one when more
@@ -118,8 +122,8 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
             fewer; anywhere for ``()``.
         engine: ``llama``, or ``fake`` for the scripted engine.
         source: Where it comes from: ``preset`` (a preset file, the command line or code), ``models_dir`` or ``cache``.
-        repo: Its name on the Hugging Face hub, ``user/repo[:quant]``; enough without a path for a model that is not
-            downloaded yet.
+        repo: Its name on the Hugging Face hub, ``user/repo[:quant]``.
+        origin: What is downloaded before it is loaded, while it has no path; ``repo`` by default.
         mmproj: The multimodal projector that goes with it.
         script: The fake engine's script, see :mod:`llamaherd.pool.child.fake_engine`.
     """
@@ -136,12 +140,15 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     sleep_idle_seconds: float | None = None
     unload_idle_seconds: float | None = None
     memory: int | None = None
+    queue_max: int | None = None
+    queue_timeout: float | None = None
     load_stall_seconds: float = DEFAULT_LOAD_STALL
     replicas: int = 1
     placements: tuple[Placement, ...] = ()
     engine: str = "llama"
     source: Source = "preset"
     repo: str = ""
+    origin: Origin | None = None
     mmproj: Path | None = None
     script: dict[str, Any] = {}
 
@@ -153,7 +160,10 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
             check_name(name)
         if self.engine not in ("llama", "fake"):
             raise BadRequest(f"model {self.name!r}: unknown engine {self.engine!r}, known are llama and fake")
-        if self.engine == "llama" and self.path is None and not self.repo:
+        missing = self.missing()
+        if missing is not None:
+            missing.check()
+        elif self.engine == "llama" and self.path is None:
             raise BadRequest(f"model {self.name!r} has no path")
         for adapter in self.options.adapters:
             if not abs(adapter.scale) <= MOST_SCALE:
@@ -169,7 +179,15 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
         self._check_load()
         if self.memory is not None and self.memory < 0:
             raise BadRequest(f"model {self.name!r}: memory must be a number of bytes, 0 or more")
-        for field in ("stop_timeout", "sleep_idle_seconds", "unload_idle_seconds", "load_stall_seconds"):
+        if self.queue_max is not None and self.queue_max < 0:
+            raise BadRequest(f"model {self.name!r}: queue_max must be 0 or more")
+        for field in (
+            "stop_timeout",
+            "queue_timeout",
+            "sleep_idle_seconds",
+            "unload_idle_seconds",
+            "load_stall_seconds",
+        ):
             seconds = getattr(self, field)
             if seconds is not None and not 0 <= seconds < float("inf"):
                 raise BadRequest(f"model {self.name!r}: {field} must be a finite number of seconds, 0 or more")
@@ -182,6 +200,12 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
             raise BadRequest(f"model {self.name!r} cannot be written as JSON: {error}") from None
         if isinstance(understood, Unknown):
             raise BadRequest(f"model {self.name!r}: {understood.reason}")
+
+    def missing(self) -> Origin | None:
+        """Return what has to be downloaded before it can be loaded; None if nothing has."""
+        if self.path is not None:
+            return None
+        return self.origin or (Origin(repo=self.repo) if self.repo and self.engine == "llama" else None)
 
     def placement(self, replica: int) -> Placement:
         """Return where a replica runs."""

@@ -2,11 +2,13 @@
 
 They take no place and no memory of the models', and the scheduler does not know of them. This module owns their state
 as the herd owns that of models; both tell their news to the same event log. A download is known by its name until it
-has failed; one that has finished stays in the list, as ``downloaded``, until the catalogue takes it over.
+has failed; one that has finished stays in the list, as ``downloaded``, until the catalogue takes it over. The files of
+a model that is in the catalogue already are *fetched*: that download is its model's affair and in no list.
 """
 
 import asyncio
 import os
+from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
@@ -16,7 +18,6 @@ from llamaherd.pool.events import EventLog
 from llamaherd.pool.launch import HUB_LOGIN_ENV, Exit, Launcher
 from llamaherd.pool.lifecycle import State
 from llamaherd.pool.logs import LogRing
-from llamaherd.pool.names import DockerName, HubName
 from llamaherd.pool.status import ModelStatus
 from llamaherd.pool.worker import Worker
 from llamaherd.transport import Transport
@@ -36,7 +37,7 @@ class Job:
     """One download.
 
     Attributes:
-        worker: None once it is over.
+        worker: None once it is over, and while it waits for others to end.
         begun: Resolves when the hub has said what there is to fetch.
         ended: Resolves when the download is over, with its failure or None.
         progress: Bytes of each file: ``{url: {"done", "total"}}``.
@@ -72,6 +73,8 @@ class Downloads:
         self._jobs: dict[str, Job] = {}
         self._workers: dict[Worker, Job] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        #: What is fetched when one of those that go on has ended.
+        self._waiting: deque[tuple[Job, Download, str]] = deque()
         self._closing = False
 
     def find(self, name: str) -> Job | None:
@@ -99,45 +102,77 @@ class Downloads:
             pid=None if worker is None else worker.pid,
         )
 
-    def start(self, name: HubName | DockerName, command: Download, token: str | None) -> Job:
+    def start(self, name: str, command: Download, token: str | None) -> Job:
         """Begin a download.
 
         Raises:
             ModelBusy: one of that name goes on. QueueFull: there are too many. PoolClosed.
         """
-        if self._closing:
-            raise PoolClosed("the pool is closing")
-        if self.active(str(name)) is not None:
+        self._check_open()
+        if self.active(name) is not None:
             raise ModelBusy(f"{name} is being downloaded already", code="download_running")
         if len(self._workers) >= MAX_DOWNLOADS:
             raise QueueFull(f"{MAX_DOWNLOADS} downloads go on already", code="too_many_downloads", retry=True)
+        job = self._new_job(name)
+        self._jobs.pop(name, None)
+        self._jobs[name] = job
+        self._run(job, command, token or "")
+        self._events.emit(name, "model_status", {"status": State.DOWNLOADING})
+        return job
+
+    def fetch(self, name: str, command: Download, token: str) -> Job:
+        """Begin to download the files of a model; where too many downloads go on, when one of them has ended.
+
+        Raises:
+            PoolClosed.
+        """
+        self._check_open()
+        job = self._new_job(name)
+        if len(self._workers) >= MAX_DOWNLOADS:
+            self._waiting.append((job, command, token))
+        else:
+            self._run(job, command, token)
+        self._events.emit(name, "model_status", {"status": State.DOWNLOADING})
+        return job
+
+    def _check_open(self) -> None:
+        if self._closing:
+            raise PoolClosed("the pool is closing")
+
+    def _new_job(self, name: str) -> Job:
         loop = asyncio.get_running_loop()
-        job = Job(name=str(name), begun=loop.create_future(), ended=loop.create_future())
-        self._jobs.pop(job.name, None)
-        self._jobs[job.name] = job
+        return Job(name=name, begun=loop.create_future(), ended=loop.create_future())
+
+    def _run(self, job: Job, command: Download, token: str) -> None:
         worker = job.worker = Worker(job.name, self._next_generation(), self)
         self._workers[worker] = job
         worker.post(command)
-        secret = "" if command.registry else token or os.environ.get(HUB_LOGIN_ENV)
+        secret = "" if command.registry or command.url else token or os.environ.get(HUB_LOGIN_ENV)
         self._keep(self._launch(job, worker, {HUB_LOGIN_ENV: secret} if secret else {}))
-        self._events.emit(job.name, "model_status", {"status": State.DOWNLOADING})
-        return job
 
     def cancel(self, job: Job) -> None:
         """Stop a download. What it has fetched stays for a repeat. No effect on one that is over."""
         if job.worker is not None:
             job.cancelled = True
             job.worker.stop(STOP_SECONDS)
+        elif not job.ended.done() and any(other is job for other, *_ in self._waiting):
+            self._waiting = deque(waiting for waiting in self._waiting if waiting[0] is not job)
+            job.cancelled = True
+            self._fail(job, "")
 
     def forget_finished(self) -> None:
         """Take the finished downloads off the list: a new catalogue has them as models."""
         self._jobs = {name: job for name, job in self._jobs.items() if job.worker is not None}
 
+    def stop(self) -> None:
+        """Begin none from now on, and cancel what goes on or waits."""
+        self._closing = True
+        for job in [*self._workers.values(), *(waiting[0] for waiting in self._waiting)]:
+            self.cancel(job)
+
     async def close(self) -> None:
         """Cancel what goes on, and return when all workers are reaped."""
-        self._closing = True
-        for job in list(self._workers.values()):
-            self.cancel(job)
+        self.stop()
         while self._workers or self._tasks:
             for worker in list(self._workers):
                 await worker.wait()
@@ -196,7 +231,12 @@ class Downloads:
             self._events.emit(job.name, "download_finished", {})
             _resolve(job.begun)
             _resolve(job.ended)
-            return
+        else:
+            self._fail(job, end.detail)
+        if self._waiting and not self._closing:
+            self._run(*self._waiting.popleft())
+
+    def _fail(self, job: Job, detail: str) -> None:
         # A download that failed is no model, and leaves the list.
         if self._jobs.get(job.name) is job:
             del self._jobs[job.name]
@@ -207,7 +247,7 @@ class Downloads:
             lines = [line for line in job.log.tail(3) if line.strip()]
             shown = f"; last log lines: {' | '.join(lines)}" if lines else ""
             failure = DownloadFailed(
-                f"the download of {job.name} broke off: {end.detail}{shown}", code="worker_died", retry=True
+                f"the download of {job.name} broke off: {detail}{shown}", code="worker_died", retry=True
             )
         job.failure = failure
         data: dict[str, Any] = {"reason": str(failure), "code": failure.code, "retry": failure.retry}

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from llamaherd.pool.config import ModelSpec
+from llamaherd.pool.downloads import Job
 from llamaherd.pool.errors import PoolError, WorkerFailed
 from llamaherd.pool.generation import Generation
 from llamaherd.pool.lifecycle import State
@@ -85,7 +86,9 @@ class Entry:
         info: Its facts from the last ``ready``.
         backoff: When it may be tried again after failed loads.
         sized: Whether the scheduler knows what it takes, as far as that can be known before its first start.
-        unsized: Requests that wait until it does.
+        unsized: Requests that wait until it does, and until its files are there.
+        preparing: Whether somebody sees to both.
+        fetching: The download of its files.
         broken: Why the catalogue has it, but it cannot be used; empty if it can.
         removed: It is in the catalogue no more, and goes when its last worker has.
         reviving: It is pinned, and its worker died: it is brought back until it is there again.
@@ -100,6 +103,8 @@ class Entry:
     backoff: Backoff = field(default_factory=Backoff)
     sized: bool = False
     unsized: list[int] = field(default_factory=list[int])
+    preparing: bool = False
+    fetching: Job | None = None
     broken: str = ""
     removed: bool = False
     scales: tuple[float, ...] | None = None
@@ -114,11 +119,19 @@ class Entry:
 
     @property
     def state(self) -> State:
-        """The state of its replica that is furthest on."""
+        """The state of its replica that is furthest on; or that its files are being downloaded."""
+        if (job := self.download) is not None:
+            return job.state
         if len(self.replicas) == 1:
             return self.replicas[0].state
         states = {replica.state for replica in self.replicas}
         return next((state for state in _PRECEDENCE if state in states), State.UNLOADED)
+
+    @property
+    def download(self) -> Job | None:
+        """The download of its files, unless it has failed, or something runs of what the model was before."""
+        job = self.fetching
+        return job if job is not None and job.failure is None and self.worker is None else None
 
     @property
     def workers(self) -> Iterator[Worker]:

@@ -7,6 +7,7 @@ from llamaherd.pool.entry import Entry, Replica, Request
 from llamaherd.pool.errors import (
     RETRY_AFTER,
     BadRequest,
+    DownloadFailed,
     LoadFailed,
     ModelNotFound,
     PoolError,
@@ -23,6 +24,7 @@ from llamaherd.transport.messages import Failed
 __all__ = [
     "explain_backoff",
     "explain_broken",
+    "explain_download",
     "explain_exit",
     "explain_failure",
     "explain_removal",
@@ -47,6 +49,16 @@ def explain_failure(failure: Failed) -> PoolError:
 def explain_broken(entry: Entry) -> LoadFailed:
     """Return the error for a request for a model that the catalogue has, but cannot use."""
     return LoadFailed(f"model {entry.name!r} cannot be used: {entry.broken}", code="model_broken")
+
+
+def explain_download(entry: Entry, failure: DownloadFailed) -> LoadFailed:
+    """Return the error for those who wait for a model whose files could not be downloaded."""
+    return LoadFailed(
+        f"model {entry.name!r} could not be loaded: its download failed: {failure}",
+        code=failure.code,
+        retry=failure.retry,
+        retry_after=failure.retry_after,
+    )
 
 
 def explain_removal(entry: Entry) -> ModelNotFound:

@@ -20,11 +20,12 @@ from llamaherd.pool.config import ModelSpec
 from llamaherd.pool.counts import PoolCounts
 from llamaherd.pool.downloads import Downloads
 from llamaherd.pool.entry import Entry, Nobody, Replica, Request, Stream
-from llamaherd.pool.errors import ModelBusy, ModelNotLoaded, PoolClosed, PoolError, WorkerFailed
+from llamaherd.pool.errors import DownloadFailed, ModelBusy, ModelNotLoaded, PoolClosed, PoolError, WorkerFailed
 from llamaherd.pool.events import EventLog
 from llamaherd.pool.explain import (
     explain_backoff,
     explain_broken,
+    explain_download,
     explain_exit,
     explain_failure,
     explain_removal,
@@ -44,6 +45,7 @@ from llamaherd.pool.room import Room
 from llamaherd.pool.schedule import Limits, Scheduler
 from llamaherd.pool.spares import SPARE, SpareKeeper
 from llamaherd.pool.status import ModelStatus, QueuedRequest
+from llamaherd.pool.supply import Supply
 from llamaherd.pool.worker import Worker
 from llamaherd.transport import Traffic, Transport
 from llamaherd.transport.errors import ChannelError
@@ -118,6 +120,7 @@ class Herd:
         self._carried = Traffic()
         self._clocks = Clocks(self._is_idle, self._on_rest)
         self._registry = Registry(self._scheduler, self.events, self._turn_away, self._clocks.mind)
+        self._supply = Supply(self.downloads, self._registry.adopt)
         #: The registry's own, to be read.
         self._entries: Final = self._registry.entries
         self._requests: dict[int, Request] = {}
@@ -146,10 +149,18 @@ class Herd:
         """Take a new catalogue in the place of the old one. Raises BadRequest, and changes nothing, if it is none."""
         report = self._registry.reload(models)
         for entry in list(self._entries.values()):
-            # Who waits already has to start what the model is now, and so by what that takes.
-            if not entry.sized and self._scheduler.queued(entry.name) and not self._size_is_told(entry):
-                self.keep(self._read_size(entry))
+            # Who waits already has to start what the model is now, and so once that is there and by what it takes.
+            waited_for = not entry.sized and self._scheduler.queued(entry.name)
+            if waited_for and (entry.spec.missing() is not None or not self._size_is_told(entry)):
+                self._take_back(entry)
+        self._supply.mind(self._entries)
         return report
+
+    def _take_back(self, entry: Entry) -> None:
+        """Have those who wait for a model with the scheduler wait until it is prepared."""
+        for number, _ in self._scheduler.queue(entry.name):
+            self._scheduler.cancel(number)
+            self._size(entry, self._requests[number])
 
     def _turn_away(self, entry: Entry, error: PoolError) -> None:
         for request in list(self._requests.values()):
@@ -170,6 +181,7 @@ class Herd:
         for request in list(self._requests.values()):
             self.leave(request.number, PoolClosed("the pool is closing"))
         self._spares.close(self._stop_timeout)
+        self.downloads.stop()
         for entry in self._entries.values():
             entry.stop_timers()
             for replica in entry.replicas:
@@ -278,10 +290,20 @@ class Herd:
                 return
         self._requests[request.number] = request
         self._let_wait(request)
-        if entry.sized:
+        if entry.unsized and (full := self._scheduler.refusal(entry.name, *self._unsized(entry))) is not None:
+            self.reject(request.number, full)
+        else:
+            self._admit(request)
+
+    def _unsized(self, entry: Entry) -> tuple[int, int]:
+        """Return how many requests wait for a model, and for all, that the scheduler does not know yet."""
+        return len(entry.unsized), sum(len(other.unsized) for other in self._entries.values())
+
+    def _admit(self, request: Request) -> None:
+        if request.entry.sized:
             self._put(request)
         else:
-            self._size(entry, request)
+            self._size(request.entry, request)
 
     def _refusal(self, entry: Entry) -> PoolError | None:
         """Return why nothing more can be asked of a model: a call of many commands may outlive what it began with."""
@@ -303,13 +325,16 @@ class Herd:
         self.leave(request.number, explain_wait(request, position, len(waiting)))
 
     def _size(self, entry: Entry, request: Request) -> None:
-        """See to it that the scheduler knows what a model takes before a request for it can start it."""
-        if self._size_is_told(entry):
+        """See to it that a model's files are there, and that the scheduler knows what it takes, before a request for it
+        can start it.
+        """
+        if not entry.preparing and entry.spec.missing() is None and self._size_is_told(entry):
             self._put(request)
             return
         entry.unsized.append(request.number)
-        if len(entry.unsized) == 1:
-            self.keep(self._read_size(entry))
+        if not entry.preparing:
+            entry.preparing = True
+            self.keep(self._prepare(entry))
 
     def _size_is_told(self, entry: Entry) -> bool:
         """Tell the scheduler what a model takes, if nobody has to read its file for that."""
@@ -319,27 +344,51 @@ class Herd:
         self._scheduler.resize(entry.name, self._fit(Room(1, entry.spec.memory or 0)).memory)
         return True
 
-    async def _read_size(self, entry: Entry) -> None:
+    async def _prepare(self, entry: Entry) -> None:
+        """Do what :meth:`_size` promises, and go on with those who wait. One at a time for each model."""
         spec: ModelSpec | None = None
-        shares: tuple[int, tuple[tuple[int, ...], ...]] = (0, ((),))
+        rooms: list[Room] | None = None
         while spec is not entry.spec:  # a reload may change it meanwhile
             spec = entry.spec
-            try:
-                # In a thread: the header of a model with a large vocabulary takes a good part of a second to read.
-                shares = await asyncio.to_thread(expected_shares, spec, self._gpus)
-            except Exception:  # whatever it is, those who wait must go on: the load will tell what is wrong
-                _log.exception("the memory of model %r could not be estimated", spec.name)
-                shares = (0, ((),))
+            failure = await self._supply.bring(entry)
+            if self._entries.get(entry.name) is not entry:
+                break
+            if failure is not None and spec is entry.spec:
+                self._go_without(entry, failure)
+                return
+            if spec is entry.spec and not self._size_is_told(entry):
+                rooms = await self._read_rooms(spec)
+        entry.preparing = False
         if self._entries.get(entry.name) is not entry:
             return  # it was removed, and those who waited for it were told
-        waiting, entry.unsized, entry.sized = entry.unsized, [], True
-        host, gpus = shares
-        rooms = [self._fit(Room(1, host, share)) for share in gpus]
-        self._scheduler.resize(entry.name, rooms[0].memory, [room.gpus for room in rooms])
+        if not entry.sized and rooms is not None:
+            entry.sized = True
+            self._scheduler.resize(entry.name, rooms[0].memory, [room.gpus for room in rooms])
+        waiting, entry.unsized = entry.unsized, []
         for number in waiting:
             request = self._requests.get(number)
             if request is not None:
                 self._put(request)
+
+    async def _read_rooms(self, spec: ModelSpec) -> list[Room]:
+        try:
+            # In a thread: the header of a model with a large vocabulary takes a good part of a second to read.
+            host, gpus = await asyncio.to_thread(expected_shares, spec, self._gpus)
+        except Exception:  # whatever it is, those who wait must go on: the load will tell what is wrong
+            _log.exception("the memory of model %r could not be estimated", spec.name)
+            host, gpus = 0, ((),)
+        return [self._fit(Room(1, host, share)) for share in gpus]
+
+    def _go_without(self, entry: Entry, failure: DownloadFailed) -> None:
+        """Tell those who wait for a model that its files could not be downloaded."""
+        entry.preparing = False
+        error = explain_download(entry, failure)
+        if failure.code != "cancelled":
+            entry.replicas[0].error, entry.replicas[0].exit_code = error, None
+            entry.backoff.failed(now())
+        self.events.emit(entry.name, "status_change", {"status": entry.state, "exit_code": None})
+        for number in list(entry.unsized):
+            self.leave(number, error)
 
     def _fit(self, room: Room) -> Room:
         """Return an estimate; with a budget that nobody chose, no more than that: what is too large runs alone."""
@@ -387,10 +436,14 @@ class Herd:
 
     def unload(self, entry: Entry) -> None:
         """Begin to stop a model's workers. Raises ModelBusy if it has none; no effect on those that are stopping."""
-        if entry.state not in RUNNING:
+        if entry.state not in RUNNING and not entry.unsized:
             raise ModelBusy("model is not running", code="model_not_running")
         self._let_rest(entry)
         error = WorkerFailed(f"model {entry.name!r} was unloaded", code="unloaded")
+        if entry.preparing:
+            self._turn_away(entry, error)
+        if entry.fetching is not None:
+            self.downloads.cancel(entry.fetching)
         for replica in entry.replicas:
             for number in list(replica.requests):
                 self.leave(number, error)
@@ -685,11 +738,15 @@ class Herd:
         self._tell(replica, "status_change", {"status": entry.state, "exit_code": end.code})
         for request in again.values():
             self._let_wait(request)
+        # What is no longer what it was has to be prepared before anyone can start it.
+        at_once = again if entry.sized else {}
         second_try = self._scheduler.exited(
-            entry.name, error if loading else None, replica=replica.index, short_of_memory=starved, again=again
+            entry.name, error if loading else None, replica=replica.index, short_of_memory=starved, again=at_once
         )
         if error is not None and not second_try:
             self._count_failure(entry, error, loading=loading, starved=starved)
+        for request in again.values() if not at_once else ():
+            self._size(entry, request)
         self._registry.forget_if_gone(entry)
 
     def _count_failure(self, entry: Entry, error: PoolError, *, loading: bool, starved: bool) -> None:

@@ -14,6 +14,7 @@ the repository's folder is deleted, wherever links may lead.
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
@@ -24,7 +25,7 @@ from llamaherd.pool.errors import BadRequest, ModelNotFound
 from llamaherd.pool.names import HubName, parse_hub_name
 from llamaherd.pool.quants import listed_names, pick_model, pick_projector, split_files, split_of
 
-__all__ = ["CachedModel", "cache_folder", "find_cached", "remove_cached", "scan_cache"]
+__all__ = ["CachedModel", "cache_folder", "find_cached", "remove_cached", "scan_cache", "url_folder"]
 
 #: Environment variables in the reference's order, each with what follows its value.
 _CACHE_VARIABLES: Final = (
@@ -70,6 +71,17 @@ def cache_folder(environment: Mapping[str, str] | None = None) -> Path:
         if value:
             return Path(value).expanduser().absolute() / below
     return Path.home() / ".cache" / "huggingface" / "hub"
+
+
+def url_folder(environment: Mapping[str, str] | None = None) -> Path:
+    """Return where llama.cpp keeps the files that are downloaded by their address, whether or not it exists."""
+    environment = os.environ if environment is None else environment
+    if environment.get("LLAMA_CACHE"):
+        return Path(environment["LLAMA_CACHE"]).expanduser().absolute()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "llama.cpp"
+    base = environment.get("XDG_CACHE_HOME")
+    return (Path(base).expanduser().absolute() if base else Path.home() / ".cache") / "llama.cpp"
 
 
 def scan_cache(folder: Path) -> list[CachedModel]:

@@ -35,14 +35,16 @@ class Line:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def refusal(self, model: Model) -> QueueFull | None:
-        """Return why nobody more may wait for a model; None if they may."""
-        limits = self._limits
-        if limits.queue_max_per_model and model.waiting >= limits.queue_max_per_model:
-            text = f"{model.waiting} requests wait for model {model.name!r} already, and the limit is"
-            return _full(f"{text} {limits.queue_max_per_model}")
-        if limits.queue_max and len(self) >= limits.queue_max:
-            return _full(f"{len(self)} requests wait already, and the limit is {limits.queue_max}")
+    def refusal(self, model: Model, more: int = 0, more_in_all: int = 0) -> QueueFull | None:
+        """Return why nobody more may wait for a model, None if they may. So many ``more`` wait for it, and in all, that
+        are not in the line.
+        """
+        own = self._limits.queue_max_per_model if model.queue_max is None else model.queue_max
+        waiting, in_all = model.waiting + more, len(self) + more_in_all
+        if own and waiting >= own:
+            return _full(f"{waiting} requests wait for model {model.name!r} already, and the limit is {own}")
+        if self._limits.queue_max and in_all >= self._limits.queue_max:
+            return _full(f"{in_all} requests wait already, and the limit is {self._limits.queue_max}")
         return None
 
     def put(self, waiting: Waiting) -> None:

@@ -42,6 +42,7 @@ from llamaherd.pool.lifecycle import RUNNING, State
 from llamaherd.pool.machine import usable_cores
 from llamaherd.pool.memory import Budget, automatic_budget
 from llamaherd.pool.names import DockerName, parse_name
+from llamaherd.pool.origin import Origin, file_of_url
 from llamaherd.pool.params import (
     ChatParams,
     GenerateParams,
@@ -243,7 +244,7 @@ class Pool:
             keep_alive: Seconds that the model stays loaded after this request, if no other follows; negative means for
                 good. The model's idle times by default.
             queue_timeout: Seconds that it may wait until its model is loaded and has a slot free; 0 means no limit,
-                None the pool's.
+                None the model's, or else the pool's.
             **params: See :class:`~llamaherd.pool.params.ChatParams`.
 
         Raises:
@@ -417,10 +418,6 @@ class Pool:
         entry = self._entry(model)
         if entry.broken:
             raise explain_broken(entry)
-        if entry.spec.path is None and entry.spec.engine == "llama":
-            raise ModelNotLoaded(
-                f"model {entry.name!r} is not downloaded: llamaherd pull {entry.spec.repo}", code="not_downloaded"
-            )
         if not autoload and entry.state not in RUNNING:
             raise ModelNotLoaded(f"model {entry.name!r} is not loaded", code="model_not_loaded")
         return entry
@@ -431,6 +428,11 @@ class Pool:
             raise ModelNotFound(f"model {_quoted(model)} not found", code="model_not_found")
         return entry
 
+    def _patience(self, entry: Entry) -> float:
+        """Return how long a request may wait for a model that sets no limit itself."""
+        own = entry.spec.queue_timeout
+        return self._queue_timeout if own is None else own
+
     def _generate(
         self,
         entry: Entry,
@@ -440,7 +442,7 @@ class Pool:
         queue_timeout: float | None,
     ) -> Generation:
         _check_keep_alive(keep_alive)
-        wait = self._queue_timeout if queue_timeout is None else _check_queue_timeout(queue_timeout)
+        wait = self._patience(entry) if queue_timeout is None else _check_queue_timeout(queue_timeout)
         number = command.request
         generation = Generation(entry.name, lambda: self._herd.leave(number), number)
         request = Request(number, entry, command, Stream(generation), keep_alive=keep_alive, queue_timeout=wait)
@@ -458,7 +460,7 @@ class Pool:
     ) -> Callable[[tuple[Any, ...]], Awaitable[tuple[list[Embedding], Usage]]]:
         """Return the function that has a worker compute one batch."""
         _check_keep_alive(keep_alive)
-        wait = self._queue_timeout if queue_timeout is None else _check_queue_timeout(queue_timeout)
+        wait = self._patience(entry) if queue_timeout is None else _check_queue_timeout(queue_timeout)
 
         async def compute(batch: tuple[Any, ...]) -> tuple[list[Embedding], Usage]:
             number = self._herd.next_number()
@@ -478,7 +480,7 @@ class Pool:
         future: asyncio.Future[Result | None] = asyncio.get_running_loop().create_future()
         request = Request(number, entry, command, Answer(future), priority=entry.spec.priority)
         if command is not None:
-            request.queue_timeout = self._queue_timeout
+            request.queue_timeout = self._patience(entry)
         self._herd.accept(request)
         try:
             return await future
@@ -626,8 +628,14 @@ class Pool:
         """Return the last lines that the model's workers printed, oldest first: at most 1,000 of each replica, which
         follow one another where there are several, with ``#1`` and so on before each line. Raises ModelNotFound.
         """
-        job = self._herd.downloads.active(model)
+        job = self._job(model)
         return job.log.tail() if job is not None else self._entry(model).logs()
+
+    def _job(self, model: str) -> Job | None:
+        """Return the download that goes on under a name, or for the model of that name."""
+        job = self._herd.downloads.active(model)
+        entry = self._herd.find(model)
+        return job if job is not None or entry is None else entry.download
 
     def logs_since(self, model: str, marks: Sequence[int] = ()) -> tuple[tuple[str, ...], tuple[int, ...]]:
         """Return the lines that a model's workers finished since the last call, and the marks for the next.
@@ -638,7 +646,7 @@ class Pool:
         Raises:
             ModelNotFound: there is no such model.
         """
-        job = self._herd.downloads.active(model)
+        job = self._job(model)
         if job is not None:
             return job.log.since(marks[0] if marks else 0), (job.log.count,)
         return self._entry(model).logs_since(marks)
@@ -693,11 +701,13 @@ class Pool:
             await asyncio.shield(job.ended)
             return msgspec.structs.replace(status, state=State.UNLOADED, progress=None, pid=None)
         entry = self._entry(model)
-        workers = list(entry.workers)
+        workers, fetching = list(entry.workers), entry.download
         if entry.state is not State.STOPPING:
             self.start_unload(model)
         for worker in workers:
             await worker.wait()
+        if fetching is not None:
+            await asyncio.shield(fetching.ended)
         return self._herd.status(entry)
 
     def start_unload(self, model: str) -> None:
@@ -743,7 +753,29 @@ class Pool:
             BadRequest: it is no such name, or such a model is there already. ModelBusy: it is being downloaded
                 already. QueueFull: too many downloads go on. PoolClosed.
         """
-        job = self._download(model, file, cache, endpoint, offline, token)
+        await self._finish(self._download(model, file, cache, endpoint, offline, token))
+
+    async def download_url(self, url: str, *, path: Path | None = None, offline: bool = False) -> Path:
+        """Download a GGUF file by its address, and return where it is once it is there in whole. One that is there is
+        not asked for again. Otherwise as :meth:`download`; it is listed by the file's name.
+
+        Args:
+            url: ``http`` or ``https``; of a split model that of its first part, beside which the others lie.
+            path: Where it goes; None is llama.cpp's cache. The parts of a split model go into its folder.
+            offline: Look whether it is there, and ask nobody.
+
+        Raises:
+            DownloadFailed, ModelBusy, QueueFull, PoolClosed: as :meth:`download`. BadRequest: it is no such address.
+        """
+        self._check_open()
+        origin = Origin(url=url, path=path, offline=offline)
+        origin.check()
+        name = file_of_url(url)
+        await self._finish(self._herd.downloads.start(name, origin.to_download(name), None))
+        found = await asyncio.to_thread(origin.find)
+        return origin.target if found is None else found.path
+
+    async def _finish(self, job: Job) -> None:
         try:
             await asyncio.shield(job.ended)
         except asyncio.CancelledError:
@@ -751,6 +783,10 @@ class Pool:
             raise
         if job.failure is not None:
             raise job.failure
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise PoolClosed("the pool is not open")
 
     async def start_download(
         self,
@@ -779,6 +815,8 @@ class Pool:
         entry = self._herd.find(str(name))
         if entry is not None and entry.spec.path is not None:
             raise BadRequest(f"model {_quoted(model)} already exists", code="model_exists")
+        if entry is not None and entry.fetching is not None:
+            raise ModelBusy(f"{name} is being downloaded already", code="download_running")
         if isinstance(name, DockerName):
             if file:
                 raise BadRequest("a registry's model has no files to choose from: file is for the Hugging Face hub")
@@ -801,7 +839,7 @@ class Pool:
                 endpoint=endpoint,
                 offline=offline,
             )
-        return self._herd.downloads.start(name, command, token)
+        return self._herd.downloads.start(str(name), command, token)
 
     def start_sleep(self, model: str) -> None:
         """Have a worker free its model but keep its process; the next request wakes it.

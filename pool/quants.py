@@ -13,10 +13,20 @@ import re
 from collections.abc import Iterable, Sequence
 from itertools import takewhile
 from typing import Final
+from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 
-__all__ = ["Split", "is_model_file", "listed_names", "pick_model", "pick_projector", "split_files", "split_of"]
+__all__ = [
+    "Split",
+    "is_model_file",
+    "listed_names",
+    "pick_model",
+    "pick_projector",
+    "split_files",
+    "split_of",
+    "split_urls",
+]
 
 SUFFIX: Final = ".gguf"
 #: What the reference takes where a name has no quant.
@@ -89,6 +99,16 @@ def split_files(files: Iterable[str], first: str) -> tuple[str, ...]:
         if other is not None and other.count == split.count and other.prefix == split.prefix:
             parts.append((other.index, path))
     return tuple(path for _, path in sorted(parts))
+
+
+def split_urls(url: str) -> tuple[str, ...]:
+    """Return the addresses of all parts of the model that an address belongs to, in order."""
+    address = urlsplit(url)
+    split = split_of(address.path)
+    if split is None or split.count <= 1:
+        return (url,)
+    paths = [f"{split.prefix}-{part:05}-of-{split.count:05}{SUFFIX}" for part in range(1, split.count + 1)]
+    return tuple(urlunsplit(address._replace(path=path)) for path in paths)
 
 
 def pick_projector(files: Iterable[str], model: str) -> str | None:

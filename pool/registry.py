@@ -1,7 +1,7 @@
 """The models that a pool has, by name: how they come, change and go. A part of the herd, and called by it alone."""
 
 from collections.abc import Callable, Iterable
-from typing import Final
+from typing import Final, TypedDict
 
 from llamaherd.pool.config import BrokenModel, ModelSpec
 from llamaherd.pool.entry import Entry, Replica
@@ -76,6 +76,10 @@ class Registry:
             problems=plan.problems,
         )
 
+    def adopt(self, entry: Entry, spec: ModelSpec) -> None:
+        """A model that has no worker has its files now."""
+        self._change(entry, spec, "")
+
     def forget_if_gone(self, entry: Entry) -> None:
         """Forget a removed model whose last worker is gone."""
         if entry.removed and entry.worker is None:
@@ -110,8 +114,7 @@ class Registry:
         entry = Entry(spec, broken=broken)
         entry.resize()
         self.entries[spec.name] = entry
-        slots, replicas, pinned = spec.options.n_parallel, spec.replicas, spec.pinned
-        self._scheduler.add(spec.name, slots=slots, replicas=replicas, pinned=pinned)
+        self._scheduler.add(spec.name, **_terms(spec))
         return entry
 
     def _change(self, entry: Entry, spec: ModelSpec, broken: str) -> None:
@@ -136,8 +139,7 @@ class Registry:
                 self._scheduler.retire(entry.name, replica.index)
             else:
                 self._scheduler.retain(entry.name, replica.index)
-        slots, replicas, pinned = spec.options.n_parallel, spec.replicas, spec.pinned
-        self._scheduler.change(entry.name, slots=slots, replicas=replicas, pinned=pinned)
+        self._scheduler.change(entry.name, **_terms(spec))
         for replica in entry.replicas:
             self._mind(replica)
 
@@ -149,6 +151,23 @@ class Registry:
             if replica.state is not State.UNLOADED:
                 self._scheduler.retire(entry.name, replica.index)
         self.forget_if_gone(entry)
+
+
+class _Terms(TypedDict):
+    slots: int
+    replicas: int
+    pinned: bool
+    queue_max: int | None
+
+
+def _terms(spec: ModelSpec) -> _Terms:
+    """Return what the scheduler has to know of a model."""
+    return {
+        "slots": spec.options.n_parallel,
+        "replicas": spec.replicas,
+        "pinned": spec.pinned,
+        "queue_max": spec.queue_max,
+    }
 
 
 def _spec_of(model: CatalogModel) -> tuple[ModelSpec, str]:

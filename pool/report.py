@@ -13,6 +13,8 @@ def status_of(entry: Entry, scheduler: Scheduler | None, waiting: tuple[QueuedRe
     """Return a model's public status; ``scheduler`` is None for one that is gone."""
     spec, worker, last = entry.spec, entry.worker, entry.last_end
     first = next((one for one in entry.replicas if one.worker is worker), entry.replicas[0])
+    job = entry.download
+    fetcher = None if job is None else job.worker
     error = str(explain_broken(entry)) if entry.broken else None if last is None else str(last.error)
     return ModelStatus(
         name=entry.name,
@@ -21,14 +23,14 @@ def status_of(entry: Entry, scheduler: Scheduler | None, waiting: tuple[QueuedRe
         tags=spec.tags,
         path=None if spec.path is None else str(spec.path),
         source=spec.source,
-        args=() if worker is None else tuple(worker.args),
-        progress=first.progress,
+        args=tuple(one.args) if (one := worker or fetcher) is not None else (),
+        progress=first.progress if job is None else dict(job.progress) or None,
         modalities=modalities_of(spec.mmproj),
         info=entry.info,
         failed=error is not None,
         exit_code=first.exit_code if last is None else last.exit_code,
         error=error,
-        pid=None if worker is None else worker.pid,
+        pid=one.pid if one is not None else None,
         in_flight=0 if scheduler is None else scheduler.in_flight(entry.name),
         queued=len(waiting),
         waiting=waiting,

@@ -113,6 +113,7 @@ class Model:
         slots: Most requests granted to one instance; 0 means no limit.
         replicas: Most instances that may run.
         pinned: Its last instance is never stopped to make room.
+        queue_max: Most requests that may wait for it; 0 means no limit, None that of all models.
         rooms: What instances are expected to take: the first the first, and so on, again from the start if there are
             fewer.
         instances: By their number. Those beyond ``replicas`` are leftovers that retire.
@@ -130,6 +131,7 @@ class Model:
     slots: int
     replicas: int
     pinned: bool
+    queue_max: int | None = None
     rooms: list[Room] = field(default_factory=lambda: [Room(places=1)])
     instances: list[Instance] = field(default_factory=list[Instance])
     overtaken: int = 0

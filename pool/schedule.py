@@ -39,7 +39,7 @@ from collections.abc import Collection, Sequence
 from typing import Final
 
 from llamaherd.pool.effects import Effects
-from llamaherd.pool.errors import PoolError
+from llamaherd.pool.errors import PoolError, QueueFull
 from llamaherd.pool.eviction import dispensable, drainable, hopeless
 from llamaherd.pool.line import Line
 from llamaherd.pool.room import Ledger, Limits, Room
@@ -102,6 +102,12 @@ class Scheduler:
         """Return how many requests wait for the model."""
         return self._models[model].waiting
 
+    def refusal(self, model: str, more: int = 0, more_in_all: int = 0) -> QueueFull | None:
+        """Return why nobody more may wait for the model, where so many wait beside those that are known; None if they
+        may.
+        """
+        return self._line.refusal(self._models[model], more, more_in_all)
+
     def queue(self, model: str) -> list[tuple[int, int]]:
         """Return ticket and priority of each request that waits for the model, in the order of their turns."""
         return [(waiting.ticket, waiting.priority) for waiting in self._models[model].in_turn()]
@@ -124,28 +130,31 @@ class Scheduler:
 
     # --- events: models ---
 
-    def add(self, model: str, *, slots: int = 0, replicas: int = 1, pinned: bool = False) -> None:
+    def add(
+        self, model: str, *, slots: int = 0, replicas: int = 1, pinned: bool = False, queue_max: int | None = None
+    ) -> None:
         """A model exists from now on. Raises ValueError if it did before.
 
         Args:
             slots: Most requests granted to one instance at a time; 0 means no limit.
             replicas: Most instances; one runs at least while there are requests.
             pinned: Never stopped to make room, except for instances beyond the first.
+            queue_max: Most requests that wait for it; 0 means no limit, None that of all models.
         """
         if model in self._models:
             raise ValueError(f"model {model!r} exists already")
-        entry = self._models[model] = Model(model, slots, replicas, pinned)
+        entry = self._models[model] = Model(model, slots, replicas, pinned, queue_max)
         entry.resize(replicas)
         if pinned:
             self._pinned[model] = entry
 
-    def change(self, model: str, *, slots: int, replicas: int, pinned: bool) -> None:
+    def change(self, model: str, *, slots: int, replicas: int, pinned: bool, queue_max: int | None = None) -> None:
         """The model is to be run otherwise from now on, with its further instances in the way that :meth:`add` says.
 
         Instances that run go on; those beyond ``replicas`` retire.
         """
         entry = self._models[model]
-        entry.slots, entry.pinned, entry.stunted = slots, pinned, False
+        entry.slots, entry.pinned, entry.queue_max, entry.stunted = slots, pinned, queue_max, False
         entry.resize(replicas)
         if pinned:
             self._pinned[model] = entry

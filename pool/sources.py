@@ -19,8 +19,8 @@ import msgspec
 from llamaherd.pool.catalog import Catalog, is_name, scan_folder
 from llamaherd.pool.config import BrokenModel, EngineOptions, ModelSpec
 from llamaherd.pool.errors import BadRequest, PoolError
-from llamaherd.pool.hub import CachedModel, find_cached, scan_cache
-from llamaherd.pool.names import parse_hub_name
+from llamaherd.pool.hub import CachedModel, scan_cache
+from llamaherd.pool.origin import Found, Origin
 from llamaherd.pool.presets import Preset, PresetFile, Setting, read_presets
 
 __all__ = ["Configure", "Draft", "Sources", "fingerprint", "gather", "plain"]
@@ -33,8 +33,7 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True):
         spec: Everything but the files.
         model: Path of its file; None if the settings name none.
         mmproj: Path of its projector, likewise.
-        hf_repo: Its name on the hub; empty if the settings name none.
-        hf_file: The file in that repository, instead of a quant.
+        origin: Where its files are downloaded from if they are not there; None if the settings name no such place.
         dedup: Whether a cached model of the same file is to be hidden.
         no_mmproj: Whether a projector that is found beside the model is left alone.
     """
@@ -42,8 +41,7 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True):
     spec: ModelSpec
     model: Path | None = None
     mmproj: Path | None = None
-    hf_repo: str = ""
-    hf_file: str = ""
+    origin: Origin | None = None
     dedup: bool = False
     no_mmproj: bool = False
 
@@ -171,7 +169,7 @@ class _Gathering:
                 return  # one file by two ways
             if other is not None:
                 raise BadRequest(f"{preset.place if preset else spec.path}: another model is called {name!r} already")
-            if draft.dedup and draft.hf_repo and spec.path is not None:
+            if draft.dedup and spec.repo and spec.path is not None:
                 self._hidden.add(spec.path)
         except PoolError as error:
             self._problems.append(f"model {name!r} cannot be used: {error}")
@@ -181,26 +179,32 @@ class _Gathering:
             self._models[name] = spec
 
     def _with_files(self, draft: Draft, found: ModelSpec | None, preset: Preset | None) -> ModelSpec:
-        spec = draft.spec
-        path, mmproj, repo = draft.model, draft.mmproj, draft.hf_repo
-        if path is None and repo:
-            cached = None
-            hub_name = parse_hub_name(repo)
-            if self._sources.cache is not None:
-                cached = find_cached(self._sources.cache, hub_name, draft.hf_file)
-            path = cached.path if cached is not None else None
-            mmproj = mmproj or (cached.mmproj if cached is not None else None)
+        spec, origin = draft.spec, draft.origin
+        path, mmproj, repo = draft.model, draft.mmproj, ""
+        if origin is not None:
+            origin, files = self._located(origin, draft)
+            path, mmproj = (files.path, mmproj or files.mmproj) if files is not None else (None, mmproj)
+            repo = origin.repo
         elif path is None and found is not None:
             path, mmproj, repo = found.path, mmproj or found.mmproj, found.repo
         elif path is None:
             place = f"{preset.place}: " if preset is not None else ""
-            raise BadRequest(f"{place}it names no file and no repository: set model or hf-repo")
+            raise BadRequest(f"{place}it names no file and no repository: set model, hf-repo or model-url")
         source = "preset" if preset is not None or found is None else found.source
         if draft.no_mmproj:
             mmproj = draft.mmproj
-        return msgspec.structs.replace(
-            spec, path=path.absolute() if path is not None else None, mmproj=mmproj, repo=repo, source=source
-        )
+        path = path.absolute() if path is not None else None
+        return msgspec.structs.replace(spec, path=path, origin=origin, mmproj=mmproj, repo=repo, source=source)
+
+    def _located(self, origin: Origin, draft: Draft) -> tuple[Origin, Found | None]:
+        """Return an origin with its places filled in, and the files that are there of it."""
+        if origin.url:
+            origin = msgspec.structs.replace(origin, path=draft.model)
+        else:
+            wanted = draft.mmproj is None and not draft.no_mmproj
+            origin = msgspec.structs.replace(origin, cache=self._sources.cache, mmproj=wanted)
+        origin.check()
+        return origin, origin.find()
 
     def _named(self) -> tuple[ModelSpec, ...]:
         """Return the models with the aliases that are free. Names win over aliases, earlier models over later ones."""

@@ -468,6 +468,10 @@ class SyncPool:
             )
         )
 
+    def download_url(self, url: str, *, path: Path | None = None, offline: bool = False) -> Path:
+        """Download a file by its address and return where it is; see ``Pool.download_url``."""
+        return self._loop.wait(lambda: self._pool.download_url(url, path=path, offline=offline))
+
     def start_sleep(self, model: str) -> None:
         """Have a worker free its model but keep its process; see ``Pool.start_sleep``."""
         self._loop.call(lambda: self._pool.start_sleep(model))

@@ -642,6 +642,8 @@ class Download(_Struct, frozen=True, kw_only=True):
         endpoint: The hub's address; empty for the environment's (``HF_ENDPOINT``). A registry always has one.
         offline: Look into the cache and nowhere else.
         mmproj: Whether a projector that goes with the model is fetched too.
+        url: The address of a file to fetch instead of a repository's; ``repo`` and ``cache`` are empty then.
+        target: Where that file goes. If it is a part of a split model, all parts go into its folder.
     """
 
     model: str
@@ -653,6 +655,8 @@ class Download(_Struct, frozen=True, kw_only=True):
     offline: bool = False
     mmproj: bool = True
     registry: str = ""
+    url: str = ""
+    target: str = ""
 
 
 class Sleep(_Struct, frozen=True, kw_only=True):

@@ -1,5 +1,6 @@
-"""A worker in download mode: one model from a registry (see :mod:`~llamaherd.pool.child.docker_download`), or from the
-hub into the cache, as huggingface_hub and llama.cpp lay it out.
+"""A worker in download mode: one model by its address (see :mod:`~llamaherd.pool.child.address`), from a registry (see
+:mod:`~llamaherd.pool.child.docker_download`), or from the hub into the cache, as huggingface_hub and llama.cpp lay it
+out.
 
 Nothing is listed that is not whole: the contents come first, under their digests; then the links of the snapshot, the
 model's first file last; then the ref that names the commit. Files of the repository that are in the cache already are
@@ -16,6 +17,7 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 from huggingface_hub import constants
 
+from llamaherd.pool.child.address import download_address
 from llamaherd.pool.child.docker_download import download_artifact
 from llamaherd.pool.child.failures import DownloadFailure, explain
 from llamaherd.pool.child.fetch import PAUSE_SECONDS, Fetcher
@@ -38,7 +40,9 @@ def run_download(
     again; each further attempt waits twice as long. Raises what ``report`` raises, and nothing else.
     """
     try:
-        if command.registry:
+        if command.url:
+            download_address(command, report, cancelled, pause, offline=constants.HF_HUB_OFFLINE)
+        elif command.registry:
             download_artifact(command, report, cancelled, pause)
         else:
             _Downloader(command, report, cancelled, pause).run()

@@ -23,7 +23,7 @@ from huggingface_hub.utils import WeakFileLock
 from llamaherd.pool.child.failures import DownloadCancelled, DownloadFailure
 from llamaherd.pool.child.remote import RemoteFile
 
-__all__ = ["PAUSE_SECONDS", "RANGE_UNSATISFIABLE", "TIMEOUT", "Fetcher", "FileSource", "held_lock"]
+__all__ = ["ATTEMPTS", "PAUSE_SECONDS", "RANGE_UNSATISFIABLE", "TIMEOUT", "Fetcher", "FileSource", "held_lock"]
 
 #: Times in a row that a connection may break without a byte more.
 ATTEMPTS: Final = 5

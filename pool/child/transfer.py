@@ -15,7 +15,7 @@ from llamaherd.pool.child.failures import DownloadCancelled, DownloadFailure
 from llamaherd.pool.child.fetch import Fetcher
 from llamaherd.pool.child.remote import RemoteFile
 
-__all__ = ["LinkedEvent", "Report", "check_disk", "fetch_all", "make_folder", "make_link"]
+__all__ = ["PARALLEL", "LinkedEvent", "Progress", "Report", "check_disk", "fetch_all", "make_folder", "make_link"]
 
 #: Takes the payload of a ``downloading`` message. Called from several threads.
 Report = Callable[[Mapping[str, Any]], None]
@@ -71,7 +71,7 @@ def fetch_all(fetcher: Fetcher, files: Iterable[RemoteFile], report: Report, sto
     with ThreadPoolExecutor(PARALLEL, thread_name_prefix="fetch") as threads:
         running: list[Future[None]] = []
         for file in distinct:
-            progress = _Progress(report, fetcher.url(file), file.size)
+            progress = Progress(report, fetcher.url(file), file.size)
             running.append(threads.submit(fetcher.fetch, file, progress))
         done, _ = wait(running, return_when=FIRST_EXCEPTION)
         failed = [error for work in done if (error := work.exception()) is not None]
@@ -93,7 +93,7 @@ def make_link(folder: Path, path: str, blob: Path) -> None:
     temporary.replace(link)
 
 
-class _Progress:
+class Progress:
     """Reports how far one file is: its beginning, its end, and in between not too often."""
 
     def __init__(self, report: Report, url: str, total: int) -> None:

@@ -289,6 +289,45 @@ def test_serve_offline_wants_the_repository_in_the_cache(hub: StandInHub, capsys
     assert hub.requests == []
 
 
+def test_serve_downloads_the_address_that_it_is_told_to_offer(hub: StandInHub, cache: Path, tmp_path: Path) -> None:
+    url = f"{hub.url}/u/r/resolve/main/m-Q8_0.gguf"
+    path = tmp_path / "mine" / "a.gguf"
+    command = [sys.executable, "-P", "-m", "llamaherd.http", "serve", "-mu", url, "-m", str(path), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+
+    assert line.rstrip().endswith("model: a")
+    assert path.read_bytes().startswith(b"GGUF")
+
+
+def test_pull_takes_an_address_too(hub: StandInHub, cache: Path, capsys: Output) -> None:
+    url = f"{hub.url}/u/r/resolve/main/m-Q8_0.gguf"
+
+    assert main(["pull", url, "--json"]) == 0
+    assert json_of(capsys) == {"model": "m-Q8_0.gguf", "path": str(cache / "m-Q8_0.gguf")}
+    assert main(["pull", url, "--offline"]) == 0
+    assert main(["pull", "http://127.0.0.1:9/x.gguf", "--offline"]) == 1
+    assert main(["pull", "http://127.0.0.1:9/x"]) == 1
+    assert main(["pull", url, "--server", "http://127.0.0.1:9"]) == 2
+
+    lines = capsys.readouterr().err.splitlines()
+    assert "x.gguf is not there, and this is offline" in lines[0]
+    assert "does not end in the name of a .gguf file" in lines[1]
+
+
+def test_serve_offline_wants_the_address_to_be_there(hub: StandInHub, cache: Path, capsys: Output) -> None:
+    assert main(["serve", "-mu", "http://127.0.0.1:9/x.gguf", "--offline"]) == 1
+    assert main(["serve", "-mu", "ftp://h/x.gguf"]) == 1
+    assert main(["serve", "-mu", "http://127.0.0.1:9/x.gguf", "-hf", "u/r"]) == 1
+
+    lines = capsys.readouterr().err.splitlines()
+    assert "x.gguf is not there, and this is offline" in lines[0]
+    assert "no http or https address" in lines[1]
+    assert "cannot be given together" in lines[2]
+
+
 def test_models_shows_a_repository_that_is_in_the_cache(cache: Path, capsys: Output) -> None:
     write_repo(cache, "u/r", ["m-Q8_0.gguf"])
 

@@ -12,7 +12,7 @@ from hub_cache import write_repo
 from llamaherd.http.catalog_options import CatalogSettings, catalog_options
 from llamaherd.http.options import engine_options
 from llamaherd.http.presets import PresetOptions
-from llamaherd.pool import BadRequest, Catalog, EngineOptions, ModelSpec, Setting, Sources
+from llamaherd.pool import BadRequest, Catalog, EngineOptions, ModelSpec, Origin, Placement, Setting, Sources
 
 
 @pytest.fixture(autouse=True)
@@ -95,6 +95,12 @@ def test_an_engine_setting_is_the_flag_of_the_command_line(line: str, field: str
         ("sleep-idle-seconds=-1", "sleep_idle_seconds", None),
         ("unload-idle-seconds=6", "unload_idle_seconds", 6.0),
         ("load-stall-seconds=7", "load_stall_seconds", 7.0),
+        ("queue-max-per-model=8", "queue_max", 8),
+        ("queue-timeout=9", "queue_timeout", 9.0),
+        ("gpus=0,1", "placements", (Placement(gpus=("0", "1")),)),
+        ("gpus=none", "placements", (Placement(gpus=()),)),
+        ("gpus=GPU-1a2b | 1", "placements", (Placement(gpus=("GPU-1a2b",)), Placement(gpus=("1",)))),
+        ("cores=0-2,5", "placements", (Placement(cores=(0, 1, 2, 5)),)),
     ],
 )
 def test_a_setting_of_the_pool_is_a_field_of_the_spec(line: str, field: str, value: object) -> None:
@@ -110,6 +116,10 @@ def test_a_setting_of_the_pool_is_a_field_of_the_spec(line: str, field: str, val
         ("chat-template=hello", "p.ini:1: '--chat-template': 'hello' is no Jinja source"),
         ("chat-template-file=/missing", "p.ini:1: '--chat-template-file': /missing cannot be read"),
         ("stop-timeout=-3", "p.ini:1: stop-timeout: -3.0 is not in the range"),
+        ("queue-max-per-model=-1", "p.ini:1: queue-max-per-model: -1 is not in the range"),
+        ("gpus=0,,1", "p.ini:1: gpus: '0,,1' is not a list of GPUs"),
+        ("cores=3-1", "p.ini:1: cores: '3-1' is not a list of cores"),
+        ("cores=all", "p.ini:1: cores: 'all' is not a list of cores"),
         ("unheard-of=1", "p.ini:1: 'unheard-of' is no setting of a model"),
     ],
 )
@@ -118,6 +128,72 @@ def test_a_wrong_setting_is_told_with_its_place_and_the_reason(line: str, messag
         spec_of(line)
 
     assert message in str(caught.value)
+
+
+def test_cores_and_gpus_of_replicas_go_together() -> None:
+    spec = spec_of("replicas=3", "gpus=0 | 1", "cores=0-1 | 2-3 | 4-5")
+
+    assert spec.placements == (
+        Placement(gpus=("0",), cores=(0, 1)),
+        Placement(gpus=("1",), cores=(2, 3)),
+        Placement(gpus=("0",), cores=(4, 5)),
+    )
+
+
+def test_every_field_of_a_model_that_a_user_would_set_is_a_key() -> None:
+    set_otherwise = {"name", "path", "options", "mmproj", "origin", "repo", "source", "engine", "script"}
+    keys = {
+        "aliases": "alias=a",
+        "tags": "tags=a",
+        "stop_timeout": "stop-timeout=1",
+        "pinned": "pinned=1",
+        "priority": "priority=1",
+        "load_on_startup": "load-on-startup=1",
+        "sleep_idle_seconds": "sleep-idle-seconds=1",
+        "unload_idle_seconds": "unload-idle-seconds=1",
+        "memory": "memory=1",
+        "queue_max": "queue-max-per-model=1",
+        "queue_timeout": "queue-timeout=1",
+        "load_stall_seconds": "load-stall-seconds=1",
+        "replicas": "replicas=2",
+        "placements": "gpus=1",
+    }
+    plain = spec_of()
+
+    assert set(ModelSpec.__struct_fields__) - set_otherwise == set(keys)
+    for field, line in keys.items():
+        assert getattr(spec_of(line), field) != getattr(plain, field)
+
+
+def test_where_a_model_comes_from_is_its_origin(tmp_path: Path) -> None:
+    def origin_of(*lines: str) -> Origin | None:
+        return PresetOptions().configure("m", settings(*lines)).origin
+
+    assert origin_of("m=/a.gguf") is None
+    assert origin_of("hf=o/g:Q8_0", "hft=hf_x", "offline=on") == Origin(repo="o/g:Q8_0", token="hf_x", offline=True)
+    assert origin_of("LLAMA_ARG_MODEL_URL=http://h/a.gguf") == Origin(url="http://h/a.gguf")
+    assert origin_of("mu=http://h/a.gguf", "hf=o/g") == Origin(repo="o/g")
+
+
+def test_a_model_of_an_address_goes_where_its_model_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMA_CACHE", str(tmp_path / "cache"))
+    gguf(tmp_path / "b.gguf")
+    text = f"""
+        [there]
+        model-url = http://h/a.gguf
+        model = {tmp_path}/b.gguf
+        [absent]
+        model-url = http://h/a.gguf
+        [wrong]
+        model-url = file:///a.gguf
+    """
+
+    catalog = read(tmp_path, text)
+
+    there, absent = catalog.models
+    assert there.path == tmp_path / "b.gguf"
+    assert (absent.path, absent.missing()) == (None, Origin(url="http://h/a.gguf"))
+    assert "no http or https address" in catalog.broken[0].reason
 
 
 def test_what_only_llama_server_knows_is_one_warning_per_flag() -> None:
@@ -218,7 +294,7 @@ def test_a_mistake_costs_its_model_alone(tmp_path: Path) -> None:
     assert [spec.name for spec in catalog.models] == ["b"]
     assert catalog.problems == (
         f"model 'a' cannot be used: {place}:3: c: 'x' is not a whole number.",
-        f"model 'c' cannot be used: {place}:6: it names no file and no repository: set model or hf-repo",
+        f"model 'c' cannot be used: {place}:6: it names no file and no repository: set model, hf-repo or model-url",
         f"model 'd' cannot be used: {place}:10: 'nonsense' is no [section] and no key = value",
     )
 

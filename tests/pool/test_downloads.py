@@ -18,7 +18,6 @@ from llamaherd.pool import (
     Event,
     ModelBusy,
     ModelNotFound,
-    ModelNotLoaded,
     ModelSpec,
     Pool,
     QueueFull,
@@ -134,7 +133,9 @@ def test_a_killed_worker_leaves_nothing_on_the_list_and_a_repeat_goes_on(hub: St
             await anext(events)
             work = asyncio.ensure_future(pool.download(NAME))
             await until(lambda: begun(tmp_path))
-            os.kill(pool.status(NAME).pid or 0, signal.SIGKILL)
+            pid = pool.status(NAME).pid
+            assert pid
+            os.kill(pid, signal.SIGKILL)
             with pytest.raises(DownloadFailed, match="killed by SIGKILL") as caught:
                 await work
             assert (caught.value.code, caught.value.retry) == ("worker_died", True)
@@ -238,16 +239,6 @@ def test_what_cannot_be_downloaded_is_told_at_the_start(hub: StandInHub) -> None
             with pytest.raises(DownloadFailed, match="no repository u/missing") as caught:
                 await pool.start_download("u/missing")
             assert (caught.value.code, caught.value.retry) == ("no_repository", False)
-
-    run(scene())
-
-
-def test_a_model_that_is_not_downloaded_says_what_to_do() -> None:
-    async def scene() -> None:
-        async with Pool([ModelSpec(name="m", repo="u/r:Q8_0")]) as pool:
-            with pytest.raises(ModelNotLoaded, match="llamaherd pull u/r:Q8_0") as caught:
-                await pool.load("m")
-            assert caught.value.code == "not_downloaded"
 
     run(scene())
 

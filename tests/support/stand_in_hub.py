@@ -7,7 +7,8 @@ Use it as a context manager and name its ``url`` as ``HF_ENDPOINT``::
         hub.add("user/repo", {"m-Q8_0.gguf": content})
         hub.fault = Fault(cut_after=1000)
 
-It answers ``/api/models/<repo>/revision/<revision>`` and ``/<repo>/resolve/<commit>/<file>``, the latter with ranges.
+It answers ``/api/models/<repo>/revision/<revision>`` and ``/<repo>/resolve/<commit>/<file>``, the latter with ranges,
+an ``ETag`` and to ``HEAD`` too.
 """
 
 import contextlib
@@ -41,6 +42,8 @@ class Fault:
         hold: Files wait for this after their first block. Set it to let them go.
         claim: Bytes that every GGUF file is said to have; 0 for the truth.
         paths: Further files that a repository claims to have, by their paths.
+        no_head: Refuse ``HEAD``, as signed addresses do.
+        digest: Name this as the contents' SHA-256.
     """
 
     status: int = 0
@@ -54,6 +57,8 @@ class Fault:
     hold: threading.Event | None = None
     claim: int = 0
     paths: tuple[str, ...] = ()
+    no_head: bool = False
+    digest: str = ""
 
 
 @dataclass
@@ -71,6 +76,7 @@ class Request:
 
     path: str
     range: str = ""
+    method: str = "GET"
     token: str = ""
     sent: int = field(default=0)
 
@@ -119,7 +125,7 @@ class StandInHub(contextlib.AbstractContextManager["StandInHub"]):
 
     def downloads(self, file: str) -> list[Request]:
         """Return the requests for a file."""
-        return [request for request in self.requests if request.path.endswith("/" + file)]
+        return [request for request in self.requests if request.path.endswith("/" + file) and request.method == "GET"]
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -129,10 +135,18 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class has this name
         pass
 
+    def do_HEAD(self) -> None:
+        if self.stand_in.fault.no_head:
+            self.send_response(403)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        self.do_GET()
+
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
-        request = Request(path, self.headers.get("Range", ""), token)
+        request = Request(path, self.headers.get("Range", ""), self.command, token)
         self.stand_in.requests.append(request)
         with contextlib.suppress(OSError):
             if path.startswith("/api/models/"):
@@ -163,7 +177,8 @@ class _Handler(BaseHTTPRequestHandler):
         if retry_after:
             self.send_header("Retry-After", retry_after)
         self.end_headers()
-        self.wfile.write(body)
+        if self.command == "GET":
+            self.wfile.write(body)
 
     def _tell(self, repo: str, request: Request) -> None:
         found = self._repository(repo, request)
@@ -193,7 +208,9 @@ class _Handler(BaseHTTPRequestHandler):
         whole = found.files[path]
         content = bytes(len(whole)) if fault.wrong_bytes else whole
         content = content[: len(content) - fault.short_by]
-        start = 0 if fault.ignore_range else int(request.range.removeprefix("bytes=").rstrip("-") or 0)
+        etag = f'"{hashlib.sha1(whole).hexdigest()}"'
+        other = self.headers.get("If-Range", etag) != etag
+        start = 0 if fault.ignore_range or other else int(request.range.removeprefix("bytes=").rstrip("-") or 0)
         if start >= len(content) > 0:
             self._refuse(416)
             return
@@ -201,8 +218,12 @@ class _Handler(BaseHTTPRequestHandler):
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         self.send_header("Content-Length", str(len(content) - start))
+        self.send_header("ETag", etag)
+        if fault.digest:
+            self.send_header("X-Linked-Etag", f'"{fault.digest}"')
         self.end_headers()
-        self._send(content[start:], request)
+        if self.command == "GET":
+            self._send(content[start:], request)
 
     def _send(self, content: bytes, request: Request) -> None:
         fault = self.stand_in.fault

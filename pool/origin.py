@@ -1,0 +1,126 @@
+"""Where a model's files come from when they are not on this machine yet: what is downloaded before it is loaded."""
+
+from pathlib import Path
+from typing import Final
+from urllib.parse import unquote, urlsplit
+
+import msgspec
+
+from llamaherd.pool.errors import BadRequest
+from llamaherd.pool.hub import cache_folder, find_cached, url_folder
+from llamaherd.pool.names import parse_hub_name
+from llamaherd.pool.quants import split_of, split_urls
+from llamaherd.transport.messages import Download
+
+__all__ = ["Found", "Origin", "file_of_url"]
+
+_SCHEMES: Final = ("http", "https")
+#: Longest name of a file that an address may have.
+_MAX_NAME: Final = 200
+#: Most parts of a split model.
+_MAX_PARTS: Final = 1000
+
+
+class Found(msgspec.Struct, frozen=True):
+    """The files of a model that are there.
+
+    Attributes:
+        path: Its file, or its first part.
+        mmproj: The projector that goes with it, None if there is none.
+    """
+
+    path: Path
+    mmproj: Path | None = None
+
+
+class Origin(msgspec.Struct, frozen=True, kw_only=True):
+    """A repository of the Hugging Face hub, or the address of one file.
+
+    Attributes:
+        repo: ``user/repo[:quant]``.
+        file: A file of the repository, instead of a quant.
+        url: An ``http`` or ``https`` address of a GGUF file; of a split model that of its first part, beside which the
+            others lie.
+        path: Where the file of an address goes; None is llama.cpp's cache. The parts of a split one go into its folder.
+        cache: The Hugging Face cache; None is the one that the environment names.
+        mmproj: Whether a projector that goes with the model is wanted too; of a repository alone.
+        offline: Download nothing: what is not there is an error.
+        token: For private and gated repositories; empty is the environment's (``HF_TOKEN``). It goes nowhere else.
+    """
+
+    repo: str = ""
+    file: str = ""
+    url: str = ""
+    path: Path | None = None
+    cache: Path | None = None
+    mmproj: bool = True
+    offline: bool = False
+    token: str = ""
+
+    def __repr__(self) -> str:
+        # What follows ``?`` in an address may be a secret as well.
+        return f"Origin({self.url.partition('?')[0] or self.repo!r}{f', {self.file!r}' if self.file else ''})"
+
+    def check(self) -> None:
+        """Raise :class:`~llamaherd.pool.errors.BadRequest` if it names nothing that could be downloaded."""
+        if bool(self.url) == bool(self.repo):
+            raise BadRequest("an origin is a repository or an address", code="bad_name")
+        if self.url:
+            file_of_url(self.url)
+            split = split_of(urlsplit(self.url).path)
+            if split is not None and split.count > _MAX_PARTS:
+                raise BadRequest(f"a model of {split.count} parts is none", code="bad_url")
+        else:
+            parse_hub_name(self.repo)
+
+    @property
+    def target(self) -> Path:
+        """Where the file of an address is, or will be. Raises BadRequest if the address names none."""
+        return (self.path or url_folder() / file_of_url(self.url)).absolute()
+
+    def find(self) -> Found | None:
+        """Return the files if they are there in whole. Reads folders.
+
+        Raises:
+            BadRequest: as :meth:`check`.
+        """
+        if self.url:
+            parts = [self.target.with_name(file_of_url(part)) for part in split_urls(self.url)]
+            parts[0] = self.target if len(parts) == 1 else parts[0]
+            return Found(parts[0]) if all(part.is_file() for part in parts) else None
+        found = find_cached(self.cache or cache_folder(), parse_hub_name(self.repo), self.file)
+        return None if found is None else Found(found.path, found.mmproj if self.mmproj else None)
+
+    def to_download(self, model: str) -> Download:
+        """Return the command that has a worker download it. Raises as :meth:`check`."""
+        if self.url:
+            return Download(model=model, repo="", cache="", url=self.url, target=str(self.target), offline=self.offline)
+        name = parse_hub_name(self.repo)
+        return Download(
+            model=model,
+            repo=name.repo,
+            tag=name.tag,
+            file=self.file,
+            cache=str(self.cache or cache_folder()),
+            offline=self.offline,
+            mmproj=self.mmproj,
+        )
+
+
+def file_of_url(url: str) -> str:
+    """Return the name of the file that an address leads to, which is its last part without what follows ``?`` or ``#``.
+
+    Raises:
+        BadRequest: it is no ``http`` or ``https`` address, or its last part is no name of a GGUF file.
+    """
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise BadRequest(f"{ascii(url[:200])} is no address: {error}", code="bad_url") from None
+    if parts.scheme not in _SCHEMES or not parts.hostname or not url.isprintable():
+        raise BadRequest(f"{ascii(url[:200])} is no http or https address", code="bad_url")
+    name = unquote(parts.path.rpartition("/")[2])
+    within = name.isprintable() and not {"/", "\\"} & set(name) and not name.startswith(".") and len(name) <= _MAX_NAME
+    if not within or split_of(name) is None:
+        raise BadRequest(f"{ascii(url[:200])} does not end in the name of a .gguf file", code="bad_url")
+    return name
