@@ -11,7 +11,16 @@ from llamaherd.http.problems import problem_of
 from llamaherd.http.sse import DONE, frame
 from llamaherd.pool import Completion, Piece, PromptProgress, Timings, Usage
 
-__all__ = ["FINGERPRINT", "Answer", "OpenAIAnswer", "Summary", "progress_json", "timings_json", "usage_json"]
+__all__ = [
+    "FINGERPRINT",
+    "Answer",
+    "OpenAIAnswer",
+    "Summary",
+    "progress_json",
+    "timed",
+    "timings_json",
+    "usage_json",
+]
 
 #: Who made an answer.
 FINGERPRINT: Final = f"llamaherd-{version('llamaherd')}"
@@ -94,6 +103,11 @@ class Answer(ABC):
     @abstractmethod
     def closing(self, index: int, piece: Piece, summary: "Summary | None") -> Iterable[dict[str, Any]]:
         """Return the chunks that the last piece of a choice becomes; with the summary, the stream ends with them."""
+
+
+def timed(piece: Piece) -> dict[str, Any]:
+    """Return the ``timings`` of a piece before the last, where they were asked for."""
+    return {} if piece.timings is None or piece.usage is None else {"timings": timings_json(piece.usage, piece.timings)}
 
 
 class Summary(NamedTuple):

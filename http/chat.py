@@ -6,7 +6,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from llamaherd.http.answers import OpenAIAnswer, Summary, progress_json, usage_json
+from llamaherd.http.answers import OpenAIAnswer, Summary, progress_json, timed, usage_json
 from llamaherd.http.choices import start_all
 from llamaherd.http.delivery import respond
 from llamaherd.http.front import Front
@@ -23,7 +23,8 @@ async def chat_completions(front: Front, request: Request) -> Response:
     """Answer a chat."""
     body = parse(await front.read(request), ChatBody)
     works = start_chat(front, request, body)
-    return await respond(front, request, body, works, ChatAnswer(works[0].model, body.shown_probs))
+    answer = ChatAnswer(works[0].model, body.shown_probs, post=bool(body.post_sampling_probs))
+    return await respond(front, request, body, works, answer)
 
 
 def start_chat(front: Front, request: Request, body: ChatBody) -> list[Generation]:
@@ -66,12 +67,14 @@ class ChatAnswer(OpenAIAnswer):
     Args:
         model: The name under which the pool knows the model.
         shown_probs: How many likely tokens to tell with each; None tells nothing.
+        post: Tell what the samplers have left.
     """
 
-    def __init__(self, model: str, shown_probs: int | None = None) -> None:
+    def __init__(self, model: str, shown_probs: int | None = None, *, post: bool = False) -> None:
         super().__init__(model, "chatcmpl")
         self._shown = shown_probs
         self._molds: dict[tuple[int, str], Mold] = {}
+        self._post = post
 
     def whole(self, completions: Sequence[Completion]) -> dict[str, Any]:
         choices = [
@@ -90,7 +93,8 @@ class ChatAnswer(OpenAIAnswer):
 
     def frames(self, index: int, piece: Piece) -> bytes:
         # Nearly every piece is a text and nothing else.
-        if self._shown is None and not piece.calls and piece.progress is None and not (piece.text and piece.reasoning):
+        plain = self._shown is None and not piece.calls and piece.progress is None and piece.timings is None
+        if plain and not (piece.text and piece.reasoning):
             if piece.text:
                 return self._mold(index, "content").fill(piece.text)
             return self._mold(index, "reasoning_content").fill(piece.reasoning) if piece.reasoning else b""
@@ -115,7 +119,7 @@ class ChatAnswer(OpenAIAnswer):
             delta["tool_calls"] = [call_delta_json(call) for call in piece.calls]
         if not delta and not piece.probs:
             return []
-        return [self._chunk(index, delta or {"content": ""}, **self._logprobs(piece.probs))]
+        return [self._chunk(index, delta or {"content": ""}, **self._logprobs(piece.probs)) | timed(piece)]
 
     def closing(self, index: int, piece: Piece, summary: Summary | None) -> Iterable[dict[str, Any]]:
         chunks = [self._chunk(index, {}, finish_reason=piece.finish_reason)]
@@ -126,7 +130,7 @@ class ChatAnswer(OpenAIAnswer):
         return chunks
 
     def _logprobs(self, probs: Sequence[TokenProbs]) -> dict[str, Any]:
-        logprobs = logprobs_json(probs, self._shown)
+        logprobs = logprobs_json(probs, self._shown, post=self._post)
         return {} if logprobs is None else {"logprobs": logprobs}
 
     def _chunk(

@@ -6,7 +6,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from llamaherd.http.answers import OpenAIAnswer, Summary, progress_json
+from llamaherd.http.answers import OpenAIAnswer, Summary, progress_json, timed
 from llamaherd.http.choices import start_prompts
 from llamaherd.http.delivery import respond
 from llamaherd.http.front import Front
@@ -22,7 +22,9 @@ async def completions(front: Front, request: Request) -> Response:
     """Continue one prompt, or several."""
     body = parse(await front.read(request), CompletionBody)
     works = start_prompts(front, request, body)
-    return await respond(front, request, body, works, TextAnswer(works[0].model, body.shown_probs))
+    return await respond(
+        front, request, body, works, TextAnswer(works[0].model, body.shown_probs, post=bool(body.post_sampling_probs))
+    )
 
 
 class TextAnswer(OpenAIAnswer):
@@ -31,12 +33,14 @@ class TextAnswer(OpenAIAnswer):
     Args:
         model: The name under which the pool knows the model.
         shown_probs: How many likely tokens ``logprobs`` tells with each; None makes it null.
+        post: It tells what the samplers have left.
     """
 
-    def __init__(self, model: str, shown_probs: int | None = None) -> None:
+    def __init__(self, model: str, shown_probs: int | None = None, *, post: bool = False) -> None:
         super().__init__(model, "cmpl")
         self._shown = shown_probs
         self._molds: dict[int, Mold] = {}
+        self._post = post
 
     def whole(self, completions: Sequence[Completion]) -> dict[str, Any]:
         choices = [
@@ -49,7 +53,7 @@ class TextAnswer(OpenAIAnswer):
         return []
 
     def frames(self, index: int, piece: Piece) -> bytes:
-        if piece.probs or piece.progress is not None or not piece.text:
+        if piece.probs or piece.progress is not None or piece.timings is not None or not piece.text:
             return super().frames(index, piece)
         mold = self._molds.get(index)
         if mold is None:
@@ -63,7 +67,7 @@ class TextAnswer(OpenAIAnswer):
             return [self._object("text_completion", [self._choice(index, "", None)], prompt_progress=progress)]
         if not piece.text and not piece.probs:
             return []
-        return [self._object("text_completion", [self._choice(index, piece.text, None, piece.probs)])]
+        return [self._object("text_completion", [self._choice(index, piece.text, None, piece.probs)], **timed(piece))]
 
     def closing(self, index: int, piece: Piece, summary: Summary | None) -> Iterable[dict[str, Any]]:
         chunks = [self._object("text_completion", [self._choice(index, "", piece.finish_reason)])]
@@ -77,5 +81,5 @@ class TextAnswer(OpenAIAnswer):
     def _choice(
         self, index: int, text: str, finish_reason: str | None, probs: Sequence[TokenProbs] = ()
     ) -> dict[str, Any]:
-        logprobs = logprobs_json(probs, self._shown) if probs else None
+        logprobs = logprobs_json(probs, self._shown, post=self._post) if probs else None
         return {"text": text, "index": index, "logprobs": logprobs, "finish_reason": finish_reason}

@@ -1,9 +1,11 @@
 """How likely tokens were, as clients read it: OpenAI's ``logprobs`` and llama-server's ``completion_probabilities``.
 
-Both hold the same entries, and the chosen token has one also if it brought no text, as the end of an answer does.
+Both hold the same entries: with a ``logprob``, or with a ``prob`` where they tell what the samplers have left. The
+chosen token has one also if it brought no text, as the end of an answer does.
 """
 
 import codecs
+import math
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -14,14 +16,17 @@ __all__ = ["kept_probs", "logprobs_json", "probs_json"]
 _Utf8: Final = codecs.getincrementaldecoder("utf-8")
 
 
-def probs_json(probs: Sequence[TokenProbs], shown: int) -> list[dict[str, Any]]:
-    """Return an entry per token, with the ``shown`` most likely ones of each."""
-    return [{**_token_json(one.chosen), "top_logprobs": [_token_json(top) for top in one.top[:shown]]} for one in probs]
+def probs_json(probs: Sequence[TokenProbs], shown: int, *, post: bool = False) -> list[dict[str, Any]]:
+    """Return an entry per token, with the ``shown`` most likely ones of each; ``post``: they are what was left."""
+    name = "top_probs" if post else "top_logprobs"
+    return [
+        {**_token_json(one.chosen, post), name: [_token_json(top, post) for top in one.top[:shown]]} for one in probs
+    ]
 
 
-def logprobs_json(probs: Sequence[TokenProbs], shown: int | None) -> dict[str, Any] | None:
+def logprobs_json(probs: Sequence[TokenProbs], shown: int | None, *, post: bool = False) -> dict[str, Any] | None:
     """Return a choice's ``logprobs``; None where none were asked for."""
-    return None if shown is None else {"content": probs_json(probs, shown)}
+    return None if shown is None else {"content": probs_json(probs, shown, post=post)}
 
 
 def kept_probs(completion: Completion) -> Sequence[TokenProbs]:
@@ -38,7 +43,8 @@ def kept_probs(completion: Completion) -> Sequence[TokenProbs]:
     return probs
 
 
-def _token_json(one: TokenProb) -> dict[str, Any]:
+def _token_json(one: TokenProb, post: bool) -> dict[str, Any]:
     # A token may end within a character. As llama-server does, the text has what is complete, and the bytes have all.
     text = _Utf8("replace").decode(one.piece)
-    return {"id": one.token, "token": text, "bytes": list(one.piece), "logprob": one.logprob}
+    told: dict[str, Any] = {"id": one.token, "token": text, "bytes": list(one.piece)}
+    return {**told, "prob": math.exp(one.logprob)} if post else {**told, "logprob": one.logprob}

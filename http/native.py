@@ -8,7 +8,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from llamaherd.http.answers import Answer, Summary, progress_json, timings_json
+from llamaherd.http.answers import Answer, Summary, progress_json, timed, timings_json
 from llamaherd.http.choices import start_prompts
 from llamaherd.http.delivery import respond
 from llamaherd.http.front import Front
@@ -54,6 +54,10 @@ DEFAULT_SETTINGS: Final[dict[str, Any]] = {
     "stream": False,
     "logit_bias": [],
     "n_probs": 0,
+    "post_sampling_probs": False,
+    "timings_per_token": False,
+    "n_indent": 0,
+    "t_max_predict_ms": 0,
     "min_keep": 0,
     "samplers": ["penalties", "dry", "top_n_sigma", "top_k", "typ_p", "top_p", "min_p", "xtc", "temperature"],
     "lora": [],
@@ -130,7 +134,7 @@ class NativeAnswer(Answer):
         self._note(index, piece.text)
         part = {"content": piece.text, "tokens": piece.tokens, "stop": False}
         part["tokens_predicted"] = self._predicted[index]
-        return [{"index": index, **part, **self._probabilities(piece.probs)}]
+        return [{"index": index, **part, **timed(piece), **self._probabilities(piece.probs)}]
 
     def closing(self, index: int, piece: Piece, summary: Summary | None) -> Iterable[dict[str, Any]]:
         return [self._last(index, piece, piece.text, piece.tokens)]
@@ -140,7 +144,10 @@ class NativeAnswer(Answer):
             self._broken.add(index)
 
     def _probabilities(self, probs: Sequence[TokenProbs]) -> dict[str, Any]:
-        return {"completion_probabilities": probs_json(probs, self._body.shown_probs or 0)} if probs else {}
+        if not probs:
+            return {}
+        post = bool(self._body.post_sampling_probs)
+        return {"completion_probabilities": probs_json(probs, self._body.shown_probs or 0, post=post)}
 
     def _last(
         self, index: int, piece: Piece, text: str, tokens: tuple[int, ...], probs: Sequence[TokenProbs] = ()

@@ -45,14 +45,9 @@ UNSUPPORTED: Final[Mapping[str, tuple[Any, ...]]] = MappingProxyType(
         "best_of": (None, 1),
         "echo": (None, False),
         "suffix": (None, ""),
-        "post_sampling_probs": (None, False),
-        "timings_per_token": (None, False),
         # what may be answered
         "functions": (None, []),
         "function_call": (None, "none", "auto"),
-        # how it ends
-        "t_max_predict_ms": (None, -1, 0),
-        "n_indent": (None, 0),
     }
 )
 
@@ -86,6 +81,7 @@ class SamplingBody(ModelBody, frozen=True, kw_only=True):
     Attributes:
         logit_bias: An object of token ids or texts and their bias, or a list of pairs of that.
         n_probs: How many likely tokens to tell with each.
+        post_sampling_probs: Tell probabilities as the samplers have left them, as ``prob`` and not as ``logprob``.
     """
 
     temperature: float | None = None
@@ -116,6 +112,7 @@ class SamplingBody(ModelBody, frozen=True, kw_only=True):
     samplers: list[str] | None = None
     logit_bias: dict[str, Any] | list[Any] | None = None
     n_probs: int | None = None
+    post_sampling_probs: bool | None = None
     seed: int | None = None
 
 
@@ -131,6 +128,8 @@ class GenerateBody(SamplingBody, frozen=True, kw_only=True):
         lora: Which LoRA adapters to apply, as objects of ``id`` and ``scale``; the model's defaults if it names none.
         id_slot: The slot to run in; -1 is any.
         return_progress: Tell how far the prompt is; streams only.
+        timings_per_token: Tell ``timings`` in every chunk; streams only.
+        n_indent, t_max_predict_ms: The pool's, see :class:`~llamaherd.pool.GenerateParams`.
         sse_ping_interval: Seconds between the comments of a silent stream; 0 or less sends none.
     """
 
@@ -150,6 +149,9 @@ class GenerateBody(SamplingBody, frozen=True, kw_only=True):
     n_discard: int | None = None
     id_slot: int | None = None
     return_progress: bool | None = None
+    timings_per_token: bool | None = None
+    n_indent: int | None = None
+    t_max_predict_ms: int | None = None
     sse_ping_interval: int | None = None
     n: int | None = None
     n_cmpl: int | None = None
@@ -199,8 +201,11 @@ class GenerateBody(SamplingBody, frozen=True, kw_only=True):
                 n_keep=self.n_keep,
                 n_discard=self.n_discard,
                 id_slot=self.id_slot,
-                # Only a stream has a place for it.
+                n_indent=self.n_indent,
+                t_max_predict_ms=self.t_max_predict_ms,
+                # Only a stream has a place for these.
                 return_progress=bool(self.stream and self.return_progress),
+                timings_per_token=bool(self.stream and self.timings_per_token),
             )
         )
 

@@ -40,8 +40,8 @@ class Piece(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         tokens: Ids of the tokens behind it.
         probs: How likely each token was, and the likeliest ones; only if ``n_probs`` asked for them.
         finish_reason: Set on the last piece only: ``stop``, ``length``, ``tool_calls`` or ``cancelled``.
-        usage: Token counts, on the last piece only.
-        timings: Milliseconds inside the worker, on the last piece only.
+        usage: Token counts, on the last piece only, unless ``timings_per_token`` asked for them.
+        timings: Milliseconds inside the worker, likewise.
         stopping_word: The stop text that ended the generation, if one did.
         truncated: On the last piece: the context was full, so the answer ended there, or a part of it was dropped.
         slot: On the last piece: where it ran; -1 if it never did.
@@ -192,7 +192,8 @@ class Generation(AsyncIterator[Piece]):
             return Delta(deltas[0].request, text, tokens, probs)
         reasoning = "".join(delta.reasoning for delta in typed)
         calls = _merged(call for delta in typed for call in delta.calls)
-        return TypedDelta(deltas[0].request, text, tokens, probs, reasoning, calls)
+        newest = typed[-1]
+        return TypedDelta(deltas[0].request, text, tokens, probs, reasoning, calls, newest.usage, newest.timings)
 
     def finish(self, done: Done) -> None:
         """End in order. Called by the pool."""
@@ -313,7 +314,13 @@ class Generation(AsyncIterator[Piece]):
 def _piece(delta: Delta) -> Piece:
     if isinstance(delta, TypedDelta):
         return Piece(
-            text=delta.text, reasoning=delta.reasoning, calls=delta.calls, tokens=delta.tokens, probs=delta.probs
+            text=delta.text,
+            reasoning=delta.reasoning,
+            calls=delta.calls,
+            tokens=delta.tokens,
+            probs=delta.probs,
+            usage=delta.usage,
+            timings=delta.timings,
         )
     return Piece(text=delta.text, tokens=delta.tokens, probs=delta.probs)
 

@@ -72,6 +72,13 @@ class GenerateParams(TypedDict, total=False):
         id_slot: The slot to run in, for which the request waits; -1, the default, is any. Prompts find what is computed
             of them in any slot: this matters to those who save slots.
         return_progress: Tell how far the prompt is, once a step, in pieces of their own; by default False.
+        timings_per_token: Tell counts and times with every piece, and not with the last alone; by default False.
+        post_sampling_probs: Let ``n_probs`` tell the probabilities that the samplers have left, and not those before
+            them; what they ruled out is left out. By default False.
+        n_indent: Blanks that every line but the first must begin with: a line with fewer, an empty one too, ends the
+            answer (``length``) and is no part of it. 0, the default, is off.
+        t_max_predict_ms: When so many milliseconds have passed since the first token, a line break ends the answer
+            (``length``); 0 or -1 is off.
         samplers: Names of the samplers to use, in their order; the reference's spellings (``top-k``, ``topk``) are
             understood.
         logit_bias: ``(token id or text, bias)`` pairs, or a mapping of that (ids may be decimal texts there); a text
@@ -116,6 +123,7 @@ class GenerateParams(TypedDict, total=False):
     samplers: Sequence[str] | None
     logit_bias: Sequence[Sequence[Any]] | Mapping[Any, Any] | None
     n_probs: int | None
+    post_sampling_probs: bool | None
     seed: int | None
     stop: str | Sequence[str] | None
     cache_prompt: bool | None
@@ -128,6 +136,9 @@ class GenerateParams(TypedDict, total=False):
     n_discard: int | None
     id_slot: int | None
     return_progress: bool | None
+    timings_per_token: bool | None
+    n_indent: int | None
+    t_max_predict_ms: int | None
 
 
 class ChatParams(GenerateParams, TemplateParams, total=False):
@@ -298,6 +309,9 @@ def _generate(request: int, subject: dict[str, Any], params: GenerateParams) -> 
         json_schema=json_schema,
         slot=_integer(params, "id_slot", -1, low=-1, high=_INT32_MAX),
         progress=_flag(params, "return_progress", False),
+        timed=_flag(params, "timings_per_token", False),
+        n_indent=_integer(params, "n_indent", 0, low=0, high=_INT32_MAX),
+        t_max_predict_ms=_integer(params, "t_max_predict_ms", 0, low=-1, high=_INT32_MAX),
         **subject,
     )
     return check_command(command)
@@ -305,7 +319,7 @@ def _generate(request: int, subject: dict[str, Any], params: GenerateParams) -> 
 
 def _sampling(params: GenerateParams) -> Sampling:
     defaults = Sampling()
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = {"post_sampling_probs": _flag(params, "post_sampling_probs", False)}
     for name, (low, high) in LIMITS.items():
         default = getattr(defaults, name)
         if name == "seed":

@@ -212,6 +212,7 @@ class Sampling(_Struct, frozen=True, kw_only=True):
         samplers: Which are used, in which order.
         logit_bias: ``(token id or text, bias)``; a text means each of its tokens, a bias of None never to be chosen.
         n_probs: So many most likely tokens are told with each token, before any sampler; 0 tells nothing.
+        post_sampling_probs: Tell them as the samplers have left them instead.
         seed: 0 to 2**32 - 1; 4294967295 draws a random seed.
     """
 
@@ -253,6 +254,7 @@ class Sampling(_Struct, frozen=True, kw_only=True):
     )
     logit_bias: tuple[tuple[int | str, float | None], ...] = ()
     n_probs: int = 0
+    post_sampling_probs: bool = False
     seed: int = 0xFFFFFFFF
 
 
@@ -330,7 +332,7 @@ class TokenProb(msgspec.Struct, frozen=True, array_like=True):
 
 
 class TokenProbs(msgspec.Struct, frozen=True, array_like=True):
-    """The token that was chosen, and the most likely ones, best first; probabilities before any sampler."""
+    """The token that was chosen, and the most likely ones, best first; see :class:`Sampling` for what is told."""
 
     chosen: TokenProb
     top: tuple[TokenProb, ...] = ()
@@ -458,10 +460,13 @@ class TypedDelta(Delta, frozen=True, array_like=True):
     Attributes:
         reasoning: Reasoning, which comes before the text.
         calls: Tool calls, which come after it.
+        usage, timings: How many tokens and how much time it has taken so far, where that was asked for.
     """
 
     reasoning: str = ""
     calls: tuple[CallDelta, ...] = ()
+    usage: Usage | None = None
+    timings: Timings | None = None
 
 
 class EngineLoad(_Struct, frozen=True, kw_only=True):
@@ -711,6 +716,10 @@ class Generate(_Struct, frozen=True, kw_only=True):
         trigger: What the grammar or schema waits for; None: it holds from the first token on.
         slot: The slot to run in, for which it waits; -1 is any.
         progress: Whether to tell how far the prompt is.
+        timed: Whether to tell counts and times with every token.
+        n_indent: Blanks that every line but the first must begin with, or the answer ends before it; 0 is off.
+        t_max_predict_ms: A line break ends the answer when so many milliseconds have passed since its first token; 0
+            and less is off.
     """
 
     request: int
@@ -732,6 +741,9 @@ class Generate(_Struct, frozen=True, kw_only=True):
     trigger: GrammarTrigger | None = None
     slot: int = -1
     progress: bool = False
+    timed: bool = False
+    n_indent: int = 0
+    t_max_predict_ms: int = 0
 
 
 class Embed(_Struct, frozen=True, kw_only=True):

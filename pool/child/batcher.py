@@ -37,7 +37,7 @@ from llamaherd.pool.child.pick import Picker
 from llamaherd.pool.child.prefix import Reuse, Rules, find
 from llamaherd.pool.child.refusal import refusal
 from llamaherd.pool.child.reply import sorted_tokens
-from llamaherd.pool.child.sampler import choose, likeliest
+from llamaherd.pool.child.sampler import certain, choose, likeliest
 from llamaherd.pool.child.sequence import Sequence
 from llamaherd.pool.child.shift import cut
 from llamaherd.pool.child.slots import Slots
@@ -542,7 +542,7 @@ class Batcher:
             return []
         deltas: list[Delta] = []
         # Where a grammar holds, the highest logit serves only to tell damaged weights: the picker chooses.
-        chains = [part.sequence.chain if part.sequence.constraint is None else None for part in parts]
+        chains = [None if part.sequence.picked else part.sequence.chain for part in parts]
         chosen = choose(self._context, [(part.row, chain) for part, chain in zip(parts, chains, strict=True)])
         for index, (part, token) in enumerate(zip(parts, chosen, strict=True)):
             sequence = part.sequence
@@ -568,21 +568,25 @@ class Batcher:
         return deltas
 
     def _take(self, sequence: Sequence, token: int, index: int, outputs: int) -> tuple[Delta, FinishReason | None]:
-        """Give a sequence its next token, ``token`` unless its constraint has another one chosen."""
-        if sequence.constraint is not None:
+        """Give a sequence its next token, ``token`` unless it is to be picked."""
+        if sequence.picked:
             token = self._pick(sequence, index, outputs)
         count = sequence.request.sampling.n_probs
-        probs = (self._likeliest(index, outputs, token, count),) if count else ()
+        probs = (self._probs(sequence, index, outputs, token),) if count else ()
         return sequence.accept(token, self._vocab, probs)
 
     def _pick(self, sequence: Sequence, index: int, outputs: int) -> int:
-        assert sequence.constraint is not None
         logits = self._context.logits(outputs)[index]
         go_on = sequence.request.ignore_eos
         return self._picker.pick(logits, sequence.chain, sequence.constraint, sequence.tokens, go_on=go_on)
 
-    def _likeliest(self, index: int, outputs: int, token: int, count: int) -> TokenProbs:
-        return likeliest(self._context.logits(outputs)[index], token, count, self._vocab)
+    def _probs(self, sequence: Sequence, index: int, outputs: int, token: int) -> TokenProbs:
+        sampling = sequence.request.sampling
+        if not sampling.post_sampling_probs:
+            return likeliest(self._context.logits(outputs)[index], token, sampling.n_probs, self._vocab)
+        if sequence.chain is None:
+            return certain(token, self._vocab)
+        return sequence.chain.odds(token, sampling.n_probs, self._vocab)
 
 
 def _by_slot(sequence: Sequence) -> int:

@@ -672,16 +672,18 @@ _pointer_to: Any = ctypes.POINTER
 _token_data: Any = _pointer_to(_low.llama_token_data)
 
 
-def sampler_apply(chain: int, address: int, count: int) -> int:
-    """Have a chain choose among candidates without telling it that they were accepted; return the index of its choice.
+def sampler_apply(chain: int, address: int, count: int) -> tuple[int, int]:
+    """Have a chain choose among candidates without telling it that they were accepted; return the index of its choice,
+    and how many candidates it has left.
 
     Args:
         address: Where ``count`` >= 1 candidates lie, each an int32 id and two float32, its logit and a probability
-            to be written. They are reordered, so the index is one of the order afterwards.
+            to be written. They are reordered, those that are left to the front, so the index is one of the order
+            afterwards.
     """
     array = _low.llama_token_data_array(ctypes.cast(address, _token_data), count, -1, False)
     _apply(chain, ctypes.byref(array))
-    return int(array.selected)
+    return int(array.selected), int(array.size)
 
 
 _dry = _bind(_short, "llama_sampler_init_dry", _ptr, _ptr, _f32, _f32, _i32, _i32, ctypes.POINTER(_str), _size)

@@ -38,7 +38,7 @@ class Picker:
         self,
         logits: npt.NDArray[np.float32],
         chain: Chain | None,
-        constraint: Constraint,
+        constraint: Constraint | None,
         recent: Sequence[int],
         *,
         go_on: bool,
@@ -46,19 +46,21 @@ class Picker:
         """Return the next token from a row of logits, which chain and constraint have then accepted.
 
         Args:
+            constraint: What restricts the choice; None for one whose candidates shall be known afterwards.
             recent: The sequence's tokens.
-            go_on: Never choose the end.
+            go_on: Never choose the end, under a constraint.
 
         Raises:
             ConstraintError: no token is allowed, or the grammar gives up.
         """
         banned = chain.banned if chain is not None else _NONE
         token = int(logits.argmax()) if chain is None else chain.draw(self._all, logits)
-        if token in banned or (go_on and self._vocab.ends(token)) or not constraint.allows(token):
-            token = self._among_allowed(logits, chain, constraint, recent, go_on=go_on)
+        if constraint is not None:
+            if token in banned or (go_on and self._vocab.ends(token)) or not constraint.allows(token):
+                token = self._among_allowed(logits, chain, constraint, recent, go_on=go_on)
+            constraint.accept(token)
         if chain is not None:
             chain.accept(token)
-        constraint.accept(token)
         return token
 
     def _among_allowed(

@@ -1,5 +1,6 @@
 """How the next token is chosen: the highest logit, or a chain of llama.cpp's samplers."""
 
+import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
@@ -16,7 +17,7 @@ from llamaherd.pool.child.vocab import Vocab
 from llamaherd.pool.sampling import problem_of
 from llamaherd.transport.messages import Sampling, TokenProb, TokenProbs
 
-__all__ = ["Chain", "Samplers", "choose", "likeliest"]
+__all__ = ["Chain", "Samplers", "certain", "choose", "likeliest"]
 
 #: DRY samplers kept as patterns for further ones.
 _MOST_PATTERNS: Final = 8
@@ -42,6 +43,8 @@ class Chain:
         self._handle = handle
         self._memory: Final = memory
         self._biased: Final = frozenset(biases)
+        #: What the last draw has left.
+        self._left: npt.NDArray[np.void] | None = None
         self.keeps: Final = keeps
         self.banned: Final = frozenset(token for token, bias in biases.items() if bias == -np.inf)
 
@@ -57,8 +60,24 @@ class Chain:
         candidates = np.empty(len(tokens), _CANDIDATE)
         candidates["id"] = tokens
         candidates["logit"] = logits[tokens] if len(tokens) < len(logits) else logits
-        chosen = bindings.sampler_apply(self._handle, candidates.ctypes.data, len(candidates))
+        chosen, left = bindings.sampler_apply(self._handle, candidates.ctypes.data, len(candidates))
+        self._left = candidates[:left]
         return int(candidates["id"][chosen])
+
+    def odds(self, token: int, count: int, vocab: Vocab) -> TokenProbs:
+        """Return the probabilities of a token that was just drawn and of the ``count`` most likely ones, of those that
+        the samplers have left.
+        """
+        left = self._left
+        if left is None:
+            return certain(token, vocab)
+        order = np.argsort(-left["p"], kind="stable")[:count]
+        best: list[tuple[int, float]] = list(zip(left["id"][order].tolist(), left["p"][order].tolist(), strict=True))
+        own = left["p"][left["id"] == token]
+        chosen = float(own[0]) if len(own) else 0.0
+        return TokenProbs(
+            _prob(token, chosen, vocab), tuple(_prob(which, value, vocab) for which, value in best if value > 0)
+        )
 
     def accept(self, token: int) -> None:
         """Remember a token that :meth:`draw` did not decide alone."""
@@ -177,6 +196,16 @@ def choose(context: Context, wanted: Sequence[tuple[int, Chain | None]]) -> list
         else:
             chosen.append(chain.sample(context.handle, row))
     return chosen
+
+
+def certain(token: int, vocab: Vocab) -> TokenProbs:
+    """Return what there is to tell of a token that nothing could be chosen beside."""
+    only = _prob(token, 1.0, vocab)
+    return TokenProbs(only, (only,))
+
+
+def _prob(token: int, value: float, vocab: Vocab) -> TokenProb:
+    return TokenProb(token, math.log(value) if value > 0 else _NEVER, vocab.named_piece(token))
 
 
 def likeliest(logits: npt.NDArray[np.float32], token: int, count: int, vocab: Vocab) -> TokenProbs:

@@ -8,6 +8,7 @@ from llamaherd.pool.child.adapters import AdapterSet
 from llamaherd.pool.child.batch import Folds, position_of
 from llamaherd.pool.child.chat import Turn
 from llamaherd.pool.child.constraint import Constraint
+from llamaherd.pool.child.lines import LineLimits
 from llamaherd.pool.child.reply import Reply, read_delta
 from llamaherd.pool.child.sampler import Chain
 from llamaherd.pool.child.store import State
@@ -22,6 +23,7 @@ from llamaherd.transport.messages import (
     SlotState,
     Timings,
     TokenProbs,
+    TypedDelta,
     Usage,
 )
 
@@ -53,6 +55,8 @@ class Sequence:
         chain: Its samplers; None means greedy.
         adapters: What its tokens are computed with.
         constraint: What restricts its tokens, if anything does.
+        picked: Whether its tokens are chosen in the sight of all candidates: under a constraint, and where what the
+            samplers leave is to be told.
     """
 
     def __init__(
@@ -95,6 +99,10 @@ class Sequence:
         self.chain: Final = chain
         self.adapters: Final = adapters
         self.constraint: Final = constraint
+        sampling = request.sampling
+        self.picked: Final = constraint is not None or (sampling.n_probs > 0 and sampling.post_sampling_probs)
+        limited = request.n_indent > 0 or request.t_max_predict_ms > 0
+        self._lines: Final = LineLimits(request.n_indent, request.t_max_predict_ms / 1e3) if limited else None
         self._text: Final = TextStream(request.stop)
         #: Tells reasoning and tool calls from content, where the answer may hold some; and what it must see for that.
         self._reply: Final[Reply | None] = turn.reply if turn is not None else None
@@ -209,28 +217,43 @@ class Sequence:
                 text, reason = text + self._text.flush(), "stop"
             elif self.full:
                 text, reason = text + self._text.flush(), "length"
+        if self._lines is not None:
+            text, over = self._lines.feed(text, perf_counter() - self._first_token)
+            reason = "length" if over else reason
         self._new_line = self._new_line or "\n" in text
         delta = Delta(self.request.request, text, (token,), probs)
-        return (delta, reason) if self._reply is None else read_delta(self._reply, delta, reason)
+        if self._reply is not None:
+            delta, reason = read_delta(self._reply, delta, reason)
+        return (self._timed(delta) if self.request.timed else delta), reason
+
+    def _timed(self, delta: Delta) -> TypedDelta:
+        more = (delta.reasoning, delta.calls) if isinstance(delta, TypedDelta) else ("", ())
+        return TypedDelta(
+            delta.request, delta.text, delta.tokens, delta.probs, *more, self._usage, self._timings(perf_counter())
+        )
+
+    @property
+    def _usage(self) -> Usage:
+        return Usage(
+            prompt_tokens=self.n_prompt, completion_tokens=self.n_generated, cached_tokens=max(self._cached, 0)
+        )
+
+    def _timings(self, now: float) -> Timings:
+        started = self._started or now
+        first = self._first_token or now
+        return Timings(
+            queue_ms=(started - self._submitted) * 1e3,
+            prompt_ms=(first - started) * 1e3 if self._started else 0.0,
+            predicted_ms=(now - first) * 1e3,
+        )
 
     def done(self, reason: FinishReason) -> Done:
         """Return the message that ends the request."""
-        now = perf_counter()
-        started = self._started or now
-        first = self._first_token or now
         return Done(
             request=self.request.request,
             finish_reason=reason,
-            usage=Usage(
-                prompt_tokens=self.n_prompt,
-                completion_tokens=self.n_generated,
-                cached_tokens=max(self._cached, 0),
-            ),
-            timings=Timings(
-                queue_ms=(started - self._submitted) * 1e3,
-                prompt_ms=(first - started) * 1e3 if self._started else 0.0,
-                predicted_ms=(now - first) * 1e3,
-            ),
+            usage=self._usage,
+            timings=self._timings(perf_counter()),
             stopping_word=self._text.stopping_word,
             truncated=self._shifted or len(self.tokens) >= self._context,
             slot=self._ran_in,

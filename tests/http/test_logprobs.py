@@ -271,3 +271,52 @@ def test_a_wrong_number_of_them_is_refused_by_name(
         parse(fields, kind).to_params()
     assert caught.value.kind == (400, "invalid_request_error")
     assert caught.value.param == param
+
+
+# --- what the samplers have left ---
+
+LEFT: dict[str, Any] = {"model": "tiny", "prompt": "ab", "n_probs": 4, "post_sampling_probs": True, "n_predict": 3}
+
+
+def left(entries: list[dict[str, Any]]) -> None:
+    assert len(entries) == 3
+    for entry in entries:
+        assert set(entry) == {"id", "token", "bytes", "prob", "top_probs"}
+        assert 1 <= len(entry["top_probs"]) <= 2
+        for top in entry["top_probs"]:
+            assert set(top) == {"id", "token", "bytes", "prob"}
+        assert sum(top["prob"] for top in entry["top_probs"]) == pytest.approx(1, abs=1e-4)
+
+
+def test_what_the_samplers_have_left_is_told_as_probabilities(client: httpx2.Client) -> None:
+    body = {**LEFT, "top_k": 2, "ignore_eos": True}
+    left(client.post("/completion", json=body).json()["completion_probabilities"])
+    choice = client.post("/v1/completions", json=body).json()["choices"][0]
+    left(choice["logprobs"]["content"])
+    with client.stream("POST", "/completion", json={**body, "stream": True}) as response:
+        parts = sse_data(response.iter_lines())
+    left([entry for part in parts for entry in part.get("completion_probabilities", [])])
+    chat = {**body, "messages": HELLO, "logprobs": True, "top_logprobs": 4, "n_probs": None}
+    left(client.post("/v1/chat/completions", json=chat).json()["choices"][0]["logprobs"]["content"])
+
+
+@pytest.mark.parametrize("path", ["/completion", "/v1/completions", "/v1/chat/completions"])
+def test_every_chunk_has_timings_if_that_is_asked_for(client: httpx2.Client, path: str) -> None:
+    body: dict[str, Any] = {"model": "tiny", "prompt": PROMPT, "messages": HELLO, "stream": True, "temperature": 0}
+    with client.stream("POST", path, json={**body, "timings_per_token": True}) as response:
+        timed = [chunk for chunk in sse_data(response.iter_lines()) if chunk != "[DONE]" and "timings" in chunk]
+    counts = [chunk["timings"]["predicted_n"] for chunk in timed]
+    # The end is a token too, and has a chunk of its own where chunks have tokens.
+    assert counts == sorted(counts)
+    assert set(counts) == {*range(1, len(SCRIPT) + 2)}
+    assert all(chunk["timings"]["prompt_n"] + chunk["timings"]["cache_n"] > 0 for chunk in timed)
+    with client.stream("POST", path, json=body) as response:
+        chunks = [chunk for chunk in sse_data(response.iter_lines()) if chunk != "[DONE]"]
+    assert [chunk for chunk in chunks if "timings" in chunk] == chunks[-1:]
+
+
+def test_a_line_with_too_few_blanks_ends_an_infill_like_an_answer(client: httpx2.Client) -> None:
+    body = {"model": "tiny", "prompt": PROMPT, "temperature": 0, "n_indent": 1, "t_max_predict_ms": 0}
+    answer = client.post("/completion", json=body).json()
+    assert (answer["content"], answer["stop_type"]) == (SCRIPT_TEXT, "eos")
+    assert answer["generation_settings"]["n_indent"] == 1

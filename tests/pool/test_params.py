@@ -37,7 +37,7 @@ def test_without_parameters_everything_is_llama_servers_default() -> None:
 def test_every_parameter_of_the_message_can_be_said_and_none_means_the_default() -> None:
     names = set(Sampling.__struct_fields__)
     assert names <= set(GenerateParams.__annotations__)
-    assert set(LIMITS) == names - {"samplers", "logit_bias", "dry_sequence_breakers"}
+    assert set(LIMITS) == names - {"samplers", "logit_bias", "dry_sequence_breakers", "post_sampling_probs"}
     assert sampling(**dict.fromkeys(names)) == Sampling()
 
 
