@@ -89,6 +89,7 @@ class Entry:
         unsized: Requests that wait until it does, and until its files are there.
         preparing: Whether somebody sees to both.
         fetching: The download of its files.
+        cache_bytes: What its cache is expected to take; 0 where that is not known.
         broken: Why the catalogue has it, but it cannot be used; empty if it can.
         removed: It is in the catalogue no more, and goes when its last worker has.
         reviving: It is pinned, and its worker died: it is brought back until it is there again.
@@ -105,6 +106,7 @@ class Entry:
     unsized: list[int] = field(default_factory=list[int])
     preparing: bool = False
     fetching: Job | None = None
+    cache_bytes: int = 0
     broken: str = ""
     removed: bool = False
     scales: tuple[float, ...] | None = None

@@ -14,7 +14,7 @@ import msgspec
 from llamaherd.pool.errors import BadRequest
 from llamaherd.transport.messages import EngineOptions
 
-__all__ = ["Attention", "RecurrentState", "Shape", "estimate_bytes", "kv_bytes", "state_bytes"]
+__all__ = ["Attention", "RecurrentState", "Shape", "cache_bytes", "estimate_bytes", "kv_bytes", "state_bytes"]
 
 #: llama.cpp allocates cells in steps of this many.
 CELL_STEP: Final = 256
@@ -146,6 +146,21 @@ def kv_bytes(
     return total
 
 
+def cache_bytes(facts: Shape, options: EngineOptions) -> int:
+    """Return what :func:`kv_bytes` says of a context with these options."""
+    _, cells, n_ubatch, n_seq = _dimensions(facts, options)
+    types = options.cache_type_k, options.cache_type_v
+    return kv_bytes(
+        facts,
+        cells,
+        *types,
+        swa_full=options.swa_full,
+        kv_unified=options.kv_unified,
+        n_seq=n_seq,
+        n_ubatch=n_ubatch,
+    )
+
+
 def state_bytes(facts: Shape, n_seq: int) -> int:
     """Return the bytes of the running states of ``n_seq`` sequences, in F32.
 
@@ -166,20 +181,8 @@ def estimate_bytes(facts: Shape, options: EngineOptions) -> int:
     batch for every head. Not covered: the process itself (some 80 MB), ``cache_ram``, projectors, adapters, what a
     GPU's driver takes, and how it is all divided between several devices.
     """
-    n_seq = options.n_parallel + _cached(facts, options)
-    parts = 1 if options.kv_unified else n_seq
-    cells = parts * _padded(math.ceil((options.n_ctx or facts.n_ctx_train) / parts))
-    n_ubatch = min(options.n_ubatch, max(options.n_batch, options.n_parallel), cells)
-    types = options.cache_type_k, options.cache_type_v
-    cache = kv_bytes(
-        facts,
-        cells,
-        *types,
-        swa_full=options.swa_full,
-        kv_unified=options.kv_unified,
-        n_seq=n_seq,
-        n_ubatch=n_ubatch,
-    )
+    parts, cells, n_ubatch, n_seq = _dimensions(facts, options)
+    cache = cache_bytes(facts, options)
     outputs = 2 * n_seq * facts.n_vocab * _F32_BYTES
     widths = n_ubatch * (_WIDTHS_HELD * facts.n_embd + _FF_WIDTHS_HELD * facts.n_ff) * _F32_BYTES
     # Who sees whom, once more for the layers with a window, and without flash attention the scores of every head.
@@ -194,6 +197,15 @@ def _cached(facts: Shape, options: EngineOptions) -> int:
     if not options.kv_unified:
         return 0
     return options.n_parallel * (_CACHED_STATES_PER_SLOT if facts.state.n_layer else _CACHED_PER_SLOT)
+
+
+def _dimensions(facts: Shape, options: EngineOptions) -> tuple[int, int, int, int]:
+    """Return into how many parts a context is divided, its cells, its physical batch and its sequences."""
+    n_seq = options.n_parallel + _cached(facts, options)
+    parts = 1 if options.kv_unified else n_seq
+    cells = parts * _padded(math.ceil((options.n_ctx or facts.n_ctx_train) / parts))
+    n_ubatch = min(options.n_ubatch, max(options.n_batch, options.n_parallel), cells)
+    return parts, cells, n_ubatch, n_seq
 
 
 def _padded(cells: int) -> int:

@@ -37,7 +37,7 @@ from llamaherd.pool.idle import Rest
 from llamaherd.pool.launch import Exit, Launcher
 from llamaherd.pool.lifecycle import RUNNING, IllegalTransition, State, Trigger, transition
 from llamaherd.pool.machine import oom_kills
-from llamaherd.pool.memory import expected_shares
+from llamaherd.pool.memory import Expected, expected
 from llamaherd.pool.registry import Registry
 from llamaherd.pool.reload import CatalogModel, ReloadReport
 from llamaherd.pool.report import status_of
@@ -357,7 +357,9 @@ class Herd:
                 self._go_without(entry, failure)
                 return
             if spec is entry.spec and not self._size_is_told(entry):
-                rooms = await self._read_rooms(spec)
+                needs = await self._read_needs(spec)
+                rooms = [self._fit(Room(1, needs.host, share)) for share in needs.gpus]
+                entry.cache_bytes = needs.cache
         entry.preparing = False
         if self._entries.get(entry.name) is not entry:
             return  # it was removed, and those who waited for it were told
@@ -370,14 +372,13 @@ class Herd:
             if request is not None:
                 self._put(request)
 
-    async def _read_rooms(self, spec: ModelSpec) -> list[Room]:
+    async def _read_needs(self, spec: ModelSpec) -> Expected:
         try:
             # In a thread: the header of a model with a large vocabulary takes a good part of a second to read.
-            host, gpus = await asyncio.to_thread(expected_shares, spec, self._gpus)
+            return await asyncio.to_thread(expected, spec, self._gpus)
         except Exception:  # whatever it is, those who wait must go on: the load will tell what is wrong
             _log.exception("the memory of model %r could not be estimated", spec.name)
-            host, gpus = 0, ((),)
-        return [self._fit(Room(1, host, share)) for share in gpus]
+            return Expected()
 
     def _go_without(self, entry: Entry, failure: DownloadFailed) -> None:
         """Tell those who wait for a model that its files could not be downloaded."""
@@ -494,7 +495,7 @@ class Herd:
         replica.adopted = spare is not None
         worker.model = label
         self._homes[worker] = replica
-        worker.post(spec.to_load(entry.scales))
+        worker.post(msgspec.structs.replace(spec.to_load(entry.scales), cache_bytes=entry.cache_bytes))
         self._tell(replica, "model_status", {"status": State.LOADING})
         self._clocks.watch_load(replica, worker)
         if spare is None:

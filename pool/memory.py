@@ -8,10 +8,11 @@ from typing import Final, NamedTuple
 
 from llamaherd.pool.config import CUDA_ENV, ModelSpec, Placement
 from llamaherd.pool.gguf import GGUFError, estimate_bytes, read_facts
+from llamaherd.pool.gguf_memory import cache_bytes
 from llamaherd.pool.gpus import Gpu, Gpus, visible
 from llamaherd.pool.machine import available_memory
 
-__all__ = ["Budget", "automatic_budget", "expected_memory", "expected_shares"]
+__all__ = ["Budget", "Expected", "automatic_budget", "expected", "expected_memory", "expected_shares"]
 
 _log = logging.getLogger("llamaherd.pool")
 
@@ -29,6 +30,30 @@ class Budget(NamedTuple):
     host: int
     gpus: tuple[Gpu, ...] = ()
     gpu_bytes: tuple[int, ...] = ()
+
+
+class Expected(NamedTuple):
+    """What a model's worker is expected to take: of this machine's memory, for each of the model's placements of each
+    GPU, and of all that for its cache. Zeros where nothing is known.
+    """
+
+    host: int = 0
+    gpus: tuple[tuple[int, ...], ...] = ((),)
+    cache: int = 0
+
+
+def expected(spec: ModelSpec, gpus: Sequence[Gpu]) -> Expected:
+    """Return what can be told from a model's spec and file. Reads the file, if it was not read before."""
+    return Expected(*expected_shares(spec, gpus), _expected_cache(spec))
+
+
+def _expected_cache(spec: ModelSpec) -> int:
+    if spec.path is None or spec.options.embedding:
+        return 0
+    try:
+        return cache_bytes(read_facts(spec.path), spec.options)
+    except (GGUFError, OSError):
+        return 0
 
 
 def automatic_budget(gpus: Gpus) -> Budget:

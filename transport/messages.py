@@ -614,6 +614,7 @@ class Load(_Struct, frozen=True, kw_only=True):
         mmproj: The projector for images and sounds; empty without one.
         engine: ``llama`` or ``fake``.
         script: The fake engine's script, as its module documents; ignored by others.
+        cache_bytes: What the cache is expected to take; 0 where that is not known. A hint, and no limit.
     """
 
     model: str
@@ -624,6 +625,7 @@ class Load(_Struct, frozen=True, kw_only=True):
     aliases: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
     script: dict[str, Any] = {}
+    cache_bytes: int = 0
 
 
 class Download(_Struct, frozen=True, kw_only=True):

@@ -11,6 +11,7 @@ import threading
 
 from llamaherd.pool.child.engine import Engine, EngineError
 from llamaherd.pool.child.guards import arm_parent_death_signal, stay_on_cores, watch_lifeline
+from llamaherd.pool.child.heap import use_one_arena
 from llamaherd.pool.child.serve import ExitCode, Service
 from llamaherd.transport import CHANNEL_ENV, connect, take_stdio
 
@@ -38,6 +39,7 @@ def make_engine(name: str) -> Engine:
 def main() -> int:
     """Serve one pool until told to leave, and return the exit code."""
     stdio = take_stdio()
+    use_one_arena()
     # Before any thread: threads run where the one that started them does.
     stay_on_cores(os.environ.pop(CORES_ENV, ""))
     # No arithmetic here is OpenBLAS's, and its threads would spin for some milliseconds when numpy is imported, which

@@ -116,6 +116,10 @@ def _cached_sequences(model: Model, options: EngineOptions) -> int:
 class Context:
     """The KV cache, the compute buffers and the one batch of a model. Free it before the model.
 
+    Args:
+        threads: How many compute steps, and prompts.
+        readied: Bytes for the cache that this process holds already.
+
     Attributes:
         n_ctx: Cells of the cache.
         unified: Whether any sequence may use any cell, and several may share some.
@@ -127,11 +131,14 @@ class Context:
         EngineError: it does not fit, or llama.cpp refused, with its reason.
     """
 
-    def __init__(self, model: Model, options: EngineOptions, threads: tuple[int, int], abort: AbortFlag) -> None:
+    def __init__(
+        self, model: Model, options: EngineOptions, threads: tuple[int, int], abort: AbortFlag, *, readied: int = 0
+    ) -> None:
         settings = settings_for(model, options, threads)
         # The cache lies on the device that has the layers; a GPU's allocator says no by itself.
         on_device = options.n_gpu_layers != 0 and bindings.supports_gpu()
-        check_memory(model, settings, None if on_device else available_memory())
+        free = None if on_device else available_memory()
+        check_memory(model, settings, None if free is None else free + readied)
         bindings.forget_log()
         handle = bindings.context_create(model.handle, settings, abort)
         if handle is None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from llamaherd.pool.child import bindings
 from llamaherd.pool.child.engine import EngineError, ModelInfo, Progress, RequestError
 from llamaherd.pool.child.errand import Errand
+from llamaherd.pool.child.heap import Reserve, trim
 from llamaherd.pool.child.media import has_media
 from llamaherd.pool.child.model import Model, check_file
 from llamaherd.pool.machine import usable_cores
@@ -89,13 +90,15 @@ class LlamaEngine:
     def _make(self, command: Load, report: "_Report") -> "Loaded":
         """Have llama.cpp make what it makes, and beside that what is Python's."""
         with ExitStack() as undo:
+            reserve = Reserve(_host_cache(command))
+            undo.callback(reserve.drop)
             model = Model(command.path, command.options, report)
             undo.callback(model.free)
             chats = Errand(lambda: _make_chats(command, model), "chats")
             undo.callback(chats.wait)  # it reads the vocabulary
             from llamaherd.pool.child.resources import Resources  # waits for the thread that imports it
 
-            resources = Resources(command, model, self._threads_for(command.options), self._abort)
+            resources = Resources(command, model, self._threads_for(command.options), self._abort, reserve)
             undo.callback(resources.free)
             from llamaherd.pool.child.loaded import Loaded
 
@@ -108,6 +111,7 @@ class LlamaEngine:
         if self._loaded is not None:
             self._loaded.free()
             self._loaded = None
+            trim()
 
     def set_threads(self, n: int, batch: int) -> None:
         """Use so many threads from the next step on, and after the next load unless its options say otherwise."""
@@ -226,6 +230,12 @@ class _Report:
 def _import_heavy() -> None:
     for name in _HEAVY:
         importlib.import_module(name)
+
+
+def _host_cache(command: Load) -> int:
+    """Return the bytes that the cache will take of this machine's memory, as far as the pool knows."""
+    on_device = command.options.n_gpu_layers != 0 and bindings.supports_gpu()
+    return 0 if on_device else command.cache_bytes
 
 
 def _make_chats(command: Load, model: Model) -> "Chats":

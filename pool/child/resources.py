@@ -12,6 +12,7 @@ import msgspec
 from llamaherd.pool.child import bindings
 from llamaherd.pool.child.adapters import Adapters
 from llamaherd.pool.child.context import Context
+from llamaherd.pool.child.heap import Reserve
 from llamaherd.pool.child.model import Model
 from llamaherd.transport.messages import EngineOptions, Load
 
@@ -28,13 +29,21 @@ class Resources:
 
     Attributes:
         threads: How many compute steps, and prompts.
+        abort: The flag that ends a decode.
         unfit: Why nothing can be generated; empty when it can.
 
     Raises:
         EngineError: an adapter or the context does not fit, or the model does not compute.
     """
 
-    def __init__(self, command: Load, model: Model, threads: tuple[int, int], abort: bindings.AbortFlag) -> None:
+    def __init__(
+        self,
+        command: Load,
+        model: Model,
+        threads: tuple[int, int],
+        abort: bindings.AbortFlag,
+        reserve: Reserve | None = None,
+    ) -> None:
         options = command.options
         self.model: Final = model
         self.threads: Final = threads
@@ -45,12 +54,17 @@ class Resources:
             self.projector: Final = _projector(command, model, threads)
             if self.projector is not None:
                 undo.callback(self.projector.free)
-            self.context: Final = Context(model, _least(options) if options.embedding else options, threads, abort)
+            self.context: Final = self._make_context(options, reserve or Reserve(0))
             undo.callback(self.context.free)
             self.unfit: Final = self.context.unfit or (_EMBEDS_ONLY if options.embedding else "")
             if not self.unfit:
                 self.context.warm_up(max(model.vocab.bos, 0))
             self._undo: Final = undo.pop_all()
+
+    def _make_context(self, options: EngineOptions, reserve: Reserve) -> Context:
+        options = _least(options) if options.embedding else options
+        with reserve.lent():
+            return Context(self.model, options, self.threads, self.abort, readied=reserve.ready)
 
     def free(self) -> None:
         """Release everything. Idempotent."""

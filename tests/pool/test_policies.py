@@ -24,11 +24,13 @@ from llamaherd.pool import (
     State,
     WorkerDied,
     find_model,
+    kv_bytes,
+    read_facts,
     spares,
 )
 from llamaherd.pool.idle import Rest, rest_of
 from llamaherd.pool.machine import oom_kills
-from llamaherd.pool.memory import expected_memory
+from llamaherd.pool.memory import Expected, expected, expected_memory
 from llamaherd.pool.restart import MOST_SECONDS, Backoff
 from tiny_gguf import tiny_model
 
@@ -340,6 +342,16 @@ def test_what_a_file_will_take_is_estimated_before_it_is_loaded() -> None:
     assert expected_memory(demo) > demo.path.stat().st_size
     assert expected_memory(ModelSpec(name="m", path=Path(__file__))) == 0
     assert expected_memory(ModelSpec(name="m", path=Path("/nowhere"))) == 0
+
+
+def test_a_worker_is_told_what_its_cache_will_take_where_that_is_known() -> None:
+    path = tiny_model("random")
+    cells = EngineOptions(n_ctx=1000)
+    assert expected(ModelSpec(name="m", path=path, options=cells), ()).cache == kv_bytes(read_facts(path), 1024)
+    embeds = EngineOptions(n_ctx=1000, embedding=True)
+    assert expected(ModelSpec(name="m", path=path, options=embeds), ()).cache == 0
+    assert expected(ModelSpec(name="m", path=Path("/nowhere")), ()) == Expected()
+    assert expected(ModelSpec(name="m"), ()) == Expected()
 
 
 # --- the spare ---

@@ -1,0 +1,131 @@
+"""Memory for the cache, made ready while llama.cpp reads the model.
+
+llama.cpp fills a new cache with zeros, and what that takes is mostly the kernel's work: it hands out one page after
+another, at the first touch of each. Another thread can have that done meanwhile, and all at once, in a piece of the
+heap that is given back to the allocator right before the cache is allocated, and so becomes the cache.
+
+That needs an allocator that keeps what it was given and serves it again, which glibc's does when it is told to. With
+another one, or an older kernel, the cache is allocated as ever.
+"""
+
+import ctypes
+import mmap
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any, Final
+
+from llamaherd.pool.child.errand import Errand
+from llamaherd.pool.machine import available_memory
+
+__all__ = ["Reserve", "trim", "use_one_arena"]
+
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+#: glibc's names for what ``mallopt`` sets.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -3, -4, -8
+_NEVER: Final = -1
+_MMAP_MAX_DEFAULT: Final = 65_536
+#: Where the thresholds end up that glibc moves by itself; once one of them is set it moves none.
+_MOST_MMAP_THRESHOLD: Final = 32 * 1024 * 1024
+_MOST_TRIM_THRESHOLD: Final = 2 * _MOST_MMAP_THRESHOLD
+_MADV_POPULATE_WRITE: Final = 23
+#: Least cache that is worth a thread.
+_LEAST: Final = 4 * 1024 * 1024
+#: What small allocations may take of the piece before the cache is allocated.
+_SLACK: Final = 4 * 1024 * 1024
+#: How much is made ready at a time; a context that is to be made now waits for the rest of one such.
+_PORTION: Final = 8 * 1024 * 1024
+#: The cache is made ready only if so many times its size is free: nothing has checked yet whether the model fits.
+_CAUTION: Final = 2
+
+
+def _bind(name: str, result: Any, *arguments: Any) -> Any:
+    """Return a function of the C library; None where it has none of that name."""
+    function = getattr(_libc, name, None)
+    if function is not None:
+        function.restype, function.argtypes = result, arguments
+    return function
+
+
+_malloc = _bind("malloc", ctypes.c_void_p, ctypes.c_size_t)
+_free = _bind("free", None, ctypes.c_void_p)
+_madvise = _bind("madvise", ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+_mallopt = _bind("mallopt", ctypes.c_int, ctypes.c_int, ctypes.c_int)
+_malloc_trim = _bind("malloc_trim", ctypes.c_int, ctypes.c_size_t)
+
+
+def use_one_arena() -> None:
+    """Have all threads allocate from one heap: those of single threads hold no piece beyond 64 MiB, and grow in small
+    steps. To be called before there are threads.
+    """
+    if _mallopt is not None:
+        _mallopt(_ARENA_MAX, 1)
+
+
+def trim() -> None:
+    """Give the kernel what is free in the heap."""
+    if _malloc_trim is not None:
+        _malloc_trim(0)
+
+
+class Reserve:
+    """So many bytes of the heap, being made ready from now on. End it with :meth:`lent` or :meth:`drop`.
+
+    Nothing is reserved where little memory is free, or where it could not be given back to the allocator; and only
+    once in a process, for the heap of one that has unloaded a model has other free pieces, which the cache might get.
+    """
+
+    _was_lent = False
+
+    def __init__(self, size: int) -> None:
+        self._address = 0
+        self._stopped = False
+        #: Bytes that are ready: this process holds them already, and whoever looks for free memory misses them.
+        self.ready = 0
+        self._thread: Errand[None] | None = None
+        if size < _LEAST or Reserve._was_lent or _mallopt is None or _malloc_trim is None:
+            return
+        size += _SLACK
+        if size * _CAUTION > (available_memory() or 0):
+            return
+        _mallopt(_MMAP_MAX, 0)
+        self._address = _malloc(size) or 0
+        _mallopt(_MMAP_MAX, _MMAP_MAX_DEFAULT)
+        if self._address:
+            self._thread = Errand(lambda: self._populate(size), "reserve")
+
+    def _populate(self, size: int) -> None:
+        start = -(-self._address // mmap.PAGESIZE) * mmap.PAGESIZE
+        end = (self._address + size) // mmap.PAGESIZE * mmap.PAGESIZE
+        while start < end and not self._stopped:
+            portion = min(_PORTION, end - start)
+            if _madvise(start, portion, _MADV_POPULATE_WRITE) != 0:
+                return  # the kernel is older than 5.14, or has no more memory
+            start += portion
+            self.ready += portion
+
+    @contextmanager
+    def lent(self) -> Generator[None]:
+        """Let what is allocated in this block have it."""
+        if not self._address:
+            yield
+            return
+        Reserve._was_lent = True
+        _mallopt(_MMAP_MAX, 0)
+        _mallopt(_TRIM_THRESHOLD, _NEVER)
+        try:
+            self.drop()
+            yield
+        finally:
+            _mallopt(_MMAP_MAX, _MMAP_MAX_DEFAULT)
+            _mallopt(_MMAP_THRESHOLD, _MOST_MMAP_THRESHOLD)
+            _mallopt(_TRIM_THRESHOLD, _MOST_TRIM_THRESHOLD)
+            trim()  # what was too much
+
+    def drop(self) -> None:
+        """Give it back. Idempotent."""
+        if self._address:
+            self._stopped = True
+            if self._thread is not None:
+                self._thread.wait()
+            _free(self._address)
+            self._address = 0
