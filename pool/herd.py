@@ -640,7 +640,7 @@ class Herd:
             case Stats():
                 replica.load = message.load or replica.load
                 if replica.spec.memory is None and message.rss_bytes > 0:
-                    gpus = self._measured_gpus(worker)
+                    gpus = self._measured_gpus(worker) if message.gpu else (0,) * len(self._gpus)
                     self._scheduler.measure(replica.entry.name, message.rss_bytes, replica.index, gpus)
             case Unknown():
                 self._on_unknown(worker, replica, message)

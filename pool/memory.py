@@ -19,9 +19,9 @@ _log = logging.getLogger("llamaherd.pool")
 #: What of the memory that was free at the start all workers together may take.
 HOST_SHARE: Final = 0.8
 GPU_SHARE: Final = 0.9
-#: What a process takes of each GPU that it uses before it has loaded anything (context, kernels): 120 to 550 MiB by
-#: reports.
-GPU_PROCESS_BYTES: Final = 512 * 1024 * 1024
+#: What a process takes of each GPU that it is shown before it has loaded anything, and keeps while it sleeps (CUDA's
+#: context and kernels): 592 MiB on an H200, 638 with a context and no layers; smaller GPUs take less.
+GPU_PROCESS_BYTES: Final = 640 * 1024 * 1024
 
 
 class Budget(NamedTuple):
@@ -69,12 +69,15 @@ def expected_shares(spec: ModelSpec, gpus: Sequence[Gpu]) -> tuple[int, tuple[tu
     """Return the bytes that a worker is expected to take of this machine's memory, and for each placement of the model
     (one, if it has none) the bytes of each GPU. Zeros where nothing is known.
 
-    Layers go to the GPUs that the placement shows, in proportion to their size, as llama.cpp divides them.
+    Layers go to the GPUs that the placement shows, in proportion to their size, as llama.cpp divides them. A process
+    takes its part of each of them without layers too: llama.cpp has long prompts computed there.
     """
     total = expected_memory(spec)
     share = _offloaded(spec) if gpus and total else 0.0
     on_gpus = int(total * share)
     placements = spec.placements or (Placement(),)
+    if not total:
+        return 0, ((0,) * len(gpus),) * len(placements)
     return total - on_gpus, tuple(_divided(on_gpus, gpus, visible(gpus, place.gpus)) for place in placements)
 
 
@@ -92,8 +95,6 @@ def _offloaded(spec: ModelSpec) -> float:
 
 def _divided(total: int, gpus: Sequence[Gpu], shown: Sequence[Gpu]) -> tuple[int, ...]:
     size = sum(gpu.total for gpu in shown)
-    if not total or not size:
-        return (0,) * len(gpus)
     return tuple(total * gpu.total // size + GPU_PROCESS_BYTES if gpu in shown else 0 for gpu in gpus)
 
 

@@ -594,10 +594,12 @@ class Stats(_Struct, frozen=True, kw_only=True):
     Attributes:
         rss_bytes: Resident memory, mapped file pages included; 0 where unknown.
         load: What the engine does; None where it was not asked.
+        gpu: Whether the process has any of a GPU, sent with ``rss_bytes``.
     """
 
     rss_bytes: int = 0
     load: EngineLoad | None = None
+    gpu: bool = True
 
 
 # --- pool to child ----------------------------------------------------------------------------------------------------

@@ -31,6 +31,10 @@ __all__ = ["OUT_OF_MEMORY", "Engine", "EngineError", "ModelInfo", "Progress", "R
 Progress = Callable[[float], bool]
 
 
+#: Facts that travel elsewhere.
+_NOT_META: Final = ("modalities", "gpu")
+
+
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """The model's facts, with the field names of the reference's ``meta`` object.
 
@@ -40,6 +44,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
         size: Bytes of all tensors.
         ftype: The quantisation's name, such as ``Q4_1``.
         modalities: What it takes in: ``text``, and with a projector ``image`` and ``audio``.
+        gpu: Whether this process has any of a GPU: False without a backend for one, and where it is shown none.
     """
 
     vocab_type: int = 0
@@ -51,10 +56,11 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     size: int = 0
     ftype: str = ""
     modalities: tuple[str, ...] = ("text",)
+    gpu: bool = True
 
     def to_meta(self) -> dict[str, Any]:
         """Return the facts as the ``meta`` object of the ``ready`` message."""
-        return {field: getattr(self, field) for field in self.__struct_fields__ if field != "modalities"}
+        return {field: getattr(self, field) for field in self.__struct_fields__ if field not in _NOT_META}
 
 
 #: The code of a load that found too little memory, wherever: the pool then makes room and tries again.

@@ -85,6 +85,7 @@ class LlamaEngine:
             size=model.size,
             ftype=model.ftype,
             modalities=loaded.modalities,
+            gpu=bindings.supports_gpu(),
         )
 
     def _make(self, command: Load, report: "_Report") -> "Loaded":

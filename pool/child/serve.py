@@ -298,7 +298,7 @@ class Service:
         self._load = command
         info = self._load_model(command)
         if info is not None:
-            self._channel.send(Stats(rss_bytes=resident_bytes()))
+            self._channel.send(Stats(rss_bytes=resident_bytes(), gpu=info.gpu))
             self._channel.send(State(state="ready", payload=ready_payload(command, info)))
 
     def _wake(self) -> None:

@@ -172,16 +172,18 @@ def test_flash_attention_and_types_of_the_cache_work_there(middle: Path, options
     run(scene(), PATIENCE)
 
 
-@pytest.mark.parametrize("flash_attn", ["off", "auto"])
-def test_greedy_answers_are_the_same_alone_in_a_crowd_and_behind_a_shared_beginning(flash_attn: str) -> None:
-    """In F32, without the rounding of tensor cores: what is left is the order of sums, which these weights survive."""
+def test_greedy_answers_are_the_same_alone_in_a_crowd_and_behind_a_shared_beginning() -> None:
+    """In F32 throughout, without the rounding of tensor cores: what is left is the order of sums, which these weights
+    survive. With a cache in F16, cuBLAS sums in half precision, so an answer depends on who is beside it.
+    """
     exact = (Placement(env={"NVIDIA_TF32_OVERRIDE": "0"}),)
 
     async def scene() -> None:
         shared = tokens(200)
         prompts = [shared + tokens(20, number) for number in range(2, 8)]
-        on_gpu = spec("gpu", tiny_model("random"), placements=exact, flash_attn=flash_attn, n_parallel=8)
-        on_cpu = spec("cpu", tiny_model("random"), n_gpu_layers=0, placements=(Placement(gpus=()),), flash_attn="off")
+        settings: dict[str, Any] = {"flash_attn": "off", "cache_type_k": "f32", "cache_type_v": "f32", "n_parallel": 8}
+        on_gpu = spec("gpu", tiny_model("random"), placements=exact, **settings)
+        on_cpu = spec("cpu", tiny_model("random"), placements=(Placement(gpus=()),), **settings)
         async with Pool([on_gpu, on_cpu]) as pool:
             alone = [
                 (await pool.complete("gpu", one, cache_prompt=False, **GREEDY).collect()).tokens for one in prompts

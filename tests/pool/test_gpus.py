@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import psutil
 import pytest
 
 from herding import fake, run, until
 from llamaherd.pool import BadRequest, EngineOptions, ModelSpec, Placement, Pool, State, find_model
 from llamaherd.pool.gpus import FixedGpus, Gpu, NvmlGpus, find_gpus, visible
 from llamaherd.pool.memory import GPU_PROCESS_BYTES, automatic_budget, expected_memory, expected_shares
+from tiny_gguf import tiny_model
 
 GIB = 1024**3
 SMALL = Gpu(index=0, uuid="GPU-aaaa-1", name="small", total=8 * GIB, free=8 * GIB)
@@ -120,7 +122,9 @@ def test_layers_are_divided_among_the_gpus_that_a_placement_shows() -> None:
     places = msgspec.structs.replace(spec, placements=(Placement(gpus=("1",)), Placement(gpus=())))
     assert expected_shares(places, BOTH) == (0, ((0, 4 * GIB + own), (0, 0)))
     on_cpu = msgspec.structs.replace(spec, options=EngineOptions(n_gpu_layers=0))
-    assert expected_shares(on_cpu, BOTH) == (4 * GIB, ((0, 0),))
+    assert expected_shares(on_cpu, BOTH) == (4 * GIB, ((own, own),))
+    unknown = msgspec.structs.replace(places, memory=None)
+    assert expected_shares(unknown, BOTH) == (0, ((0, 0), (0, 0)))
 
 
 def test_some_layers_on_a_gpu_take_their_part_of_it() -> None:
@@ -175,6 +179,20 @@ def test_what_a_worker_has_of_a_gpu_is_measured(monkeypatch: pytest.MonkeyPatch,
             gate.touch()
             memory = (await pool.load("m")).memory
             assert 3 * GIB < memory < 4 * GIB
+
+    run(scene())
+
+
+def test_a_worker_that_has_no_gpu_takes_nothing_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as that of a llama.cpp without a backend for it: its layers are in this machine's memory after all."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+    async def scene() -> None:
+        model = ModelSpec(name="m", path=tiny_model("random"), options=EngineOptions(n_ctx=256))
+        async with Pool([model], memory_budget="auto", gpus=FixedGpus((SMALL,))) as pool:
+            status = await pool.load("m")
+            assert status.pid is not None
+            assert status.memory < 2 * psutil.Process(status.pid).memory_info().rss < GPU_PROCESS_BYTES
 
     run(scene())
 
