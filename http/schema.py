@@ -206,6 +206,7 @@ class GenerateBody(SamplingBody, frozen=True, kw_only=True):
                 # Only a stream has a place for these.
                 return_progress=bool(self.stream and self.return_progress),
                 timings_per_token=bool(self.stream and self.timings_per_token),
+                whole=not self.stream,
             )
         )
 

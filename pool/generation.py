@@ -9,6 +9,7 @@ from typing import Self
 
 import msgspec
 
+from llamaherd.transport.deltas import join, join_calls
 from llamaherd.transport.messages import (
     CallDelta,
     Delta,
@@ -78,7 +79,7 @@ class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
     @classmethod
     def join(cls, deltas: Iterable[CallDelta]) -> "tuple[Self, ...]":
         """Return the calls that all deltas of an answer make."""
-        return tuple(cls(id=one.id, name=one.name, arguments=one.arguments) for one in _merged(deltas))
+        return tuple(cls(id=one.id, name=one.name, arguments=one.arguments) for one in join_calls(deltas))
 
 
 class Completion(msgspec.Struct, frozen=True, kw_only=True):
@@ -160,7 +161,7 @@ class Generation(AsyncIterator[Piece]):
         if self._surplus or len(self._pieces) >= MAX_WAITING_PIECES:
             self._surplus.append(delta)
             if len(self._surplus) >= MAX_SURPLUS:
-                self._surplus = [self._joined()]
+                self._surplus = [join(self._surplus)]
         else:
             self._pieces.append(_piece(delta))
         self._wake()
@@ -178,22 +179,8 @@ class Generation(AsyncIterator[Piece]):
     def _merge_surplus(self) -> None:
         """Make one piece of all that came while the reader was too slow."""
         if self._surplus:
-            joined = self._joined()
+            self._pieces.append(_piece(join(self._surplus)))
             self._surplus.clear()
-            self._pieces.append(_piece(joined))
-
-    def _joined(self) -> Delta:
-        deltas = self._surplus
-        text = "".join(delta.text for delta in deltas)
-        tokens = tuple(token for delta in deltas for token in delta.tokens)
-        probs = tuple(prob for delta in deltas for prob in delta.probs)
-        typed = [delta for delta in deltas if isinstance(delta, TypedDelta)]
-        if not typed:
-            return Delta(deltas[0].request, text, tokens, probs)
-        reasoning = "".join(delta.reasoning for delta in typed)
-        calls = _merged(call for delta in typed for call in delta.calls)
-        newest = typed[-1]
-        return TypedDelta(deltas[0].request, text, tokens, probs, reasoning, calls, newest.usage, newest.timings)
 
     def finish(self, done: Done) -> None:
         """End in order. Called by the pool."""
@@ -323,18 +310,3 @@ def _piece(delta: Delta) -> Piece:
             timings=delta.timings,
         )
     return Piece(text=delta.text, tokens=delta.tokens, probs=delta.probs)
-
-
-def _merged(deltas: Iterable[CallDelta]) -> tuple[CallDelta, ...]:
-    """Return deltas with those of the same call made one."""
-    return tuple(
-        CallDelta(index, "".join(part.arguments for part in parts), parts[0].id, parts[0].name)
-        for index, parts in sorted(_by_call(deltas).items())
-    )
-
-
-def _by_call(deltas: Iterable[CallDelta]) -> dict[int, list[CallDelta]]:
-    calls: dict[int, list[CallDelta]] = {}
-    for delta in deltas:
-        calls.setdefault(delta.index, []).append(delta)
-    return calls

@@ -79,6 +79,8 @@ class GenerateParams(TypedDict, total=False):
             answer (``length``) and is no part of it. 0, the default, is off.
         t_max_predict_ms: When so many milliseconds have passed since the first token, a line break ends the answer
             (``length``); 0 or -1 is off.
+        whole: The answer will be read when it is whole (``collect``): after the first, pieces may come late and in one,
+            which saves work; by default False.
         samplers: Names of the samplers to use, in their order; the reference's spellings (``top-k``, ``topk``) are
             understood.
         logit_bias: ``(token id or text, bias)`` pairs, or a mapping of that (ids may be decimal texts there); a text
@@ -139,6 +141,7 @@ class GenerateParams(TypedDict, total=False):
     timings_per_token: bool | None
     n_indent: int | None
     t_max_predict_ms: int | None
+    whole: bool | None
 
 
 class ChatParams(GenerateParams, TemplateParams, total=False):
@@ -312,6 +315,7 @@ def _generate(request: int, subject: dict[str, Any], params: GenerateParams) -> 
         timed=_flag(params, "timings_per_token", False),
         n_indent=_integer(params, "n_indent", 0, low=0, high=_INT32_MAX),
         t_max_predict_ms=_integer(params, "t_max_predict_ms", 0, low=-1, high=_INT32_MAX),
+        whole=_flag(params, "whole", False),
         **subject,
     )
     return check_command(command)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Literal, Self, Unpack, cast, overload
+from typing import Any, Final, Literal, Self, Unpack, overload
 
 from llamaherd.pool.adapters import AdapterStatus
 from llamaherd.pool.chat_params import ChatMessage, TemplateParams
@@ -279,9 +279,10 @@ class SyncPool:
         status = self.status(model)
         name, slots = status.name, status.slots * len(status.replicas)
         plan = MapPlan(concurrency or IN_FLIGHT_PER_SLOT * slots, ordered, errors == "return")
+        whole: Any = {**params, "whole": True}
         start = start_prompt(
-            lambda messages: self._pool.chat(model, messages, **params),
-            lambda prompt: self._pool.complete(model, prompt, **cast(Any, params)),
+            lambda messages: self._pool.chat(model, messages, **whole),
+            lambda prompt: self._pool.complete(model, prompt, **whole),
         )
         report = map_bar(name) if progress is True else nullcontext(progress or None)
         return map_results(self._loop, start, prompts, plan, report)

@@ -19,6 +19,7 @@ PUBLIC_TRANSPORT = {
     "llamaherd.transport",
     "llamaherd.transport.channel",
     "llamaherd.transport.errors",
+    "llamaherd.transport.deltas",
     "llamaherd.transport.messages",
 }
 #: What each room may import of the others.

@@ -724,6 +724,7 @@ class Generate(_Struct, frozen=True, kw_only=True):
         n_indent: Blanks that every line but the first must begin with, or the answer ends before it; 0 is off.
         t_max_predict_ms: A line break ends the answer when so many milliseconds have passed since its first token; 0
             and less is off.
+        whole: Nobody reads the answer before its end: after the first delta, further ones may come late, as one.
     """
 
     request: int
@@ -748,6 +749,7 @@ class Generate(_Struct, frozen=True, kw_only=True):
     timed: bool = False
     n_indent: int = 0
     t_max_predict_ms: int = 0
+    whole: bool = False
 
 
 class Embed(_Struct, frozen=True, kw_only=True):

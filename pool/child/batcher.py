@@ -138,6 +138,8 @@ class Batcher:
         self._running: Final[list[Sequence]] = []
         #: What the next step has to tell beside its tokens.
         self._ended: list[Done | Failed] = []
+        #: What ended requests still had to tell.
+        self._late: list[Delta] = []
         self._slots_decoded = 0
         self._longest = 0
 
@@ -181,6 +183,7 @@ class Batcher:
         for sequence in (*self._running, *self._waiting):
             self._remove(sequence)
         self._ended.clear()
+        self._late.clear()
         self._store.clear()
 
     def step(self) -> list[ChildMessage]:
@@ -189,6 +192,9 @@ class Batcher:
         parts = self._compute()
         asking = [one.progress() for one in self._running if one.request.progress]
         deltas = self._sample([part for part in parts if part.row >= 0])
+        if self._late:
+            deltas += self._late
+            self._late = []
         ended, self._ended = self._ended, []
         progress = tuple(filter(None, asking))
         return [sorted_tokens(deltas, progress), *ended] if deltas or progress else [*ended]
@@ -326,6 +332,7 @@ class Batcher:
 
     def _end(self, sequence: Sequence, message: Done | Failed) -> None:
         self._remove(sequence, keep=isinstance(message, Done) and sequence.request.cache_prompt)
+        self._late += sequence.gathered()
         self._ended.append(message)
 
     def _remove(self, sequence: Sequence, *, keep: bool = False) -> None:
@@ -562,7 +569,10 @@ class Batcher:
                     sys.excepthook(type(error), error, error.__traceback__)
                     self._end(sequence, _broken(sequence.request.request, error))
                     continue
-                deltas.append(delta)
+                if sequence.request.whole:
+                    deltas += sequence.gather(delta, last=reason is not None)
+                else:
+                    deltas.append(delta)
                 if reason is not None:
                     self._end(sequence, sequence.done(reason))
         return deltas

@@ -14,6 +14,7 @@ from llamaherd.pool.child.sampler import Chain
 from llamaherd.pool.child.store import State
 from llamaherd.pool.child.text import TextStream
 from llamaherd.pool.child.vocab import Vocab
+from llamaherd.transport.deltas import join
 from llamaherd.transport.messages import (
     Delta,
     Done,
@@ -31,6 +32,9 @@ if TYPE_CHECKING:  # it brings a library that most models have no use for
     from llamaherd.pool.child.projector import Chunk, MediaPrompt
 
 __all__ = ["Sequence"]
+
+#: Tokens that an answer which is read whole may be behind.
+_MOST_HELD: Final = 32
 
 
 class Sequence:
@@ -95,6 +99,7 @@ class Sequence:
         self._cached = -1
         self._ran_in = -1
         self._new_line = False
+        self._held: list[Delta] = []
         self._told_progress = -1
         self.chain: Final = chain
         self.adapters: Final = adapters
@@ -246,6 +251,18 @@ class Sequence:
             prompt_ms=(first - started) * 1e3 if self._started else 0.0,
             predicted_ms=(now - first) * 1e3,
         )
+
+    def gather(self, delta: Delta, *, last: bool) -> tuple[Delta, ...]:
+        """Return what there is to tell now that there is this too, of an answer that is read whole: the first at once,
+        so that all know that it has begun, and then as one what has come together.
+        """
+        self._held.append(delta)
+        return self.gathered() if last or self.n_generated == 1 or len(self._held) == _MOST_HELD else ()
+
+    def gathered(self) -> tuple[Delta, ...]:
+        """Return what was held back, as one."""
+        held, self._held = self._held, []
+        return (join(held),) if held else ()
 
     def done(self, reason: FinishReason) -> Done:
         """Return the message that ends the request."""

@@ -1,5 +1,6 @@
 """Many requests at once on the real engine: sharing, fairness, cancelling, and what happens when the room runs out."""
 
+import msgspec
 import pytest
 
 from engine_driver import GREEDY, Collected, ask, collect, drain, load_command, loaded
@@ -10,7 +11,8 @@ from llamaherd.pool.child.loaded import Loaded, make_chats
 from llamaherd.pool.child.model import Model
 from llamaherd.pool.child.resources import Resources
 from llamaherd.pool.child.sequence import Sequence
-from llamaherd.transport.messages import Generate, GrammarTrigger, Sampling, Tokens
+from llamaherd.transport.deltas import join
+from llamaherd.transport.messages import Delta, Done, Generate, GrammarTrigger, Sampling, Tokens
 from tiny_gguf import SCRIPT_TEXT
 
 PROMPTS = ["abc", "a longer prompt than the others " * 8, "x", "The quick brown fox. " * 3, "né 😀"]
@@ -283,3 +285,47 @@ def test_an_answer_that_breaks_the_engines_code_fails_alone(capsys: pytest.Captu
     assert (failed.fault, failed.code) == ("worker", "request_broke")
     assert len(got[2].tokens) == 10
     assert "KeyError" in capsys.readouterr().err
+
+
+# --- answers that are read whole ---
+
+
+def deltas_of(engine: LlamaEngine, number: int) -> list[Delta]:
+    """Return what each step told of a request until nothing is left to do."""
+    found: list[Delta] = []
+    while engine.busy:
+        for message in engine.step():
+            if isinstance(message, Tokens):
+                found += [delta for delta in message.deltas if delta.request == number]
+    return found
+
+
+def test_an_answer_that_is_read_whole_is_told_in_few_deltas_and_says_the_same() -> None:
+    with loaded("random") as engine:
+        engine.submit(request(1, max_tokens=70))
+        single = deltas_of(engine, 1)
+        engine.submit(msgspec.structs.replace(request(1, max_tokens=70), whole=True))
+        gathered = deltas_of(engine, 1)
+    assert [len(delta.tokens) for delta in single] == [1] * 70
+    assert [len(delta.tokens) for delta in gathered] == [1, 32, 32, 5], "the first at once, so that all know it began"
+    assert join(gathered) == join(single)
+
+
+def test_what_was_held_back_comes_before_the_end_of_a_cancelled_request() -> None:
+    with loaded("random") as engine:
+        engine.submit(msgspec.structs.replace(request(1, max_tokens=500), whole=True))
+        for _ in range(10):
+            engine.step()
+        engine.cancel(1)
+        tokens, done = engine.step()
+    assert isinstance(tokens, Tokens)
+    assert isinstance(done, Done)
+    assert len(tokens.deltas[0].tokens) == 9
+    assert done.usage.completion_tokens == 10
+
+
+def test_streams_are_told_each_step_beside_answers_that_are_read_whole() -> None:
+    with loaded("random") as engine:
+        engine.submit(msgspec.structs.replace(request(1, max_tokens=20), whole=True))
+        engine.submit(request(2, "x", max_tokens=20))
+        assert [len(delta.tokens) for delta in deltas_of(engine, 2)] == [1] * 20
