@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from llamaherd.http.problems import INVALID_REQUEST, Problem
-from llamaherd.http.schema import ModelBody
+from llamaherd.http.schema import QueuedBody
 
 __all__ = ["DEFAULT_MAX_TOKENS", "MessagesBody", "to_chat"]
 
@@ -138,7 +138,7 @@ class OutputConfig(msgspec.Struct, frozen=True):
     effort: str | None = None
 
 
-class MessagesBody(ModelBody, frozen=True, kw_only=True):
+class MessagesBody(QueuedBody, frozen=True, kw_only=True):
     """``POST /v1/messages`` and ``/v1/messages/count_tokens``.
 
     Attributes:
@@ -174,6 +174,9 @@ def to_chat(body: MessagesBody) -> dict[str, Any]:
         "top_k": body.top_k,
         "top_p": body.top_p,
         "chat_template_kwargs": body.chat_template_kwargs,
+        "priority": body.priority,
+        "keep_alive": body.keep_alive,
+        "queue_timeout": body.queue_timeout,
         **_tools(body),
         **_thinking(body),
     }

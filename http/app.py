@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
+from typing import Unpack
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -19,7 +20,7 @@ from llamaherd.http.chat import chat_completions
 from llamaherd.http.completions import completions
 from llamaherd.http.counting import chat_input_tokens
 from llamaherd.http.embeddings import native_embeddings, openai_embeddings
-from llamaherd.http.front import DEFAULT_BODY_SECONDS, DEFAULT_MAX_BODY_BYTES, Front
+from llamaherd.http.front import Front
 from llamaherd.http.gate import Gate
 from llamaherd.http.health import health
 from llamaherd.http.infill import infill
@@ -35,6 +36,7 @@ from llamaherd.http.models import (
     unload_model,
 )
 from llamaherd.http.native import native_completion
+from llamaherd.http.offer import Offer
 from llamaherd.http.openapi import openapi
 from llamaherd.http.problems import UNAVAILABLE, Problem, problem_of
 from llamaherd.http.props import props
@@ -52,58 +54,26 @@ __all__ = ["create_app"]
 def create_app(
     pool: Pool,
     *,
-    default_model: str | None = None,
-    health_waits: bool = False,
-    autoload: bool = True,
-    manage: bool = True,
-    metrics: bool = True,
-    slots: bool = True,
     specs: Iterable[ModelSpec] = (),
     library: Library | None = None,
     security: Security | None = None,
-    max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
-    body_seconds: float = DEFAULT_BODY_SECONDS,
-    stream_ping: float | None = 10.0,
-    event_ping: float = 15.0,
     access_log: bool = False,
+    **settings: Unpack[Offer],
 ) -> Starlette:
     """Return the application that serves a pool. The pool is opened and closed by the caller.
 
     Args:
-        default_model: Serves requests that name no model; None refuses them.
-        health_waits: Whether ``/health`` is 503 until the default model was loaded once.
-        autoload: Whether a request loads its model; ``?autoload=`` overrides it.
-        manage: Whether clients may load, unload, download, delete and reload models, read logs and set adapters.
-        metrics: Whether ``/metrics`` answers.
-        slots: Whether ``GET /slots`` answers.
+        specs: The models' settings, which ``/props`` tells of; models without one have fewer properties.
         library: The catalogue behind the pool: it is reloaded by ``GET /models?reload=1`` and downloads end in it. Its
             specs take the place of ``specs``.
-        specs: The models' settings, which ``/props`` tells of; models without one have fewer properties.
         security: Who may use it. By default everybody who can reach it, except for pages of strangers in a browser.
-        max_body_bytes: Largest request body; a larger one is refused with 413.
-        body_seconds: Seconds to wait for the next part of a body before the request is refused with 408.
-        stream_ping: Seconds of silence before a generation's stream sends a comment; also how long the first piece is
-            waited for before the headers go out. None sends none, and waits.
-        event_ping: Seconds of silence before ``/models/sse`` sends a comment.
         access_log: Whether every request is logged, without what was said in it.
+        **settings: See :class:`~llamaherd.http.front.Front`.
 
     The app's ``state.front`` is the :class:`~llamaherd.http.front.Front` behind it.
     """
-    front = Front(
-        pool=pool,
-        default_model=default_model,
-        health_waits=health_waits,
-        autoload=autoload,
-        manage=manage,
-        metrics=metrics,
-        slots=slots,
-        specs=library.specs if library is not None else {spec.name: spec for spec in specs},
-        library=library,
-        max_body_bytes=max_body_bytes,
-        body_seconds=body_seconds,
-        stream_ping=stream_ping,
-        event_ping=event_ping,
-    )
+    known = library.specs if library is not None else {spec.name: spec for spec in specs}
+    front = Front(pool=pool, specs=known, library=library, **settings)
     app = Starlette(
         routes=_routes(front),
         middleware=[

@@ -32,10 +32,9 @@ def start_chat(front: Front, request: Request, body: ChatBody) -> list[Generatio
     model = front.model_of(body)
     if body.messages is None:
         raise Problem(INVALID_REQUEST, '"messages" is required', param="messages")
-    messages = body.messages
-    autoload = front.autoload_of(request)
+    messages, admission = body.messages, front.admit(request, body, model)
     return start_all(
-        body.choices, lambda index: front.pool.chat(model, messages, autoload=autoload, **body.to_chat_params(index))
+        body.choices, lambda index: front.pool.chat(model, messages, **admission, **body.to_chat_params(index))
     )
 
 

@@ -30,11 +30,12 @@ def start_prompts(front: Front, request: Request, body: CompletionBody) -> list[
     """Return the generations that continue the prompts of a body: as many as it wants of the first one, then of the
     next. Raises Problem, and as the pool; none is left then.
     """
-    model, prompts, autoload = front.model_of(body), body.to_prompts(), front.autoload_of(request)
+    model, prompts = front.model_of(body), body.to_prompts()
+    admission = front.admit(request, body, model)
 
     def begin(index: int) -> Generation:
         prompt, choice = divmod(index, body.choices)
-        return front.pool.complete(model, prompts[prompt], autoload=autoload, **body.to_params(choice))
+        return front.pool.complete(model, prompts[prompt], **admission, **body.to_params(choice))
 
     return start_all(len(prompts) * body.choices, begin)
 

@@ -105,17 +105,7 @@ def serve(
     async def listen(guard: signals.SignalGuard) -> None:
         library = Library(sources, wanted.read, cache_folder(), watch=wanted.watch)
         library.take(catalog)
-        herd = Pool(
-            specs,
-            transport=transport,
-            models_max=pool.models_max,
-            memory_budget=pool.memory_budget,
-            queue_max=pool.queue_max,
-            queue_max_per_model=pool.queue_max_per_model,
-            queue_timeout=pool.queue_timeout,
-            spare=pool.spare,
-            stop_timeout=stop_timeout,
-        )
+        herd = Pool(specs, transport=transport, stop_timeout=stop_timeout, **pool.to_pool())
 
         def on_ready(url: str) -> None:
             click.echo(_listening(url, names))
@@ -126,26 +116,8 @@ def serve(
         async with herd:
             if catalog.broken:
                 herd.reload((*specs, *catalog.broken))
-            await guard.guard(
-                server.serve(
-                    herd,
-                    host=settings.host,
-                    port=settings.port,
-                    limits=settings.limits,
-                    tls=settings.tls,
-                    security=settings.security,
-                    autoload=settings.autoload,
-                    manage=settings.manage,
-                    metrics=settings.metrics,
-                    access_log=settings.access_log,
-                    slots=settings.slots,
-                    stream_ping=settings.stream_ping,
-                    library=library,
-                    default_model=only,
-                    health_waits=only is not None,
-                    on_ready=on_ready,
-                )
-            )
+            offer: dict[str, Any] = {"default_model": only, "health_waits": only is not None, **settings.to_serve()}
+            await guard.guard(server.serve(herd, library=library, on_ready=on_ready, **offer))
 
     with contextlib.suppress(signals.Interrupted):
         signals.run(listen)

@@ -39,13 +39,15 @@ async def _answer(front: Front, request: Request, body: EmbeddingsBody, *, nativ
             "The format to return the embeddings in. Can be either float or base64",
             param="encoding_format",
         )
+    front.check_inputs(len(inputs), name)
+    model = front.model_of(body)
     work = front.pool.embed(
-        front.model_of(body),
+        model,
         inputs,
         normalize=body.embd_normalize,
         dimensions=body.dimensions,
         pooled=not native,
-        autoload=front.autoload_of(request),
+        **front.admit(request, body, model),
     )
     result = await while_connected(request.receive, work)
     front.tallies[result.model].prompt_tokens += result.usage.prompt_tokens

@@ -4,7 +4,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypedDict
 
 import msgspec
 from starlette.requests import Request
@@ -13,19 +13,41 @@ from starlette.responses import Response
 from llamaherd.http.body import read_json, read_json_list
 from llamaherd.http.grants import CURRENT
 from llamaherd.http.library import Library
+from llamaherd.http.offer import DEFAULT_BODY_SECONDS, DEFAULT_MAX_BODY_BYTES, DEFAULT_MAX_INPUTS
 from llamaherd.http.problems import DISABLED, INVALID_REQUEST, PERMISSION, UNAVAILABLE, Problem
-from llamaherd.http.schema import ModelBody
+from llamaherd.http.schema import ModelBody, QueuedBody
 from llamaherd.http.tally import Meter, Tally
 from llamaherd.http.turn import Turn
-from llamaherd.pool import Generation, ModelNotFound, ModelNotLoaded, ModelSpec, Pool, State, Subscription
+from llamaherd.pool import (
+    Generation,
+    ModelNotFound,
+    ModelNotLoaded,
+    ModelSpec,
+    Pool,
+    State,
+    Subscription,
+    read_duration,
+)
 
-__all__ = ["DEFAULT_BODY_SECONDS", "DEFAULT_MAX_BODY_BYTES", "MAX_LISTENERS", "Front", "json_response"]
+__all__ = [
+    "MAX_LISTENERS",
+    "Admission",
+    "Front",
+    "json_response",
+]
 
-DEFAULT_MAX_BODY_BYTES: Final = 64 * 1024 * 1024
-DEFAULT_BODY_SECONDS: Final = 30.0
 #: Most clients of ``/models/sse`` at a time.
 MAX_LISTENERS: Final = 2048
 _RUNNING: Final = frozenset({State.LOADING, State.LOADED, State.SLEEPING})
+
+
+class Admission(TypedDict):
+    """How a request comes to a worker: arguments of the pool's methods."""
+
+    autoload: bool
+    priority: int | None
+    keep_alive: float | None
+    queue_timeout: float | None
 
 
 @dataclass(kw_only=True)
@@ -36,9 +58,10 @@ class Front:
         default_model: Serves requests that name no model; None refuses them.
         health_waits: Whether ``/health`` is 503 until the default model was loaded once.
         autoload: Whether a request loads its model; ``?autoload=`` overrides it.
-        manage: Whether clients may load and unload models.
-        max_body_bytes: Largest request body.
-        body_seconds: Seconds to wait for the next part of a request's body.
+        manage: Whether clients may load, unload, download, delete and reload models, read logs and set adapters.
+        max_inputs: Most inputs of one request for embeddings, and most documents of one that ranks.
+        max_body_bytes: Largest request body; a larger one is refused with 413.
+        body_seconds: Seconds to wait for the next part of a body before the request is refused with 408.
         stream_ping: Seconds of silence before a generation's stream sends a comment; also how long the first piece is
             waited for before the headers go out. None sends none, and waits.
         event_ping: The same for ``/models/sse``.
@@ -58,6 +81,7 @@ class Front:
     health_waits: bool = False
     autoload: bool = True
     manage: bool = True
+    max_inputs: int = DEFAULT_MAX_INPUTS
     max_body_bytes: int = DEFAULT_MAX_BODY_BYTES
     body_seconds: float = DEFAULT_BODY_SECONDS
     stream_ping: float | None = 10.0
@@ -107,6 +131,44 @@ class Front:
         """Return whether a request may load its model."""
         wish = request.query_params.get("autoload", "")
         return wish in ("true", "1") if wish else self.autoload
+
+    def admit(self, request: Request, body: QueuedBody, model: str) -> Admission:
+        """Return how a request comes to a worker.
+
+        A key that is limited to models cannot put its requests before others': at most the model's own priority counts.
+        ``keep_alive`` says when a model is unloaded, so whoever may not do that may not say it.
+
+        Raises:
+            Problem, BadRequest: a value means nothing, or ``keep_alive`` is not for this client to say.
+        """
+        priority = body.priority
+        if priority is not None and CURRENT.get().models is not None:
+            priority = min(priority, self._priority_of(model))
+        if body.keep_alive is not None:
+            self.check_manage()
+        return Admission(
+            autoload=self.autoload_of(request),
+            priority=priority,
+            keep_alive=None if body.keep_alive is None else read_duration(body.keep_alive, "keep_alive"),
+            queue_timeout=None if body.queue_timeout is None else read_duration(body.queue_timeout, "queue_timeout"),
+        )
+
+    def _priority_of(self, model: str) -> int:
+        """Return the priority of a model's requests that name none."""
+        try:
+            spec = self.specs.get(self.pool.status(model).name)
+        except ModelNotFound:
+            return 0  # the pool refuses the request
+        return 0 if spec is None else spec.priority
+
+    def check_inputs(self, count: int, name: str) -> None:
+        """Raise Problem if a request has more inputs than one may have."""
+        if count > self.max_inputs:
+            raise Problem(
+                INVALID_REQUEST,
+                f"{name} has {count} entries, and one request may have {self.max_inputs} (--max-inputs)",
+                param=name,
+            )
 
     def meter(self, work: Generation) -> Meter:
         """Return the generation as one whose pieces are counted."""

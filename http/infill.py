@@ -27,7 +27,8 @@ async def infill(front: Front, request: Request) -> Response:
             raise Problem(INVALID_REQUEST, f'"{name}" is required', param=name)
     if not (body.prompt is None or isinstance(body.prompt, str)):
         raise Problem(INVALID_REQUEST, '"prompt" must be a string', param="prompt")
-    model, prompt, autoload = front.model_of(body), body.prompt or "", front.autoload_of(request)
+    model, prompt = front.model_of(body), body.prompt or ""
+    admission = front.admit(request, body, model)
     files = [_file(entry) for entry in body.input_extra or ()]
 
     def begin(index: int) -> Generation:
@@ -37,7 +38,7 @@ async def infill(front: Front, request: Request) -> Response:
             body.input_suffix or "",
             prompt=prompt,
             extra=files,
-            autoload=autoload,
+            **admission,
             **body.to_params(index),
         )
 

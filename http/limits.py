@@ -12,8 +12,10 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
         max_connections: Open connections, idle ones included.
         head_bytes: Size of a request's line and headers.
         head_seconds: Time that they may take to arrive.
+        drain_seconds: Time that requests in flight have to end after the server was told to stop.
     """
 
     max_connections: int = 512
     head_bytes: int = 64 * 1024
     head_seconds: float = 30.0
+    drain_seconds: float = 10.0

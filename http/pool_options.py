@@ -16,6 +16,8 @@ __all__ = ["PoolSettings", "pool_options"]
 _Command = Callable[..., Any]
 _MIB: Final = 1024 * 1024
 _DAY: Final = 86400.0
+#: The settings that are the pool's and no model's.
+_POOLS_OWN: Final = ("models_max", "memory_budget", "queue_max", "queue_max_per_model", "queue_timeout", "spare")
 
 
 class _Budget(click.ParamType[int | Literal["auto"]]):
@@ -43,6 +45,10 @@ class PoolSettings:
     unload_idle_seconds: float
     replicas: int
     load_stall_seconds: float
+
+    def to_pool(self) -> dict[str, Any]:
+        """Return the arguments of ``Pool``."""
+        return {name: getattr(self, name) for name in _POOLS_OWN}
 
     def apply(self, specs: Sequence[ModelSpec]) -> tuple[ModelSpec, ...]:
         """Return the models with the idle times and the number of replicas in them."""

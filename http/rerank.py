@@ -24,7 +24,9 @@ async def rerank(front: Front, request: Request) -> Response:
         raise Problem(INVALID_REQUEST, '"documents" must be a non-empty string array', param="documents")
     if body.top_n is not None and body.top_n < 0:
         raise Problem(INVALID_REQUEST, "top_n must be 0 or more", param="top_n")
-    work = front.pool.rerank(front.model_of(body), body.query, documents, autoload=front.autoload_of(request))
+    front.check_inputs(len(documents), "documents" if body.documents else "texts")
+    model = front.model_of(body)
+    work = front.pool.rerank(model, body.query, documents, **front.admit(request, body, model))
     ranking = await while_connected(request.receive, work)
     front.tallies[ranking.model].prompt_tokens += ranking.usage.prompt_tokens
     best = ranking.order[: len(documents) if body.top_n is None else body.top_n]

@@ -30,6 +30,7 @@ __all__ = [
     "InfillBody",
     "ModelBody",
     "NativeBody",
+    "QueuedBody",
     "RerankBody",
     "SamplingBody",
     "SlotBody",
@@ -75,7 +76,22 @@ class ModelBody(msgspec.Struct, frozen=True, kw_only=True):
     model: str | None = None
 
 
-class SamplingBody(ModelBody, frozen=True, kw_only=True):
+class QueuedBody(ModelBody, frozen=True, kw_only=True):
+    """A body whose work waits for its model. Numbers are seconds; texts are durations such as ``5m``.
+
+    Attributes:
+        priority: Higher goes first among those that wait; the model's own by default.
+        keep_alive: How long the model stays loaded after this request, if no other follows: 0 unloads it, a negative
+            one keeps it for good. The model's idle times by default.
+        queue_timeout: How long it may wait until its model is loaded and has a slot free; 0 means no limit.
+    """
+
+    priority: int | None = None
+    keep_alive: float | str | None = None
+    queue_timeout: float | str | None = None
+
+
+class SamplingBody(QueuedBody, frozen=True, kw_only=True):
     """How tokens are drawn, in the pool's and llama-server's names; ranges and defaults are the pool's.
 
     Attributes:
@@ -116,7 +132,7 @@ class SamplingBody(ModelBody, frozen=True, kw_only=True):
     seed: int | None = None
 
 
-_DRAWN: Final = tuple(name for name in SamplingBody.__struct_fields__ if name not in ModelBody.__struct_fields__)
+_DRAWN: Final = tuple(name for name in SamplingBody.__struct_fields__ if name not in QueuedBody.__struct_fields__)
 
 
 class GenerateBody(SamplingBody, frozen=True, kw_only=True):
@@ -347,7 +363,7 @@ class InfillBody(NativeBody, frozen=True, kw_only=True):
         return [None]
 
 
-class EmbeddingsBody(ModelBody, frozen=True, kw_only=True):
+class EmbeddingsBody(QueuedBody, frozen=True, kw_only=True):
     """``POST /v1/embeddings`` and llama-server's own routes.
 
     Attributes:
@@ -364,7 +380,7 @@ class EmbeddingsBody(ModelBody, frozen=True, kw_only=True):
     embd_normalize: int | None = None
 
 
-class RerankBody(ModelBody, frozen=True, kw_only=True):
+class RerankBody(QueuedBody, frozen=True, kw_only=True):
     """``POST /rerank``.
 
     Attributes:

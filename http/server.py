@@ -30,8 +30,6 @@ __all__ = ["DEFAULT_HOST", "DEFAULT_PORT", "CannotListen", "PortInUse", "serve",
 #: Loopback: whoever wants to be reached from elsewhere has to say so.
 DEFAULT_HOST: Final = "127.0.0.1"
 DEFAULT_PORT: Final = 8080
-#: Seconds that requests in flight have to end after the server was told to stop.
-DRAIN_SECONDS: Final = 10
 #: Seconds that an idle connection is kept: longer than proxies keep theirs, so that it is they who close.
 KEEP_ALIVE_SECONDS: Final = 75
 
@@ -49,9 +47,9 @@ async def serve(
 ) -> None:
     """Serve an open pool until cancelled. The pool stays open.
 
-    When cancelled, it listens no more and gives requests in flight 10 seconds to end; a second cancellation cuts that
-    short. Arguments as :func:`serve_app` and :func:`~llamaherd.http.app.create_app` take them; the server goes by the
-    name ``host`` too.
+    When cancelled, it listens no more and gives requests in flight ``limits.drain_seconds`` to end; a second
+    cancellation cuts that short. Arguments as :func:`serve_app` and :func:`~llamaherd.http.app.create_app` take them;
+    the server goes by the name ``host`` too.
 
     Raises:
         PortInUse, CannotListen: nothing was served.
@@ -78,7 +76,7 @@ async def serve_app(
         host: An address or a name, or the path of a Unix socket, which ends in ``.sock``.
         port: 0 takes a free one.
         on_ready: Called with the base URL once connections are answered.
-        limits: Of connections and heads.
+        limits: Of connections and heads, and of the end.
         tls: The PEM files of a certificate and its private key; None speaks plain HTTP.
 
     Raises:
@@ -128,7 +126,7 @@ def _config(app: Starlette, limits: Limits, context: ssl.SSLContext | None) -> u
         server_header=False,
         headers=[("Server", "llamaherd")],
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=DRAIN_SECONDS,
+        timeout_graceful_shutdown=limits.drain_seconds,  # type: ignore[arg-type]  # it may be any number of seconds
         ssl_context_factory=None if context is None else tls,
     )
 

@@ -14,6 +14,7 @@ import click
 
 from llamaherd.http.grants import Grant
 from llamaherd.http.limits import Limits
+from llamaherd.http.offer import DEFAULT_MAX_INPUTS, Offer
 from llamaherd.http.options import Whole
 from llamaherd.http.security import ANY, ApiKeys, Cors, Security, is_loopback, read_keys
 
@@ -35,19 +36,20 @@ class _Words(click.ParamType[str]):
 
 @dataclass(frozen=True, kw_only=True)
 class ServerSettings:
-    """What the options say. Arguments of :func:`~llamaherd.http.server.serve` of the same names."""
+    """What the options say. Arguments of :func:`~llamaherd.http.server.serve`, with those that ``offer`` holds."""
 
     host: str
     port: int
     limits: Limits
     tls: tuple[Path, Path] | None
     security: Security
-    autoload: bool
-    manage: bool
-    metrics: bool
     access_log: bool
-    slots: bool
-    stream_ping: float | None
+    offer: Offer
+
+    def to_serve(self) -> dict[str, Any]:
+        """Return the arguments of :func:`~llamaherd.http.server.serve`."""
+        own = {name: getattr(self, name) for name in ("host", "port", "limits", "tls", "security", "access_log")}
+        return own | self.offer
 
     def warn(self) -> None:
         """Log what an operator should know who lets strangers in."""
@@ -98,6 +100,13 @@ _LISTENING: Final[Sequence[Callable[[_Command], _Command]]] = (
         metavar="N",
         default=Limits().max_connections,
         help="Most connections at a time, idle ones included.",
+    ),
+    _option(
+        "--drain-seconds",
+        type=click.FloatRange(0, 86_400),
+        metavar="SECONDS",
+        default=Limits().drain_seconds,
+        help="Time that running requests have to end after the server was told to stop. A second signal ends it.",
     ),
 )
 _SECURITY: Final[Sequence[Callable[[_Command], _Command]]] = (
@@ -179,6 +188,13 @@ _OFFER: Final[Sequence[Callable[[_Command], _Command]]] = (
         help="Seconds of silence before an answer's stream sends a comment (llama-server: 30). -1 sends none.",
     ),
     _option(
+        "--max-inputs",
+        type=Whole(1),
+        metavar="N",
+        default=DEFAULT_MAX_INPUTS,
+        help="Most inputs of one request for embeddings, and most documents of one that ranks.",
+    ),
+    _option(
         "--access-log/--no-access-log",
         default=False,
         help="Whether every request is logged: client, method, path, status, bytes and time.",
@@ -209,6 +225,7 @@ def server_options(command: _Command) -> _Command:
         ssl_key_file: Path | None,
         ssl_cert_file: Path | None,
         max_connections: int,
+        drain_seconds: float,
         api_keys: Sequence[str],
         api_key_file: Path | None,
         allowed_hosts: Sequence[str],
@@ -221,13 +238,14 @@ def server_options(command: _Command) -> _Command:
         metrics: bool,
         access_log: bool,
         slots: bool,
+        max_inputs: int,
         ping: int,
         **values: Any,
     ) -> Any:
         settings = ServerSettings(
             host=host,
             port=port,
-            limits=Limits(max_connections=max_connections),
+            limits=Limits(max_connections=max_connections, drain_seconds=drain_seconds),
             tls=_tls(ssl_key_file, ssl_cert_file),
             security=Security(
                 keys=_keys(api_keys, api_key_file),
@@ -239,12 +257,15 @@ def server_options(command: _Command) -> _Command:
                 ),
                 allowed_hosts=tuple(allowed_hosts),
             ),
-            autoload=autoload,
-            manage=manage,
-            metrics=metrics,
             access_log=access_log,
-            slots=slots,
-            stream_ping=float(ping) if ping > 0 else None,
+            offer=Offer(
+                autoload=autoload,
+                manage=manage,
+                metrics=metrics,
+                slots=slots,
+                max_inputs=max_inputs,
+                stream_ping=float(ping) if ping > 0 else None,
+            ),
         )
         return command(*args, settings=settings, **values)
 

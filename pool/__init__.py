@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from llamaherd.pool.adapters import AdapterStatus
+    from llamaherd.pool.admission import read_duration
     from llamaherd.pool.catalog import DEMO, Catalog, build_catalog, find_model, model_parts
     from llamaherd.pool.chat_params import ChatMessage, TemplateParams
     from llamaherd.pool.config import DEFAULT_STOP_TIMEOUT, Adapter, BrokenModel, EngineOptions, ModelSpec, Placement
@@ -149,6 +150,7 @@ __all__ = [
     "scan_docker",
     "parse_hub_name",
     "plain",
+    "read_duration",
     "read_facts",
     "read_presets",
     "remove_cached",
@@ -245,6 +247,7 @@ _HOME: Final = {
     "scan_docker": "llamaherd.pool.docker",
     "parse_hub_name": "llamaherd.pool.names",
     "plain": "llamaherd.pool.sources",
+    "read_duration": "llamaherd.pool.admission",
     "read_facts": "llamaherd.pool.gguf",
     "read_presets": "llamaherd.pool.presets",
     "remove_cached": "llamaherd.pool.hub",

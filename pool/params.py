@@ -41,6 +41,7 @@ __all__ = [
     "check_prompts",
     "check_tokens",
     "completion_request",
+    "detokenize_request",
     "embed_request",
     "infill_request",
     "rerank_request",
@@ -53,6 +54,8 @@ Command = TypeVar("Command", bound=Generate | Embed | Rerank | Tokenize | Detoke
 RANDOM_SEED: Final = 0xFFFFFFFF
 MAX_STOPS: Final = 64
 MAX_STOP_LENGTH: Final = 1024
+#: Most characters that are tokenized, and most ids that become text, for one request that asks for no more than that.
+MAX_TOKENIZED: Final = 4 * 1024 * 1024
 _INT32_MAX: Final = 2**31 - 1
 #: More decides no more, and no float holds every integer.
 _MOST_BIAS: Final = 1e9
@@ -276,16 +279,25 @@ def tokenize_request(
     parse_special: bool = True,
     pieces: bool = False,
 ) -> Tokenize:
-    """Return the message to tokenize a text, or raise :class:`~llamaherd.pool.errors.BadRequest`."""
+    """Return the message to tokenize a text, or raise :class:`~llamaherd.pool.errors.BadRequest`. There is a bound, for
+    the worker hears no other command meanwhile.
+    """
+    prompt = _prompt(text, "a text")
+    parts = (prompt,) if isinstance(prompt, str) else prompt
+    length = sum(len(part) if isinstance(part, str) else 1 for part in parts)
+    if length > MAX_TOKENIZED:
+        raise BadRequest(f"the text has {length} characters, and at most {MAX_TOKENIZED} are tokenized at once")
     return check_command(
-        Tokenize(
-            request=request,
-            text=_prompt(text, "a text"),
-            add_special=add_special,
-            parse_special=parse_special,
-            pieces=pieces,
-        )
+        Tokenize(request=request, text=prompt, add_special=add_special, parse_special=parse_special, pieces=pieces)
     )
+
+
+def detokenize_request(request: int, tokens: object) -> Detokenize:
+    """Return the message to make a text of token ids, or raise :class:`~llamaherd.pool.errors.BadRequest`."""
+    checked = check_tokens(tokens)
+    if len(checked) > MAX_TOKENIZED:
+        raise BadRequest(f"there are {len(checked)} token ids, and at most {MAX_TOKENIZED} become text at once")
+    return check_command(Detokenize(request=request, tokens=checked))
 
 
 def _generate(request: int, subject: dict[str, Any], params: GenerateParams) -> Generate:

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +12,7 @@ import msgspec
 from msgspec.structs import replace
 
 from llamaherd.pool.adapters import AdapterStatus, check_lora, describe, scales_of
+from llamaherd.pool.admission import check_keep_alive, check_priority, check_queue_timeout
 from llamaherd.pool.chat_params import ChatMessage, TemplateParams
 from llamaherd.pool.config import DEFAULT_DRAIN_TIMEOUT, DEFAULT_STOP_TIMEOUT, BrokenModel, ModelSpec
 from llamaherd.pool.counts import PoolCounts
@@ -49,8 +49,8 @@ from llamaherd.pool.params import (
     chat_request,
     check_command,
     check_prompts,
-    check_tokens,
     completion_request,
+    detokenize_request,
     embed_request,
     infill_request,
     rerank_request,
@@ -62,7 +62,6 @@ from llamaherd.pool.schedule import Limits
 from llamaherd.pool.status import ModelStatus
 from llamaherd.transport import make_transport
 from llamaherd.transport.messages import (
-    Detokenize,
     Download,
     Embed,
     Generate,
@@ -147,7 +146,7 @@ class Pool:
                 raise BadRequest(f"{name} must be 0 or more")
         if not 0 <= stop_timeout < float("inf"):
             raise BadRequest("stop_timeout must be a finite number of seconds, 0 or more")
-        self._queue_timeout = _check_queue_timeout(queue_timeout)
+        self._queue_timeout = check_queue_timeout(queue_timeout)
         self._transport = make_transport(transport)
         self._herd = Herd(
             self._transport,
@@ -393,7 +392,7 @@ class Pool:
     async def detokenize(self, model: str, tokens: Sequence[int]) -> str:
         """Return the text of token ids. Raises as :meth:`chat`."""
         number = self._herd.next_number()
-        command = check_command(Detokenize(request=number, tokens=check_tokens(tokens)))
+        command = detokenize_request(number, tokens)
         result = await self._ask(self._entry_for(model), number, command)
         return (result.text or "") if result is not None else ""
 
@@ -441,14 +440,23 @@ class Pool:
         keep_alive: float | None,
         queue_timeout: float | None,
     ) -> Generation:
-        _check_keep_alive(keep_alive)
-        wait = self._patience(entry) if queue_timeout is None else _check_queue_timeout(queue_timeout)
+        wait, keep_alive, rank = self._admission(entry, priority, keep_alive, queue_timeout)
         number = command.request
         generation = Generation(entry.name, lambda: self._herd.leave(number), number)
         request = Request(number, entry, command, Stream(generation), keep_alive=keep_alive, queue_timeout=wait)
-        request.priority = entry.spec.priority if priority is None else priority
+        request.priority = rank
         self._herd.accept(request)
         return generation
+
+    def _admission(
+        self, entry: Entry, priority: int | None, keep_alive: float | None, queue_timeout: float | None
+    ) -> tuple[float, float | None, int]:
+        """Return a request's limit to waiting, its ``keep_alive`` and its priority. Raises BadRequest."""
+        return (
+            self._patience(entry) if queue_timeout is None else check_queue_timeout(queue_timeout),
+            None if keep_alive is None else check_keep_alive(keep_alive),
+            entry.spec.priority if priority is None else check_priority(priority),
+        )
 
     def _vectors(
         self,
@@ -459,15 +467,14 @@ class Pool:
         queue_timeout: float | None,
     ) -> Callable[[tuple[Any, ...]], Awaitable[tuple[list[Embedding], Usage]]]:
         """Return the function that has a worker compute one batch."""
-        _check_keep_alive(keep_alive)
-        wait = self._patience(entry) if queue_timeout is None else _check_queue_timeout(queue_timeout)
+        wait, keep_alive, rank = self._admission(entry, priority, keep_alive, queue_timeout)
 
         async def compute(batch: tuple[Any, ...]) -> tuple[list[Embedding], Usage]:
             number = self._herd.next_number()
             future: asyncio.Future[tuple[list[Embedding], Usage]] = asyncio.get_running_loop().create_future()
             request = Request(number, entry, command(number, batch), Vectorial(future, len(batch)))
             request.keep_alive, request.queue_timeout = keep_alive, wait
-            request.priority = entry.spec.priority if priority is None else priority
+            request.priority = rank
             self._herd.accept(request)
             try:
                 return await future
@@ -848,17 +855,6 @@ class Pool:
             ModelBusy: the model is not loaded, or has requests. ModelNotFound.
         """
         self._herd.sleep(self._entry(model))
-
-
-def _check_queue_timeout(seconds: float) -> float:
-    if not 0 <= seconds < float("inf"):
-        raise BadRequest("queue_timeout must be a finite number of seconds, 0 or more")
-    return seconds
-
-
-def _check_keep_alive(seconds: float | None) -> None:
-    if seconds is not None and not math.isfinite(seconds):
-        raise BadRequest("keep_alive must be a finite number of seconds")
 
 
 def _note_failure(future: asyncio.Future[Result | None]) -> None:

@@ -40,7 +40,7 @@ def parsed(*arguments: str) -> ServerSettings:
 def test_without_options_the_server_is_on_loopback_and_open_to_this_machine() -> None:
     settings = parsed()
     assert (settings.host, settings.port, settings.tls) == ("127.0.0.1", 8080, None)
-    assert (settings.autoload, settings.manage, settings.metrics) == (True, True, True)
+    assert [settings.offer.get(name) for name in ("autoload", "manage", "metrics")] == [True, True, True]
     assert settings.limits == Limits()
     assert len(settings.security.keys) == 0
     assert settings.security.cors == Cors()
@@ -100,13 +100,13 @@ def test_the_rest_has_the_references_names() -> None:
     assert (settings.host, settings.port) == ("::1", 9)
     assert settings.tls == (Path("cert.pem"), Path("key.pem"))
     assert settings.limits.max_connections == 7
-    assert settings.stream_ping == 3
-    assert parsed("--sse-ping-interval", "-1").stream_ping is None
+    assert settings.offer.get("stream_ping") == 3
+    assert parsed("--sse-ping-interval", "-1").offer["stream_ping"] is None
     assert settings.security.allowed_hosts == ("a.example", "b.example")
     assert settings.security.cors == Cors(
         origins=("https://a.example", "localhost"), methods="GET", headers="x-a", credentials=False
     )
-    assert (settings.autoload, settings.manage, settings.metrics) == (False, False, False)
+    assert [settings.offer.get(name) for name in ("autoload", "manage", "metrics")] == [False, False, False]
 
 
 @pytest.mark.parametrize(
@@ -156,3 +156,9 @@ def test_a_key_is_in_no_workers_environment_or_command_line_and_in_no_log(tmp_pa
             process.kill()
     assert told
     assert not any("secret-of" in text for text in (*told, log))
+
+
+def test_the_end_and_the_inputs_are_bounded_as_told() -> None:
+    settings = parsed("--drain-seconds", "0.5", "--max-inputs", "3")
+    assert settings.limits.drain_seconds == 0.5
+    assert settings.offer.get("max_inputs") == 3

@@ -5,7 +5,7 @@ import contextlib
 import json
 import socket
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from typing import Any, Final, Self, TypeVar
 from urllib.parse import urlsplit
@@ -160,9 +160,9 @@ class LiveFront(contextlib.AbstractContextManager["LiveFront"]):
         """Return the official client, without its retries; close it."""
         return OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=DEADLINE)
 
-    def raw(self, path: str, body: dict[str, Any]) -> "RawRequest":
+    def raw(self, path: str, body: dict[str, Any], headers: Mapping[str, str] | None = None) -> "RawRequest":
         """Send a POST over a plain socket and leave the answer unread."""
-        return RawRequest(self.url, path, json.dumps(body).encode())
+        return RawRequest(self.url, path, json.dumps(body).encode(), headers=headers)
 
 
 def _held(pool: Pool, model: str) -> int:
@@ -177,14 +177,23 @@ class RawRequest(contextlib.AbstractContextManager["RawRequest"]):
         announced: The ``Content-Length``, if it shall not be the body's own.
     """
 
-    def __init__(self, url: str, path: str, body: bytes, *, announced: int | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        path: str,
+        body: bytes,
+        *,
+        announced: int | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         address = urlsplit(url)
         assert address.hostname is not None
         assert address.port is not None
         self._socket = socket.create_connection((address.hostname, address.port), DEADLINE)
         length = len(body) if announced is None else announced
-        head = f"POST {path} HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Length: {length}\r\n\r\n"
-        self._socket.sendall(head.encode() + body)
+        fields = {"Host": address.netloc, "Content-Length": length, **(headers or {})}
+        head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+        self._socket.sendall(f"POST {path} HTTP/1.1\r\n{head}\r\n".encode() + body)
         self._received = b""
 
     def read_until(self, text: bytes) -> bytes:
