@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, cast
@@ -19,8 +19,8 @@ from typing import Any, Final, cast
 import msgspec
 import psutil
 
-from llamaherd.transport import CHANNEL_ENV, Channel, Endpoint, Stdio, Transport, connect
-from llamaherd.transport.messages import encode
+from llamaherd.transport import CHANNEL_ENV, ChannelError, Endpoint, Stdio, connect
+from llamaherd.transport.messages import ChildMessage, encode
 from samples import Sample
 from transport_peer import RawChannel
 from transport_world import no_log, open_transport, run
@@ -58,12 +58,10 @@ class Count:
         async with asyncio.timeout(seconds):
             await self._reached.wait()
 
-    async def read(self, channel: Channel) -> None:
-        while True:
-            messages = await channel.receive()
-            self._left -= len(messages)
-            if self._left == 0:
-                self._reached.set()
+    def take(self, messages: Sequence[ChildMessage]) -> None:
+        self._left -= len(messages)
+        if self._left == 0:
+            self._reached.set()
 
 
 async def gather(task: CrowdTask) -> list[Sample]:
@@ -76,7 +74,8 @@ async def gather(task: CrowdTask) -> list[Sample]:
     created = time.perf_counter() - began
     count = Count()
     count.expect(task.workers)
-    readers = [asyncio.create_task(count.read(endpoint.channel)) for endpoint in endpoints]
+    for endpoint in endpoints:
+        endpoint.channel.deliver(count.take, no_end)  # as the pool takes messages
     each = max(1, task.messages // task.workers)
     with peers(endpoints, each) as gates:
         try:
@@ -85,7 +84,7 @@ async def gather(task: CrowdTask) -> list[Sample]:
             values = await one_flood(count, gates, max(1, each // 10) * task.workers)  # warm-up
             values = await one_flood(count, gates, each * task.workers)
         finally:
-            await close(transport, readers)
+            await transport.aclose()
     values["channel_us"] = created / task.workers * 1e6
     values["channel_KiB"] = weight / task.workers / 1024
     return [Sample("fan_in", task.transport, task.loop, f"{task.workers} workers", values)]
@@ -101,11 +100,9 @@ async def one_flood(count: Count, gates: list[int], messages: int) -> dict[str, 
     return {"messages_per_s": messages / elapsed, "pool_cpu_us": cpu / messages * 1e6}
 
 
-async def close(transport: Transport, readers: list["asyncio.Task[None]"]) -> None:
-    for reader in readers:
-        reader.cancel()
-    await asyncio.gather(*readers, return_exceptions=True)
-    await transport.aclose()
+def no_end(error: ChannelError) -> None:
+    """Take the end of a channel; the count tells whether it came too early."""
+    del error
 
 
 @contextmanager

@@ -157,14 +157,21 @@ class Generation(AsyncIterator[Piece]):
         """Add what one decode step brought. Called by the pool."""
         if self._ended:
             return
+        pieces = self._pieces
         # What follows a surplus belongs behind it, however much was read meanwhile.
-        if self._surplus or len(self._pieces) >= MAX_WAITING_PIECES:
+        if self._surplus or len(pieces) >= MAX_WAITING_PIECES:
             self._surplus.append(delta)
             if len(self._surplus) >= MAX_SURPLUS:
                 self._surplus = [join(self._surplus)]
         else:
-            self._pieces.append(_piece(delta))
-        self._wake()
+            pieces.append(_piece(delta))
+        if self._on_news is not None:
+            self._on_news()
+        waiter = self._waiter
+        if waiter is not None:
+            self._waiter = None
+            if not waiter.done():
+                waiter.set_result(None)
 
     def feed_progress(self, progress: PromptProgress) -> None:
         """Add how far the prompt is; a reader that is behind gets the newest only. Called by the pool."""
@@ -215,8 +222,9 @@ class Generation(AsyncIterator[Piece]):
     def _wake(self) -> None:
         if self._on_news is not None:
             self._on_news()
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
     # --- the caller's side ---
 
@@ -229,20 +237,20 @@ class Generation(AsyncIterator[Piece]):
         return self
 
     async def __anext__(self) -> Piece:
-        if len(self._pieces) <= 1:
+        pieces = self._pieces
+        if self._surplus and len(pieces) <= 1:
             self._merge_surplus()
-        while not self._pieces:
-            self.raise_end()
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
-        return self._pieces.popleft()
+        while not pieces:
+            if self._ended:
+                self.raise_end()
+            # Not the running loop's, which is the same: asking for that costs a system call.
+            waiter = self._waiter = self._loop.create_future()
+            await waiter
+        return pieces.popleft()
 
     def next_nowait(self) -> Piece | None:
         """Return the next piece if it is there already, else None: at the end and on an error too."""
-        if len(self._pieces) <= 1:
+        if self._surplus and len(self._pieces) <= 1:
             self._merge_surplus()
         return self._pieces.popleft() if self._pieces else None
 
@@ -299,7 +307,7 @@ class Generation(AsyncIterator[Piece]):
 
 
 def _piece(delta: Delta) -> Piece:
-    if isinstance(delta, TypedDelta):
+    if type(delta) is not Delta and isinstance(delta, TypedDelta):
         return Piece(
             text=delta.text,
             reasoning=delta.reasoning,

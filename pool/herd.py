@@ -596,11 +596,12 @@ class Herd:
     # --- news of workers ---
 
     def _feed(self, replica: Replica, deltas: Iterable[Delta]) -> None:
+        find = self._requests.get
         for delta in deltas:
-            request = self._requests.get(delta.request)
-            if request is not None and request.sink is not None and request.replica is replica:
+            request = find(delta.request)
+            if request is not None and request.replica is replica and (sink := request.sink) is not None:
                 request.answered = True
-                request.sink.feed(delta)
+                sink.feed(delta)
 
     def _feed_progress(self, replica: Replica, news: Iterable[PromptProgress]) -> None:
         for progress in news:
