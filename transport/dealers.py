@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import Final
 
 import zmq
+from zmq.backend import Socket as Bare
 
 from llamaherd.transport.channel import RECEIVE_LIMIT, SEND_LIMIT, ChildAddress, ChildChannel
 from llamaherd.transport.errors import BrokenChannel, ChannelClosed, ChannelError, EndOfChannel
@@ -33,6 +34,13 @@ _MORE: Final = int(zmq.NOBLOCK) | int(zmq.SNDMORE)
 _EVENTS: Final = int(zmq.EVENTS)
 _POLLIN: Final = int(zmq.POLLIN)
 _RCVMORE: Final = int(zmq.RCVMORE)
+_WAKE_ENDPOINT: Final = "inproc://wake"
+_WAKE: Final = b"wake"
+#: What the waker sends, and its greeting if it has one.
+_WAKING: Final = (b"", _WAKE)
+#: Without pyzmq's outer layer, which costs as much again.
+_send: Final = Bare.send
+_get: Final = Bare.get
 _LOST: Final = "the connection to the pool is lost"
 
 
@@ -56,39 +64,91 @@ def _dealer(context: "zmq.Context[zmq.Socket[bytes]]", prefix: bytes, address: C
 
 
 class _Lane:
-    """One DEALER, its lock, and a poller that another thread can wake."""
+    """One DEALER and its lock."""
 
-    def __init__(self, dealer: "zmq.Socket[bytes]", wake_fd: int) -> None:
+    def __init__(self, dealer: "zmq.Socket[bytes]") -> None:
         self.dealer = dealer
         self.lock = threading.Lock()
-        self._poller = zmq.Poller()
-        self._poller.register(dealer, zmq.POLLIN)
-        self._poller.register(wake_fd, zmq.POLLIN)
-
-    def wait(self) -> bool:
-        """Wait until there is something to receive or to look at; False if the connection is lost."""
-        return bool(self._poller.poll(_LOOK_MS)) or self.connected
 
     @property
     def connected(self) -> bool:
         return bool(int(self.dealer.getsockopt(zmq.EVENTS)) & zmq.POLLOUT)
 
+    def take(self, flags: int = _LAST) -> list[bytes]:
+        """Return one multipart message; raises :class:`zmq.Again` if there is none."""
+        dealer = self.dealer
+        parts = [dealer.recv(flags)]
+        while _get(dealer, _RCVMORE):
+            parts.append(dealer.recv(_LAST))
+        return parts
+
     def drain(self) -> list[list[bytes]]:
         """Return every multipart message that is there."""
         messages: list[list[bytes]] = []
-        dealer = self.dealer
         # Asking for the events first is cheaper than one receive that fails.
-        while int(dealer.get(_EVENTS)) & _POLLIN:
-            parts = [dealer.recv(_LAST)]
-            while dealer.get(_RCVMORE):
-                parts.append(dealer.recv(_LAST))
-            messages.append(parts)
+        while int(_get(self.dealer, _EVENTS)) & _POLLIN:
+            messages.append(self.take())
         return messages
 
     def send(self, kind: bytes, body: bytes) -> None:
         """Queue one message; raises :class:`zmq.Again` if the connection is lost, and then only."""
-        self.dealer.send(kind, _MORE)
-        self.dealer.send(body, _LAST)
+        _send(self.dealer, kind, _MORE)
+        _send(self.dealer, body, _LAST)
+
+
+class _Speaking(_Lane):
+    """The lane that sends. Who waits for credit in it is woken by a descriptor."""
+
+    def __init__(self, dealer: "zmq.Socket[bytes]") -> None:
+        super().__init__(dealer)
+        self._wake_read, self._wake_write = os.pipe()
+        self._poller = zmq.Poller()
+        self._poller.register(dealer, zmq.POLLIN)
+        self._poller.register(self._wake_read, zmq.POLLIN)
+
+    def wait(self) -> bool:
+        """Wait until there is something to receive or to look at; False if the connection is lost."""
+        return bool(self._poller.poll(_LOOK_MS)) or self.connected
+
+    def wake(self) -> None:
+        """From another thread: make every wait return."""
+        os.write(self._wake_write, b"x")
+
+    def close(self) -> None:
+        self.dealer.close(linger=_LINGER_MS)
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+
+
+class _Hearing(_Lane):
+    """The lane that receives. Who waits in it is blocked in a receive, which costs a third of a poll, and is woken by
+    a message from within the process.
+    """
+
+    def __init__(self, dealer: "zmq.Socket[bytes]") -> None:
+        super().__init__(dealer)
+        dealer.rcvtimeo = _LOOK_MS
+        dealer.bind(_WAKE_ENDPOINT)
+
+    def wait(self) -> list[list[bytes]] | None:
+        """Wait for messages and return them, none if it is time to look at something else; None if the connection is
+        lost.
+        """
+        try:
+            first = self.take(0)
+        except zmq.Again:
+            return [] if self.connected else None
+        return [first, *self.drain()]
+
+    def wake(self, context: "zmq.Context[zmq.Socket[bytes]]") -> None:
+        """From another thread: make the wait return. What is sent in this lane afterwards may be lost."""
+        with context.socket(zmq.DEALER) as waker:
+            waker.linger = _LINGER_MS
+            waker.connect(_WAKE_ENDPOINT)
+            waker.send(_WAKE)
+
+    def close(self) -> None:
+        self.dealer.close(linger=0)
 
 
 class FrameChild(ChildChannel):
@@ -103,16 +163,14 @@ class FrameChild(ChildChannel):
     """
 
     def __init__(self, address: ChildAddress, *, connect_seconds: float = _CONNECT_SECONDS) -> None:
-        self._wake_read, self._wake_write = os.pipe()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         try:
-            self._up = _Lane(_dealer(self._context, UP, address), self._wake_read)
-            self._down = _Lane(_dealer(self._context, DOWN, address), self._wake_read)
+            up, down = _dealer(self._context, UP, address), _dealer(self._context, DOWN, address)
         except zmq.ZMQError as error:
             self._context.destroy(linger=0)
-            os.close(self._wake_read)
-            os.close(self._wake_write)
             raise BrokenChannel(f"no channel to {address.endpoint}: {error}") from error
+        self._up: Final = _Speaking(up)
+        self._down: Final = _Hearing(down)
         self._close_lock = threading.Lock()
         self._closed = False
         self._send_failure = ""
@@ -163,16 +221,19 @@ class FrameChild(ChildChannel):
             while True:
                 if self._closed:
                     raise ChannelClosed("this side closed the channel")
-                if self._ending is None and (messages := self._take()):
-                    return messages
                 if self._ending is not None:
                     raise type(self._ending)(*self._ending.args)
-                if not self._down.wait():
+                arrived = self._down.wait()
+                if arrived is None:
                     self._ending = EndOfChannel(_LOST)
+                elif messages := self._take(arrived):
+                    return messages
 
-    def _take(self) -> list[PoolMessage]:
+    def _take(self, arrived: list[list[bytes]]) -> list[PoolMessage]:
         messages: list[PoolMessage] = []
-        for frames in self._down.drain():
+        for frames in arrived:
+            if len(frames) == 1 and frames[0] in _WAKING:
+                continue
             if len(frames) != 2:
                 self._ending = BrokenChannel(f"not a record: {len(frames)} frames instead of 2")
                 break
@@ -195,7 +256,8 @@ class FrameChild(ChildChannel):
             if self._closed:
                 return
             self._closed = True
-            os.write(self._wake_write, b"x")
+            self._up.wake()
+            self._down.wake(self._context)
             # Whoever is blocked leaves at once now; a call that does not is a bug, and closing under it would be a
             # worse one.
             if self._up.lock.acquire(timeout=_CLOSE_SECONDS) and self._down.lock.acquire(timeout=_CLOSE_SECONDS):
@@ -206,8 +268,6 @@ class FrameChild(ChildChannel):
                 self._up.lock.release()
 
     def _release(self) -> None:
-        self._up.dealer.close(linger=_LINGER_MS)
-        self._down.dealer.close(linger=0)
+        self._up.close()
+        self._down.close()
         self._context.term()
-        os.close(self._wake_read)
-        os.close(self._wake_write)

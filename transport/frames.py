@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 import zmq
+from zmq.backend import Socket as Bare
 from zmq.utils import z85
 
 from llamaherd.transport.channel import RECEIVE_LIMIT, SEND_LIMIT, ChildAddress, Endpoint
@@ -41,6 +42,9 @@ _BACKLOG: Final = 1024
 # Plain numbers: the arithmetic of zmq's enums costs more than a send.
 _LAST: Final = int(zmq.NOBLOCK)
 _MORE: Final = int(zmq.NOBLOCK) | int(zmq.SNDMORE)
+
+#: Without pyzmq's outer layer, which costs as much again.
+_send: Final = Bare.send
 
 #: Sends ``[routing id, kind, body]``; False if nobody with that id is connected.
 _Send = Callable[[bytes, bytes, bytes], bool]
@@ -305,12 +309,12 @@ class FrameTransport:
 
     def _send(self, routing_id: bytes, kind: bytes, body: bytes) -> bool:
         self._pump.touched()
-        send = self._router.send
+        router = self._router
         try:
             # Only the routing id can be refused, and then the socket waits for another one: nothing is half sent.
-            send(routing_id, _MORE)
-            send(kind, _MORE)
-            send(body, _LAST)
+            _send(router, routing_id, _MORE)
+            _send(router, kind, _MORE)
+            _send(router, body, _LAST)
         except zmq.ZMQError as error:
             if error.errno != zmq.EHOSTUNREACH:
                 raise

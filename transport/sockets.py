@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Final
 
 import zmq
+from zmq.backend import Socket as Bare
 
 __all__ = ["Gatekeeper", "SocketPump"]
 
@@ -18,6 +19,8 @@ _NOBLOCK: Final = int(zmq.NOBLOCK)
 _EVENTS: Final = int(zmq.EVENTS)
 _POLLIN: Final = int(zmq.POLLIN)
 _RCVMORE: Final = int(zmq.RCVMORE)
+#: Without pyzmq's outer layer, which makes enums of numbers.
+_get: Final = Bare.get
 
 #: Takes the parts of a message, and who sent it if the socket tells.
 _Handle = Callable[[list[bytes], str | None], None]
@@ -48,7 +51,7 @@ class SocketPump:
         self._look_due = False
         self._when_empty: list[Callable[[], None]] = []
         self._closed = False
-        loop.add_reader(self._fd, self._pump)
+        loop.add_reader(self._fd, self._on_signal)
         self.touched()
 
     def touched(self) -> None:
@@ -73,14 +76,18 @@ class SocketPump:
         if self._look_due:
             self._pump()
 
-    def _pump(self) -> None:
+    def _on_signal(self) -> None:
+        # Most signals come with a message; those that come alone cost a receive that fails.
+        self._pump(expected=True)
+
+    def _pump(self, *, expected: bool = False) -> None:
         # No signal is lost. Nothing is taken for empty but by asking for the events, which uses up the signal and every
         # change behind it, so what changes later signals anew. What is touched while this runs needs no look of its
         # own, since this ends either by such an answer or by another turn, also when ``handle`` raises.
         self._look_due = True
         empty = False
         try:
-            empty = self._handle_batch()
+            empty = self._handle_batch(expected=expected)
         finally:
             self._look_due = not empty
             if not empty:
@@ -90,11 +97,18 @@ class SocketPump:
             for call in calls:
                 call()
 
-    def _handle_batch(self) -> bool:
+    def _handle_batch(self, *, expected: bool) -> bool:
         """Handle what has arrived, at most so much; return whether nothing is left."""
+        if expected and not self._closed:
+            try:
+                message = self._receive()
+            except zmq.Again:
+                pass
+            else:
+                self._handle(*message)
         for _ in range(_BATCH):
             # Dearer than a receive that succeeds, but cheaper than one that fails, and most batches are of one message.
-            if self._closed or not int(self._socket.get(_EVENTS)) & _POLLIN:
+            if self._closed or not int(_get(self._socket, _EVENTS)) & _POLLIN:
                 return True
             self._handle(*self._receive())
         return False
@@ -110,7 +124,7 @@ class SocketPump:
             parts = [socket.recv(_NOBLOCK)]
         # A routing id, or the version of a question, never comes alone.
         parts.append(socket.recv(_NOBLOCK))
-        while socket.get(_RCVMORE):
+        while _get(socket, _RCVMORE):
             parts.append(socket.recv(_NOBLOCK))
         return parts, user
 
