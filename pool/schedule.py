@@ -398,14 +398,19 @@ class Scheduler:
 
     def _decide(self) -> None:
         self._settle()
+        waits: Model | None = None
         while self._room_changed and (self._line.hungry or self._line.growing):
             self._room_changed = False
             if self._line.hungry:
-                self._make_way()
+                waits = self._make_way()
             else:
+                waits = None
                 self._grow()
             self._settle()
         self._room_changed = False
+        # Not before: what was told to stop may have left room at once.
+        if waits is not None and waits.hungry:
+            self._effects.prepare(waits.name)
 
     def _settle(self) -> None:
         """Look at the models about which something has changed, until nothing does any more, and tell what follows."""
@@ -462,8 +467,8 @@ class Scheduler:
                 instance.phase = Phase.STARTING
                 self._effects.wake(model.name, instance.index)
 
-    def _make_way(self) -> None:
-        """Start what is needed, as far as there is room or room can be made."""
+    def _make_way(self) -> Model | None:
+        """Start what is needed, as far as there is room or room can be made. Return the first that waits for room."""
         promised = Room()
         waits: Model | None = None
         for model in self._line.in_turn():
@@ -482,8 +487,7 @@ class Scheduler:
                 self._drain_for(model)
                 promised = need  # what the drained models free is not for those behind
         self._line.set_alarm()
-        if waits is not None:
-            self._effects.prepare(waits.name)
+        return waits
 
     def _grow(self) -> None:
         """Start further replicas where too many wait, as far as there is room to spare. Rule 6."""

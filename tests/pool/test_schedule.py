@@ -537,6 +537,21 @@ def test_a_model_that_waits_for_room_is_prepared_for_and_one_that_starts_at_once
     assert set(effects.prepared) == {"c"}
 
 
+def test_a_model_that_starts_beside_what_leaves_for_it_is_not_prepared_for() -> None:
+    effects = Recorder()
+    herd = Scheduler(effects, Limits(models_max=1, memory_budget=100))
+    for model in "ab":
+        herd.add(model)
+        herd.resize(model, 40)
+    herd.request(1, "a")
+    herd.ready("a")
+    herd.finish(1)
+    effects.take()
+    herd.request(2, "b")
+    assert effects.take() == ["stop a", "start b"]
+    assert effects.prepared == []
+
+
 def test_what_can_never_be_served_is_not_prepared_for() -> None:
     effects = Recorder()
     herd = Scheduler(effects, Limits(memory_budget=100))
