@@ -182,6 +182,9 @@ class PresetOptions:
         #: Names without effect, each with the places that it stands at.
         self._idle: dict[str, dict[str, None]] = {}
         self._engines: dict[tuple[Any, ...], EngineOptions] = {}
+        self._engine_names = frozenset(param.name or "" for param in _engine.params)
+        #: What was converted already: most settings of a file stand in many of its sections.
+        self._converted: dict[tuple[str, str], tuple[str, Any]] = {}
 
     @property
     def warnings(self) -> list[str]:
@@ -196,46 +199,56 @@ class PresetOptions:
 
     def configure(self, name: str, settings: Sequence[Setting]) -> Draft:
         """Return the model that settings make. Raises BadRequest for a wrong one, with its place and the reason."""
-        values = dict(self._defaults)
+        changed: dict[str, Any] = {}
         for setting in settings:
-            self._apply(setting, values)
+            known = self._converted.get((setting.key, setting.value)) or self._convert(setting)
+            if known is not None:
+                _set(changed, *known)
         for option, value in self._explicit.items():
-            _set(values, option, value)
-        return _draft(name, values, self._engine_of(values, settings))
+            _set(changed, option, value)
+        return _draft(name, self._defaults | changed, self._engine_of(changed, settings))
 
-    def _apply(self, setting: Setting, values: dict[str, Any]) -> None:
+    def _convert(self, setting: Setting) -> tuple[str, Any] | None:
+        """Return which option a setting sets, and to what; None for one that is without effect here."""
         key = self._keys.get(setting.key)
         if key is None:
             flag = find_key(setting.key)
             if flag is None:
                 raise BadRequest(f"{setting.place}: {setting.key!r} is no setting of a model", code="unknown_setting")
             self._note(flag.name.lstrip("-"), setting)
-            return
+            return None
         option = key.option
         if option.name == "template_source" and setting.value in _TEMPLATES:
             self._note(f"{setting.key} = {setting.value}", setting)
-            return
+            return None
         try:
-            _set(values, option.name or "", _convert(option, key.negated, setting.value, self._context))
+            found = option.name or "", _convert(option, key.negated, setting.value, self._context)
         except click.ClickException as error:
             raise BadRequest(f"{setting.place}: {setting.key}: {_reason(error)}", code="wrong_setting") from None
+        self._converted[setting.key, setting.value] = found
+        return found
 
     def _note(self, name: str, setting: Setting) -> None:
         self._idle.setdefault(name, {})[setting.place] = None
 
-    def _engine_of(self, values: Mapping[str, Any], settings: Sequence[Setting]) -> EngineOptions:
-        own = {param.name or "": values[param.name or ""] for param in _engine.params}
-        key = tuple(own.items())
+    def _engine_of(self, changed: Mapping[str, Any], settings: Sequence[Setting]) -> EngineOptions:
+        own = {option: value for option, value in changed.items() if option in self._engine_names}
+        key = tuple(sorted(own.items(), key=_first))
         known = self._engines.get(key)
         if known is None:
             build: Callable[..., EngineOptions] | None = _engine.callback
             assert build is not None
+            defaults = {option: self._defaults[option] for option in self._engine_names}
             try:
-                known = self._engines[key] = build(**own)
+                known = self._engines[key] = build(**defaults | own)
             except click.ClickException as error:
                 place = f"{settings[-1].place}: " if settings else ""
                 raise BadRequest(f"{place}{_reason(error)}", code="wrong_setting") from None
         return known
+
+
+def _first(pair: tuple[str, Any]) -> str:
+    return pair[0]
 
 
 def explicit_settings(context: click.Context) -> dict[str, Any]:

@@ -47,6 +47,11 @@ CUDA_ENV: Final = "CUDA_VISIBLE_DEVICES"
 _CUDA_ORDER: Final = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
 
+#: Options that a worker would understand, by their identity, which they keep as long as they are in here.
+_UNDERSTOOD: Final[dict[int, EngineOptions]] = {}
+_MOST_UNDERSTOOD: Final = 1024
+
+
 class Placement(msgspec.Struct, frozen=True, kw_only=True):
     """Where a worker runs, and with what environment.
 
@@ -194,12 +199,20 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     def _check_load(self) -> None:
         """Raise BadRequest if a worker would not understand the command to load this."""
+        options = self.options
+        # Of a catalogue's models many have the same options, and those are by far the most of the command.
+        plain = not self.script and self.tags == () and str(self.path or "").isascii() and not self.mmproj
+        if plain and _UNDERSTOOD.get(id(options)) is options:
+            return
         try:
             understood = decode(*encode(self.to_load()))
         except (TypeError, ValueError, RecursionError) as error:
             raise BadRequest(f"model {self.name!r} cannot be written as JSON: {error}") from None
         if isinstance(understood, Unknown):
             raise BadRequest(f"model {self.name!r}: {understood.reason}")
+        if len(_UNDERSTOOD) >= _MOST_UNDERSTOOD:
+            _UNDERSTOOD.clear()
+        _UNDERSTOOD[id(options)] = options
 
     def missing(self) -> Origin | None:
         """Return what has to be downloaded before it can be loaded; None if nothing has."""

@@ -7,10 +7,8 @@ name.
 """
 
 import contextlib
-import os
 import re
 import shutil
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
@@ -20,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from llamaherd.pool.docker_layout import DockerFiles, DockerFolder, docker_folders
 from llamaherd.pool.errors import BadRequest, ModelBusy, ModelNotFound
-from llamaherd.pool.hub import CachedModel
+from llamaherd.pool.hub import CachedModel, url_folder
 from llamaherd.pool.names import DOCKER_HUB, DockerName, is_loopback, parse_docker_name
 
 __all__ = ["docker_cache", "find_docker", "registry_address", "remove_docker", "scan_docker"]
@@ -36,13 +34,7 @@ _LOCK_SECONDS: Final = 10.0
 
 def docker_cache(environment: Mapping[str, str] | None = None) -> Path:
     """Return llama.cpp's cache folder, whether or not it exists: ``LLAMA_CACHE``, else the user's."""
-    environment = os.environ if environment is None else environment
-    if environment.get("LLAMA_CACHE"):
-        return Path(environment["LLAMA_CACHE"]).expanduser().absolute()
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "llama.cpp"
-    base = environment.get("XDG_CACHE_HOME")
-    return (Path(base).expanduser().absolute() if base else Path.home() / ".cache") / "llama.cpp"
+    return url_folder(environment)
 
 
 def registry_address(name: DockerName, endpoint: str = "") -> str:

@@ -17,7 +17,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 import msgspec
 
@@ -25,7 +25,7 @@ from llamaherd.pool.errors import BadRequest, ModelNotFound
 from llamaherd.pool.names import HubName, parse_hub_name
 from llamaherd.pool.quants import listed_names, pick_model, pick_projector, split_files, split_of
 
-__all__ = ["CachedModel", "cache_folder", "find_cached", "remove_cached", "scan_cache", "url_folder"]
+__all__ = ["CachedModel", "Seen", "cache_folder", "find_cached", "remove_cached", "scan_cache", "url_folder"]
 
 #: Environment variables in the reference's order, each with what follows its value.
 _CACHE_VARIABLES: Final = (
@@ -41,6 +41,10 @@ _COMMIT: Final = re.compile(r"[0-9a-fA-F]{40}")
 #: How much of one repository is looked at: files, and folders within each other.
 _MAX_FILES: Final = 10_000
 _MAX_DEPTH: Final = 8
+
+
+#: What one look at a cache has found, by the folders of repositories: the current snapshot and its files.
+Seen: TypeAlias = dict[Path, tuple[Path, list[str]] | None]
 
 
 class CachedModel(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,24 +88,27 @@ def url_folder(environment: Mapping[str, str] | None = None) -> Path:
     return (Path(base).expanduser().absolute() if base else Path.home() / ".cache") / "llama.cpp"
 
 
-def scan_cache(folder: Path) -> list[CachedModel]:
-    """Return every model of a cache, sorted by name. A folder that does not exist or cannot be read is empty."""
+def scan_cache(folder: Path, seen: Seen | None = None) -> list[CachedModel]:
+    """Return every model of a cache, sorted by name. A folder that does not exist or cannot be read is empty. ``seen``
+    takes down what was looked at.
+    """
     models: list[CachedModel] = []
     for repo, path in _repositories(folder):
-        models.extend(_models_in(repo, path))
+        models.extend(_models_in(repo, path, seen))
     return sorted(models, key=lambda model: model.name)
 
 
-def find_cached(folder: Path, name: HubName, file: str = "") -> CachedModel | None:
+def find_cached(folder: Path, name: HubName, file: str = "", seen: Seen | None = None) -> CachedModel | None:
     """Return the model that a name means in a cache, None if it is not there in whole.
 
     Args:
         file: The path of the file within the repository, where that is given instead of a quant.
+        seen: What was looked at just now, which is not looked at again; it takes down what is looked at here.
     """
-    snapshot = _snapshot(_repo_folder(folder, name.repo))
-    if snapshot is None:
+    contents = _contents(_repo_folder(folder, name.repo), seen)
+    if contents is None:
         return None
-    files = list(_files(snapshot))
+    snapshot, files = contents
     first = (file if file in files else None) if file else pick_model(files, name.tag)
     if first is None or not _is_whole(files, first):
         return None
@@ -201,11 +208,22 @@ def _files(snapshot: Path, below: str = "", depth: int = 0) -> Iterator[str]:
             continue
 
 
-def _models_in(repo: str, folder: Path) -> Iterator[CachedModel]:
-    snapshot = _snapshot(folder)
-    if snapshot is None:
+def _contents(repo: Path, seen: Seen | None) -> tuple[Path, list[str]] | None:
+    """Return the current snapshot of a repository's folder, and the files in it that have their contents."""
+    if seen is not None and repo in seen:
+        return seen[repo]
+    snapshot = _snapshot(repo)
+    found = None if snapshot is None else (snapshot, list(_files(snapshot)))
+    if seen is not None:
+        seen[repo] = found
+    return found
+
+
+def _models_in(repo: str, folder: Path, seen: Seen | None) -> Iterator[CachedModel]:
+    contents = _contents(folder, seen)
+    if contents is None:
         return
-    files = list(_files(snapshot))
+    snapshot, files = contents
     default = pick_model(files)
     for name, first in listed_names(repo, files).items():
         if _is_whole(files, first):

@@ -189,6 +189,8 @@ def canonical_section(name: str) -> str:
     """Return the model that a section of a preset file speaks of: its quant as listings write it. Tags of registries
     stay as they are.
     """
+    if ":" not in name:
+        return name
     try:
         if isinstance(parse_name(name), DockerName):
             return name

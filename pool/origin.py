@@ -7,7 +7,7 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 
 from llamaherd.pool.errors import BadRequest
-from llamaherd.pool.hub import cache_folder, find_cached, url_folder
+from llamaherd.pool.hub import Seen, cache_folder, find_cached, url_folder
 from llamaherd.pool.names import parse_hub_name
 from llamaherd.pool.quants import split_of, split_urls
 from llamaherd.transport.messages import Download
@@ -78,8 +78,8 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
         """Where the file of an address is, or will be. Raises BadRequest if the address names none."""
         return (self.path or url_folder() / file_of_url(self.url)).absolute()
 
-    def find(self) -> Found | None:
-        """Return the files if they are there in whole. Reads folders.
+    def find(self, seen: Seen | None = None) -> Found | None:
+        """Return the files if they are there in whole. Reads folders, except for what was ``seen`` just now.
 
         Raises:
             BadRequest: as :meth:`check`.
@@ -88,7 +88,7 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
             parts = [self.target.with_name(file_of_url(part)) for part in split_urls(self.url)]
             parts[0] = self.target if len(parts) == 1 else parts[0]
             return Found(parts[0]) if all(part.is_file() for part in parts) else None
-        found = find_cached(self.cache or cache_folder(), parse_hub_name(self.repo), self.file)
+        found = find_cached(self.cache or cache_folder(), parse_hub_name(self.repo), self.file, seen)
         return None if found is None else Found(found.path, found.mmproj if self.mmproj else None)
 
     def to_download(self, model: str) -> Download:

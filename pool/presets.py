@@ -32,7 +32,7 @@ _IGNORED_KEY: Final = "version"
 _SHOWN: Final = 60
 
 
-class Setting(msgspec.Struct, frozen=True):
+class Setting(msgspec.Struct, frozen=True, gc=False):
     """One line of a preset file.
 
     Attributes:
@@ -124,21 +124,22 @@ class _Parser:
         self._sections = {DEFAULT: self._current}
 
     def feed(self, line: str, number: int) -> None:
-        place = f"{self._source}:{number}"
         if not line or line[0] in ";#":
             return
-        header = _HEADER.fullmatch(line)
+        header = _HEADER.fullmatch(line) if line[0] == "[" else None
         if header is not None and header["name"].strip():
-            self._open(header["name"].strip(), place)
+            self._open(header["name"].strip(), f"{self._source}:{number}")
             return
         found = _SETTING.fullmatch(line)
+        settings = self._current.settings
         if found is None:
             shown = ascii(line[:_SHOWN])
-            self._current.error = self._current.error or f"{place}: {shown} is no [section] and no key = value"
-        elif found["key"] != _IGNORED_KEY:
+            problem = f"{self._source}:{number}: {shown} is no [section] and no key = value"
+            self._current.error = self._current.error or problem
+        elif (key := found["key"]) != _IGNORED_KEY:
             # Written anew, a key moves to the end: of two spellings of one flag, the later line counts.
-            self._current.settings.pop(found["key"], None)
-            self._current.settings[found["key"]] = Setting(found["key"], found["value"].rstrip(" \t"), place)
+            settings.pop(key, None)
+            settings[key] = Setting(key, found["value"].rstrip(" \t"), f"{self._source}:{number}")
 
     def _open(self, name: str, place: str) -> None:
         name = name if name == EVERYONE else canonical_section(name)

@@ -19,7 +19,7 @@ import msgspec
 from llamaherd.pool.catalog import Catalog, is_name, scan_folder
 from llamaherd.pool.config import BrokenModel, EngineOptions, ModelSpec
 from llamaherd.pool.errors import BadRequest, PoolError
-from llamaherd.pool.hub import CachedModel, scan_cache
+from llamaherd.pool.hub import CachedModel, Seen, scan_cache
 from llamaherd.pool.origin import Found, Origin
 from llamaherd.pool.presets import Preset, PresetFile, Setting, read_presets
 
@@ -135,11 +135,12 @@ class _Gathering:
         self._offered: dict[str, str] = {}
         self._hidden: set[Path] = set()
         self._broken: list[BrokenModel] = []
+        self._seen: Seen = {}
 
     def run(self) -> Catalog:
         found: dict[str, tuple[ModelSpec, CachedModel | None]] = {}
         if self._sources.cache is not None:
-            for model in scan_cache(self._sources.cache):
+            for model in scan_cache(self._sources.cache, self._seen):
                 spec = ModelSpec(name=model.name, path=model.path, mmproj=model.mmproj, source="cache", repo=model.name)
                 found[model.name] = (spec, model)
         if self._sources.models_dir is not None:
@@ -204,7 +205,7 @@ class _Gathering:
             wanted = draft.mmproj is None and not draft.no_mmproj
             origin = msgspec.structs.replace(origin, cache=self._sources.cache, mmproj=wanted)
         origin.check()
-        return origin, origin.find()
+        return origin, origin.find(self._seen)
 
     def _named(self) -> tuple[ModelSpec, ...]:
         """Return the models with the aliases that are free. Names win over aliases, earlier models over later ones."""
@@ -221,11 +222,11 @@ class _Gathering:
                     continue
                 taken[alias] = spec.name
                 aliases.append(alias)
-            models.append(msgspec.structs.replace(spec, aliases=tuple(aliases)))
+            kept = tuple(aliases)
+            models.append(spec if kept == spec.aliases else msgspec.structs.replace(spec, aliases=kept))
+        places = {spec.name: place for place, spec in enumerate(models)}
         for alias, name in self._offered.items():
-            if alias not in taken:
-                place = next((place for place, spec in enumerate(models) if spec.name == name), None)
-                if place is not None:
-                    spec = models[place]
-                    models[place] = msgspec.structs.replace(spec, aliases=(*spec.aliases, alias))
+            if alias not in taken and (place := places.get(name)) is not None:
+                spec = models[place]
+                models[place] = msgspec.structs.replace(spec, aliases=(*spec.aliases, alias))
         return tuple(models)

@@ -18,6 +18,7 @@ from llamaherd.pool import (
     EngineOptions,
     LoadFailed,
     ModelSpec,
+    Origin,
     Pool,
     QueueFull,
     QueueTimeout,
@@ -278,12 +279,13 @@ def test_models_make_way_by_memory_and_not_only_by_number() -> None:
     run(scene())
 
 
-def test_a_model_that_is_not_downloaded_yet_does_not_keep_a_pool_from_opening() -> None:
+def test_a_model_that_cannot_be_downloaded_does_not_keep_a_pool_from_opening(tmp_path: Path) -> None:
     async def scene() -> None:
-        missing = ModelSpec(name="missing", repo="user/repo", load_on_startup=True)
-        async with Pool([spec("a", load_on_startup=True), missing]) as pool:
+        origin = Origin(repo="user/repo", cache=tmp_path, offline=True)
+        async with Pool([spec("a", load_on_startup=True), spec("b", origin=origin, load_on_startup=True)]) as pool:
             await reach(pool, "a", State.LOADED)
-            assert pool.status("missing").state is State.UNLOADED
+            await until(lambda: pool.status("b").failed)
+            assert pool.status("b").state is State.UNLOADED
 
     run(scene())
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import os
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from llamaherd.pool import (
     SyncPool,
 )
 from llamaherd.pool.reload import plan_catalog
+from tiny_gguf import tiny_model
 
 
 def changed(spec: ModelSpec, **fields: Any) -> ModelSpec:
@@ -290,6 +292,27 @@ def test_who_waits_for_a_changed_model_starts_it_by_its_new_size(tmp_path: Path)
             running, waiting = pool.complete("m", "one"), pool.complete("m", "later")
             await until(lambda: pool.status("m").in_flight == 1)
             pool.reload([sized(11)])
+            gate.touch()
+            assert (await running.collect()).text == "one"
+            with pytest.raises(QueueFull, match="memory budget"):
+                await waiting.collect()
+
+    run(scene())
+
+
+def test_who_waits_for_a_changed_model_does_not_start_it_before_its_new_file_is_measured(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    file = tmp_path / "large.gguf"
+    file.write_bytes(tiny_model("random").read_bytes())
+    os.truncate(file, 2**30)  # of no bytes on the disk
+
+    async def scene() -> None:
+        small = msgspec.structs.replace(fake("m", n_parallel=1, step_gate=str(gate)), memory=4)
+        async with Pool([small], memory_budget=2**20) as pool:
+            running, waiting = pool.complete("m", "one"), pool.complete("m", "later")
+            await until(lambda: pool.status("m").in_flight == 1)
+            pool.reload([msgspec.structs.replace(fake("m"), path=file)])
+            assert pool.status("m").queued == 1
             gate.touch()
             assert (await running.collect()).text == "one"
             with pytest.raises(QueueFull, match="memory budget"):
