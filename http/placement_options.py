@@ -57,6 +57,8 @@ class CoreLists(click.ParamType[tuple[tuple[int, ...], ...]]):
 
 def placements_of(gpus: tuple[tuple[str, ...], ...], cores: tuple[tuple[int, ...], ...]) -> tuple[Placement, ...]:
     """Return where the replicas run. The shorter of two lists begins again at its end."""
+    if not gpus and not cores:
+        return ()
     return tuple(
         Placement(gpus=gpus[number % len(gpus)] if gpus else None, cores=cores[number % len(cores)] if cores else ())
         for number in range(max(len(gpus), len(cores)))

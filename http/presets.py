@@ -333,4 +333,4 @@ def _seconds(value: float) -> float | None:
 
 
 def _words(text: str) -> list[str]:
-    return list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+    return [] if not text else list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))

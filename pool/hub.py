@@ -43,8 +43,8 @@ _MAX_FILES: Final = 10_000
 _MAX_DEPTH: Final = 8
 
 
-#: What one look at a cache has found, by the folders of repositories: the current snapshot and its files.
-Seen: TypeAlias = dict[Path, tuple[Path, list[str]] | None]
+#: What one look at one cache has found, by the names of repositories: the current snapshot and its files.
+Seen: TypeAlias = dict[str, tuple[Path, list[str]] | None]
 
 
 class CachedModel(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,8 +93,8 @@ def scan_cache(folder: Path, seen: Seen | None = None) -> list[CachedModel]:
     takes down what was looked at.
     """
     models: list[CachedModel] = []
-    for repo, path in _repositories(folder):
-        models.extend(_models_in(repo, path, seen))
+    for repo in _repositories(folder):
+        models.extend(_models_in(folder, repo, seen))
     return sorted(models, key=lambda model: model.name)
 
 
@@ -105,7 +105,7 @@ def find_cached(folder: Path, name: HubName, file: str = "", seen: Seen | None =
         file: The path of the file within the repository, where that is given instead of a quant.
         seen: What was looked at just now, which is not looked at again; it takes down what is looked at here.
     """
-    contents = _contents(_repo_folder(folder, name.repo), seen)
+    contents = _contents(folder, name.repo, seen)
     if contents is None:
         return None
     snapshot, files = contents
@@ -157,20 +157,20 @@ def _repo_folder(folder: Path, repo: str) -> Path:
     return folder / (_PREFIX + repo.replace("/", "--"))
 
 
-def _repositories(folder: Path) -> Iterator[tuple[str, Path]]:
+def _repositories(folder: Path) -> Iterator[str]:
     try:
-        entries = sorted(folder.iterdir())
+        entries = sorted(os.listdir(folder))
     except OSError:
         return
     for entry in entries:
-        if not entry.name.startswith(_PREFIX):
+        if not entry.startswith(_PREFIX):
             continue
-        repo = entry.name.removeprefix(_PREFIX).replace("--", "/")
+        repo = entry.removeprefix(_PREFIX).replace("--", "/")
         try:
             parse_hub_name(repo)
         except BadRequest:
             continue
-        yield repo, entry
+        yield repo
 
 
 def _snapshot(repo: Path) -> Path | None:
@@ -208,19 +208,19 @@ def _files(snapshot: Path, below: str = "", depth: int = 0) -> Iterator[str]:
             continue
 
 
-def _contents(repo: Path, seen: Seen | None) -> tuple[Path, list[str]] | None:
-    """Return the current snapshot of a repository's folder, and the files in it that have their contents."""
+def _contents(folder: Path, repo: str, seen: Seen | None) -> tuple[Path, list[str]] | None:
+    """Return the current snapshot of a repository, and the files in it that have their contents."""
     if seen is not None and repo in seen:
         return seen[repo]
-    snapshot = _snapshot(repo)
+    snapshot = _snapshot(_repo_folder(folder, repo))
     found = None if snapshot is None else (snapshot, list(_files(snapshot)))
     if seen is not None:
         seen[repo] = found
     return found
 
 
-def _models_in(repo: str, folder: Path, seen: Seen | None) -> Iterator[CachedModel]:
-    contents = _contents(folder, seen)
+def _models_in(folder: Path, repo: str, seen: Seen | None) -> Iterator[CachedModel]:
+    contents = _contents(folder, repo, seen)
     if contents is None:
         return
     snapshot, files = contents

@@ -12,6 +12,7 @@ an ``ETag`` and to ``HEAD`` too.
 """
 
 import contextlib
+import copy
 import hashlib
 import json
 import threading
@@ -67,7 +68,9 @@ class Repository:
 
     files: dict[str, bytes]
     commit: str
-    token: str = ""
+    token: str
+    siblings: list[dict[str, Any]]
+    etags: dict[str, str]
 
 
 @dataclass
@@ -117,7 +120,9 @@ class StandInHub(contextlib.AbstractContextManager["StandInHub"]):
     def add(self, repo: str, files: Mapping[str, bytes], token: str = "") -> None:
         """Add a repository, or replace one by a new commit. With a token it is private."""
         commit = hashlib.sha1(repr(sorted(files)).encode() + b"".join(files.values())).hexdigest()
-        self._repositories[repo] = Repository(dict(files), commit, token)
+        siblings = [_sibling(path, content) for path, content in files.items()]
+        etags = {path: f'"{hashlib.sha1(content).hexdigest()}"' for path, content in files.items()}
+        self._repositories[repo] = Repository(dict(files), commit, token, siblings, etags)
 
     def find(self, repo: str) -> Repository | None:
         """Return a repository."""
@@ -184,7 +189,7 @@ class _Handler(BaseHTTPRequestHandler):
         found = self._repository(repo, request)
         if found is None:
             return
-        siblings = [_sibling(path, content) for path, content in found.files.items()]
+        siblings = copy.deepcopy(found.siblings)
         siblings += [_sibling(path, b"GGUF") for path in self.stand_in.fault.paths]
         if self.stand_in.fault.claim:
             for sibling in siblings:
@@ -208,7 +213,7 @@ class _Handler(BaseHTTPRequestHandler):
         whole = found.files[path]
         content = bytes(len(whole)) if fault.wrong_bytes else whole
         content = content[: len(content) - fault.short_by]
-        etag = f'"{hashlib.sha1(whole).hexdigest()}"'
+        etag = found.etags[path]
         other = self.headers.get("If-Range", etag) != etag
         start = 0 if fault.ignore_range or other else int(request.range.removeprefix("bytes=").rstrip("-") or 0)
         if start >= len(content) > 0:
@@ -219,6 +224,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         self.send_header("Content-Length", str(len(content) - start))
         self.send_header("ETag", etag)
+        self.send_header("X-Repo-Commit", found.commit)
         if fault.digest:
             self.send_header("X-Linked-Etag", f'"{fault.digest}"')
         self.end_headers()
