@@ -22,6 +22,8 @@ GPU_SHARE: Final = 0.9
 #: What a process takes of each GPU that it is shown before it has loaded anything, and keeps while it sleeps (CUDA's
 #: context and kernels): 592 MiB on an H200, 638 with a context and no layers; smaller GPUs take less.
 GPU_PROCESS_BYTES: Final = 640 * 1024 * 1024
+#: What such a process takes of this machine's memory beside the model's: 370 MiB resident, CUDA's libraries among them.
+GPU_HOST_BYTES: Final = 384 * 1024 * 1024
 
 
 class Budget(NamedTuple):
@@ -78,7 +80,9 @@ def expected_shares(spec: ModelSpec, gpus: Sequence[Gpu]) -> tuple[int, tuple[tu
     placements = spec.placements or (Placement(),)
     if not total:
         return 0, ((0,) * len(gpus),) * len(placements)
-    return total - on_gpus, tuple(_divided(on_gpus, gpus, visible(gpus, place.gpus)) for place in placements)
+    shown = [visible(gpus, place.gpus) for place in placements]
+    beside = _beside_gpus(spec, share) if any(shown) else 0
+    return total - on_gpus + beside, tuple(_divided(on_gpus, gpus, some) for some in shown)
 
 
 def _offloaded(spec: ModelSpec) -> float:
@@ -91,6 +95,20 @@ def _offloaded(spec: ModelSpec) -> float:
         return min(1.0, layers / (read_facts(spec.path).n_layer + 1))
     except (GGUFError, OSError):
         return 1.0
+
+
+def _beside_gpus(spec: ModelSpec, share: float) -> int:
+    """Return what a worker with so large a share of its model on GPUs takes of this machine's memory all the same: its
+    embeddings stay there, in the mapped file. Nothing where the spec says what it takes.
+    """
+    if spec.memory is not None or spec.path is None:
+        return 0
+    try:
+        facts = read_facts(spec.path)
+    except (GGUFError, OSError):
+        return 0
+    embeddings = facts.n_vocab * facts.n_embd * facts.size_bytes // max(1, facts.n_params)
+    return GPU_HOST_BYTES + int(share * embeddings)
 
 
 def _divided(total: int, gpus: Sequence[Gpu], shown: Sequence[Gpu]) -> tuple[int, ...]:

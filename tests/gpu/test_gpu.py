@@ -222,6 +222,7 @@ def test_the_estimate_covers_what_a_model_takes_and_is_replaced_by_it(gpus: Gpus
             print(f"expected {on_gpu // MIB} MiB of the GPU, taken {taken // MIB}, told {told}")
             print(f"expected {host // MIB} MiB of memory, resident {rss // MIB}, counted in all {status.memory // MIB}")
             assert 0.6 * on_gpu < taken < 1.1 * on_gpu
+            assert 0.6 * host < rss < 1.1 * host
             if told is not None:
                 assert abs(told[0] - taken) < 128 * MIB
                 assert status.memory < rss + told[0] + 64 * MIB
