@@ -8,6 +8,8 @@ interleaved, so that what else the machine does falls on all of them; the first 
 counted. Figures are medians with the quartiles beside them, ratios are ratios of medians.
 
 * swap: model A is loaded; the time from sending a request for B to its first piece of text, with room for one model.
+  Our server runs from an environment made for this, in which the project is installed from a wheel (``--here``: from
+  where this program runs). A process of an editable install starts more slowly, and a swap starts one.
 * busy: generated tokens per second, all streams together, 4 streams on one model and 2 + 2 on two models at once.
 * herd: workers with the scripted engine; requests per second through one manager, its CPU time while idle, its memory
   per worker, and the time from a worker's state message to a listener.
@@ -23,6 +25,7 @@ import os
 import platform
 import resource
 import statistics
+import sys
 import tempfile
 import threading
 import time
@@ -33,6 +36,7 @@ from typing import Any, Final
 
 import psutil
 
+from installed import installed
 from llamaherd.pool import EngineOptions, ModelSpec, Pool, State, find_model
 from servers import Server, our_command, running
 
@@ -67,10 +71,10 @@ def first_piece(server: Server, model: str) -> float:
     return times[0] - began
 
 
-def commands(models: Path, llama_server: str, models_max: int) -> dict[str, list[str]]:
+def commands(models: Path, llama_server: str, models_max: int, python: str = sys.executable) -> dict[str, list[str]]:
     """Return the command lines of the sides to compare."""
     common = ["--models-dir", str(models), "--models-max", str(models_max), "-c", "4096", "-np", "4"]
-    ours = our_command(*common)
+    ours = our_command(*common, python=python)
     sides = {"llamaherd": ours, "llamaherd --spare": [*ours, "--spare"]}
     if llama_server:
         sides["llama-server"] = [llama_server, *common]
@@ -80,12 +84,14 @@ def commands(models: Path, llama_server: str, models_max: int) -> dict[str, list
 # --- swap -------------------------------------------------------------------------------------------------------------
 
 
-def measure_swap(models: Path, llama_server: str, rounds: int) -> dict[str, Any]:
+def measure_swap(models: Path, llama_server: str, rounds: int, *, here: bool) -> dict[str, Any]:
     """Alternate between two models with room for one; the figures are seconds to the first piece after a swap."""
     samples: dict[str, list[float]] = {}
     with ExitStack() as stack:
+        python = sys.executable if here else stack.enter_context(installed())
         sides = [
-            stack.enter_context(running(command, name)) for name, command in commands(models, llama_server, 1).items()
+            stack.enter_context(running(command, name))
+            for name, command in commands(models, llama_server, 1, python).items()
         ]
         for server in sides:
             first_piece(server, NAMES[0])
@@ -281,10 +287,11 @@ def main() -> None:
     parser.add_argument("--workers", default="10,100,300", help="sizes of the herd")
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--only", default="swap,busy,herd")
+    parser.add_argument("--here", action="store_true", help="swap with this environment's own installation")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
     parts: dict[str, Callable[[Path], Any]] = {
-        "swap": lambda models: measure_swap(models, arguments.llama_server, arguments.rounds),
+        "swap": lambda models: measure_swap(models, arguments.llama_server, arguments.rounds, here=arguments.here),
         "busy": lambda models: measure_busy(
             models, arguments.llama_server, arguments.rounds // 2 or 1, arguments.tokens
         ),

@@ -66,9 +66,9 @@ def running(command: Sequence[str], name: str) -> Generator[Server]:
         process.wait(LIFE_SECONDS)
 
 
-def our_command(*arguments: str) -> list[str]:
-    """Return the command line of our server."""
-    return [sys.executable, "-P", "-m", "llamaherd.http", "serve", *arguments]
+def our_command(*arguments: str, python: str = sys.executable) -> list[str]:
+    """Return the command line of our server, as installed for an interpreter."""
+    return [python, "-P", "-m", "llamaherd.http", "serve", *arguments]
 
 
 def _wait_healthy(port: int, process: "subprocess.Popen[bytes]") -> None:
