@@ -77,6 +77,10 @@ _OWN: Final[Mapping[str, Any]] = {
 }
 #: Two options for one thing: the one that is set last takes the place of the other.
 _EXCLUSIVE: Final = {"template_source": "template_file", "template_file": "template_source"}
+#: Keys of earlier llama-servers, which ``load-mode`` has replaced there; ``mmap`` still counts here.
+_FORMER: Final = frozenset(
+    ["mlock", "LLAMA_ARG_MLOCK", "direct-io", "no-direct-io", "dio", "ndio", "LLAMA_ARG_DIO", "LLAMA_ARG_NO_DIO"]
+)
 #: Names of llama-server's own templates, without ``chatml``, which is known here too.
 _TEMPLATES: Final = frozenset(
     [
@@ -181,7 +185,7 @@ class PresetOptions:
         self._defaults |= _OWN
         #: Names without effect, each with the places that it stands at.
         self._idle: dict[str, dict[str, None]] = {}
-        self._engines: dict[tuple[Any, ...], EngineOptions] = {}
+        self._engines: dict[tuple[tuple[str, str], ...], EngineOptions] = {}
         self._engine_names = frozenset(param.name or "" for param in _engine.params)
         #: What was converted already: most settings of a file stand in many of its sections.
         self._converted: dict[tuple[str, str], tuple[str, Any]] = {}
@@ -213,6 +217,9 @@ class PresetOptions:
         key = self._keys.get(setting.key)
         if key is None:
             flag = find_key(setting.key)
+            if flag is None and setting.key in _FORMER:
+                self._note(setting.key, setting)
+                return None
             if flag is None:
                 raise BadRequest(f"{setting.place}: {setting.key!r} is no setting of a model", code="unknown_setting")
             self._note(flag.name.lstrip("-"), setting)
@@ -233,7 +240,8 @@ class PresetOptions:
 
     def _engine_of(self, changed: Mapping[str, Any], settings: Sequence[Setting]) -> EngineOptions:
         own = {option: value for option, value in changed.items() if option in self._engine_names}
-        key = tuple(sorted(own.items(), key=_first))
+        # By their looks: some settings are objects, which have no hash.
+        key = tuple(sorted((option, repr(value)) for option, value in own.items()))
         known = self._engines.get(key)
         if known is None:
             build: Callable[..., EngineOptions] | None = _engine.callback
@@ -245,10 +253,6 @@ class PresetOptions:
                 place = f"{settings[-1].place}: " if settings else ""
                 raise BadRequest(f"{place}{_reason(error)}", code="wrong_setting") from None
         return known
-
-
-def _first(pair: tuple[str, Any]) -> str:
-    return pair[0]
 
 
 def explicit_settings(context: click.Context) -> dict[str, Any]:

@@ -4,7 +4,7 @@
    an earlier that has the same name. A section of a preset file that is called like a model of another source sets
    that model up; any other section is a model itself, and names its file or its repository.
 2. Settings: the command line's win over the section's, and those over ``[*]``.
-3. A cached model whose file a preset with ``dedup-cache-models`` uses is not listed.
+3. A cached model whose file a preset with ``dedup-cache-models`` uses is not listed; its name is one of the preset's.
 
 What a setting does is not known here but in a :data:`Configure`, which makes a model of settings. A model that cannot
 be made costs itself and one line in :attr:`~llamaherd.pool.catalog.Catalog.problems`.
@@ -133,7 +133,8 @@ class _Gathering:
         self._models: dict[str, ModelSpec] = {spec.name: spec for spec in sources.given}
         #: Aliases that were not asked for and give way to whatever has the name.
         self._offered: dict[str, str] = {}
-        self._hidden: set[Path] = set()
+        #: Files whose cached models are not listed, and the models that hide them.
+        self._hidden: dict[Path, str] = {}
         self._broken: list[BrokenModel] = []
         self._seen: Seen = {}
 
@@ -150,11 +151,13 @@ class _Gathering:
         for preset in self._file.presets:
             self._take(preset.name, preset, found.pop(preset.name, (None, None))[0])
         for spec, cached in found.values():
-            if cached is not None and spec.path in self._hidden:
-                continue
-            self._take(spec.name, None, spec)
+            hider = self._hidden.get(spec.path) if cached is not None and spec.path is not None else None
+            if hider is None:
+                self._take(spec.name, None, spec)
+            else:
+                self._offered[spec.name] = hider
             if cached is not None and cached.is_default:
-                self._offered[cached.repo] = spec.name
+                self._offered[cached.repo] = hider or spec.name
         return Catalog(self._named(), tuple(dict.fromkeys(self._problems)), tuple(self._broken))
 
     def _take(self, name: str, preset: Preset | None, found: ModelSpec | None) -> None:
@@ -171,7 +174,7 @@ class _Gathering:
             if other is not None:
                 raise BadRequest(f"{preset.place if preset else spec.path}: another model is called {name!r} already")
             if draft.dedup and spec.repo and spec.path is not None:
-                self._hidden.add(spec.path)
+                self._hidden.setdefault(spec.path, name)
         except PoolError as error:
             self._problems.append(f"model {name!r} cannot be used: {error}")
             if preset is not None and name not in self._models and is_name(name):

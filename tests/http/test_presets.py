@@ -344,6 +344,21 @@ def test_a_preset_hides_the_cached_model_of_its_file_if_it_says_so(tmp_path: Pat
 
     assert [spec.name for spec in shown] == ["m", "o/g:Q4_K_M", "o/g:Q8_0"]
     assert [spec.name for spec in hidden] == ["m", "o/g:Q4_K_M"]
+    assert hidden[0].aliases == ("o/g:Q8_0",)  # not listed, and still a name that can be used
+
+
+def test_settings_that_are_objects_are_settings_like_others() -> None:
+    presets = PresetOptions()
+
+    first, second = (
+        presets.configure("m", settings(f'chat-template-kwargs={{"enable_thinking": {value}}}')).spec.options
+        for value in ("true", "false")
+    )
+
+    assert (first.template_kwargs, second.template_kwargs) == (
+        {"enable_thinking": True},
+        {"enable_thinking": False},
+    )
 
 
 def test_a_repositorys_name_alone_is_an_alias_of_its_default_model_if_it_is_free(tmp_path: Path) -> None:
