@@ -26,13 +26,14 @@ class Server:
     Args:
         url: Where it listens, without a path.
         key: An API key, if it wants one.
+        timeout: Seconds that an answer may take; None is a minute.
     """
 
-    def __init__(self, url: str, key: str = "") -> None:
+    def __init__(self, url: str, key: str = "", *, timeout: float | None = None) -> None:
         self._url = url.rstrip("/")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         # The machine's proxies are for the way out, and this one is most often here.
-        self._client = httpx2.Client(base_url=self._url, headers=headers, timeout=_TIMEOUT, trust_env=False)
+        self._client = httpx2.Client(base_url=self._url, headers=headers, timeout=timeout or _TIMEOUT, trust_env=False)
 
     def __enter__(self) -> "Server":
         return self

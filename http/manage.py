@@ -7,7 +7,7 @@
 
 import functools
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -21,6 +21,7 @@ from llamaherd.pool import (
     CachedModel,
     ModelNotFound,
     Origin,
+    PoolError,
     cache_folder,
     file_of_url,
     find_cached,
@@ -39,6 +40,8 @@ __all__ = ["COMMANDS"]
 
 _Command = Callable[..., Any]
 _DEFAULT_URL: Final = "http://127.0.0.1:8080"
+#: Seconds that a server has to tell its models to somebody who is typing.
+_COMPLETION_SECONDS: Final = 1.0
 #: Facts that only estimates need.
 _HIDDEN_FACTS: Final = ("attention", "state", "n_head")
 
@@ -93,7 +96,27 @@ def _cached_names(_context: click.Context, _param: click.Parameter, incomplete: 
     return [model.name for model in scan_cache(cache_folder()) if model.name.startswith(incomplete)]
 
 
-_model_argument = click.argument("model", shell_complete=_cached_names)
+def _served_names(context: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Complete the name of a server's model; nothing where no server answers at once."""
+    from llamaherd.http.client import Server
+
+    url, key = (context.params.get(name) or "" for name in ("server_url", "server_key"))
+    try:
+        with Server(url or _DEFAULT_URL, key, timeout=_COMPLETION_SECONDS) as there:
+            names = [name for model in there.models() for name in (model["id"], *model["aliases"])]
+    except PoolError:
+        return []
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def _known_names(context: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Complete the name of a server's model if a server is named, else of a cached one."""
+    complete = _served_names if context.params.get("server_url") else _cached_names
+    return complete(context, param, incomplete)
+
+
+_model_argument = click.argument("model", shell_complete=_known_names)
+_served_argument = click.argument("model", shell_complete=_served_names)
 
 
 @click.command()
@@ -183,7 +206,7 @@ def _list_served(server: ServerAddress, as_json: bool, *, idle: bool = True) -> 
     if as_json:
         _echo_json({"models": models})
     else:
-        rows = [(model["id"], model["status"]["value"], str(model.get("source", ""))) for model in models]
+        rows = [(model["id"], _state_of(model["status"]), str(model.get("source", ""))) for model in models]
         _table(("MODEL", "STATUS", "SOURCE"), rows)
 
 
@@ -256,7 +279,7 @@ def _order(name: str, path: str, text: str) -> click.Command:
     """Return a command that gives a server an order about one model."""
 
     @click.command(name, help=text)
-    @click.argument("model")
+    @_served_argument
     @_json_option
     @_server_options
     def order(model: str, as_json: bool, server: ServerAddress) -> None:
@@ -273,7 +296,7 @@ unload = _order("unload", "/models/unload", "Begin to unload a model of a server
 
 
 @click.command()
-@click.argument("model")
+@_served_argument
 @click.option("-f", "--follow", is_flag=True, help="Go on with what is printed from now on, until ^C.")
 @_json_option
 @_server_options
@@ -308,6 +331,15 @@ def events(as_json: bool, server: ServerAddress) -> None:
             else:
                 data = msgspec.json.encode(event.get("data", {})).decode() if event["event"] != "snapshot" else ""
                 click.echo(printable(f"{event['model']} {event['event']} {data}".rstrip()))
+
+
+def _state_of(status: Mapping[str, Any]) -> str:
+    """Return a state, with how far a load or a download is."""
+    progress = status.get("progress") or {}
+    files = [file for file in progress.values() if isinstance(file, dict)]
+    done, total = (sum(file.get(key, 0) for file in files) for key in ("done", "total"))
+    share = progress.get("value") if not files else done / total if total else None
+    return f"{status['value']} {share:.0%}" if isinstance(share, int | float) else str(status["value"])
 
 
 def _cached_row(model: CachedModel) -> dict[str, Any]:

@@ -181,7 +181,7 @@ def _snapshot(repo: Path) -> Path | None:
         return None
     for ref in refs:
         try:
-            with ref.open("rb") as file:
+            with open(ref, "rb", opener=_open_at_once) as file:
                 commit = file.readline(100).decode("ascii", "replace").strip()
         except OSError:
             continue
@@ -206,6 +206,11 @@ def _files(snapshot: Path, below: str = "", depth: int = 0) -> Iterator[str]:
                 yield below + entry.name
         except OSError:
             continue
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file without waiting for anybody, should it be a pipe."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _contents(folder: Path, repo: str, seen: Seen | None) -> tuple[Path, list[str]] | None:

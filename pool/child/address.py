@@ -249,7 +249,8 @@ class _AddressDownload:
         if status in (404, 410):
             return DownloadFailure(f"there is no file {self.shown} ({status})", code="no_such_file")
         if status in (401, 403):
-            return DownloadFailure(f"the server refuses {self.shown} ({status})", code="refused")
+            hint = "no token is sent to an address; name the repository to have HF_TOKEN sent to the hub"
+            return DownloadFailure(f"the server refuses {self.shown} ({status}): {hint}", code="refused")
         return DownloadFailure(f"the server answered {status} for {self.shown}", code="server", retry=status >= 500)
 
 

@@ -13,8 +13,10 @@ import pytest
 from herding import wait_gone
 from hub_cache import write_repo
 from live_front import LiveFront, say
+from llamaherd.http.grants import Grant
 from llamaherd.http.library import Library
 from llamaherd.http.presets import PresetOptions
+from llamaherd.http.security import ApiKeys, Security
 from llamaherd.pool import Catalog, ModelSpec, Sources, gather, scan_cache
 from stand_in_hub import Fault, StandInHub
 
@@ -229,6 +231,18 @@ def test_without_management_nothing_is_downloaded_deleted_or_reloaded(start: Sta
         answers = [post(front, "/models", model=NAME), delete(front, NAME), httpx2.get(f"{front.url}/models?reload=1")]
 
     assert [answer.status_code for answer in answers] == [403, 403, 403]
+
+
+def test_a_key_for_reading_alone_reloads_nothing(start: Start, cache: Path) -> None:
+    keys = {"all": Grant(), "reader": Grant(read_only=True), "one": Grant(models=frozenset({"m"}))}
+    with start(ModelSpec(name="m", engine="fake"), security=Security(keys=ApiKeys(keys))) as front:
+        write_repo(cache, "u/new", ["m-Q8_0.gguf"])
+
+        def ask(key: str) -> httpx2.Response:
+            return httpx2.get(f"{front.url}/models?reload=1", headers={"X-Api-Key": key})
+
+        assert [ask(key).status_code for key in ("reader", "one")] == [403, 403]
+        assert [model["id"] for model in ask("all").json()["data"]] == ["m", "u/new:Q8_0"]
 
 
 def test_a_server_without_a_catalogue_says_so() -> None:

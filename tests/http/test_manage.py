@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 from hub_cache import write_repo
@@ -190,6 +192,18 @@ def test_a_server_lists_loads_shows_and_unloads(front: LiveFront, capsys: Output
     assert json_of(capsys) == {"model": "m", "success": True}
 
 
+def test_a_server_tells_how_far_a_download_is(front: LiveFront, hub: StandInHub, capsys: Output) -> None:
+    hub.fault = Fault(hold=threading.Event())
+    httpx2.post(f"{front.url}/models", json={"model": NAME}, timeout=30).raise_for_status()
+
+    assert main(["ps", "--server", front.url]) == 0
+    assert main(["unload", NAME, "--server", front.url, "--json"]) == 0
+
+    _, row, answer = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(rf"{NAME} +downloading [0-9]+% +cache *", row)
+    assert json.loads(answer) == {"model": NAME, "success": True}
+
+
 def test_a_server_deletes_from_its_cache(front: LiveFront, hub: StandInHub, cache: Path, capsys: Output) -> None:
     assert main(["pull", NAME, "--server", front.url]) == 0
     while not any(row.split()[:2] == [NAME, "unloaded"] for row in capsys.readouterr().out.splitlines()):
@@ -242,20 +256,33 @@ def test_an_unknown_model_of_a_server_is_one_line(front: LiveFront, capsys: Outp
 # --- completion ---
 
 
-def test_a_shell_completes_the_names_of_cached_models(cache: Path) -> None:
-    write_repo(cache, "u/r", ["m-Q8_0.gguf"])
+def completed(words: str) -> list[str]:
+    """Return what bash would offer for the last of some words."""
     environment = {
         **os.environ,
         "_LLAMAHERD_COMPLETE": "bash_complete",
-        "COMP_WORDS": "llamaherd rm u/",
-        "COMP_CWORD": "2",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(words.count(" ")),
     }
-
     done = subprocess.run(
         [sys.executable, "-P", "-m", "llamaherd.http"], env=environment, capture_output=True, text=True, timeout=50
     )
+    return [line for line in done.stdout.splitlines() if line]
 
-    assert done.stdout == f"plain,{NAME}\n"
+
+def test_a_shell_completes_the_names_of_cached_models(cache: Path) -> None:
+    write_repo(cache, "u/r", ["m-Q8_0.gguf"])
+
+    assert completed("llamaherd rm u/") == [f"plain,{NAME}"]
+    assert completed("llamaherd show u/") == [f"plain,{NAME}"]
+
+
+def test_a_shell_completes_the_names_of_a_servers_models(front: LiveFront, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert completed(f"llamaherd show --server {front.url} m") == ["plain,m"]
+    monkeypatch.setenv("LLAMAHERD_SERVER", front.url)
+    assert [completed(f"llamaherd {command} m") for command in ("load", "unload", "logs")] == [["plain,m"]] * 3
+    monkeypatch.setenv("LLAMAHERD_SERVER", "http://127.0.0.1:9")
+    assert completed("llamaherd load m") == []
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -1,5 +1,6 @@
 """The Hugging Face cache: where it is, what is listed of it, and what a deletion takes and leaves."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,39 @@ def test_a_ref_that_is_no_commit_is_nothing(tmp_path: Path, ref: str) -> None:
     (repo / "refs" / "main").write_text(ref)
 
     assert scan_cache(tmp_path) == []
+
+
+def test_a_pipe_in_the_place_of_a_ref_keeps_nobody_waiting(tmp_path: Path) -> None:
+    folder = write_repo(tmp_path, "u/r", ["m-Q8_0.gguf"])
+    (folder / "refs" / "main").unlink()
+    os.mkfifo(folder / "refs" / "main")
+    write_repo(tmp_path, "u/s", ["m-Q8_0.gguf"])
+
+    assert [model.name for model in scan_cache(tmp_path)] == ["u/s:Q8_0"]
+
+
+def test_links_that_lead_nowhere_or_round_in_circles_are_no_models(tmp_path: Path) -> None:
+    snapshot = write_repo(tmp_path, "u/r", ["m-Q8_0.gguf"]) / "snapshots" / COMMIT
+    (snapshot / "gone-Q4_0.gguf").symlink_to("../../blobs/missing")
+    (snapshot / "self-Q4_1.gguf").symlink_to("self-Q4_1.gguf")
+    (snapshot / "around").symlink_to(".")
+    (snapshot / "up-Q5_0.gguf").symlink_to("..")
+    (tmp_path / "models--u--loop").symlink_to("models--u--loop")
+
+    assert [model.name for model in scan_cache(tmp_path)] == ["u/r:Q8_0"]
+
+
+def test_a_removed_tag_leaves_what_its_links_lead_to_outside(tmp_path: Path) -> None:
+    cache, mine = tmp_path / "cache", tmp_path / "mine.gguf"
+    mine.write_bytes(b"GGUF mine")
+    snapshot = write_repo(cache, "u/r", ["m-Q8_0.gguf"]) / "snapshots" / COMMIT
+    (snapshot / "o-Q4_0.gguf").symlink_to(mine)
+    assert [model.name for model in scan_cache(cache)] == ["u/r:Q8_0", "u/r:Q4_0"][::-1]
+
+    remove_cached(cache, HubName("u/r", "Q4_0"))
+
+    assert [model.name for model in scan_cache(cache)] == ["u/r:Q8_0"]
+    assert mine.read_bytes() == b"GGUF mine"
 
 
 def test_folders_that_are_no_repositories_are_passed_over(tmp_path: Path) -> None:
