@@ -4,14 +4,16 @@
 """
 
 import asyncio
+import json
 import sys
 import time
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 
-from llamaherd.transport import ChannelFull
-from llamaherd.transport.messages import Threads, Tokens
+from llamaherd.transport import ChannelError, ChannelFull
+from llamaherd.transport.messages import ChildMessage, Result, Threads, Tokens
 from samples import Sample, tails
 from transport_peer import STATE_SIZE
 from transport_world import Peer, World, open_world, run
@@ -70,6 +72,54 @@ async def round_trips(peer: Peer, size: int, count: int) -> dict[str, float]:
         **tails(durations),
         "pool_cpu_us": cpu / count * 1e6,
         "worker_cpu_us": report["cpu_s"] / (count + warm_up) * 1e6,
+    }
+
+
+class Volley:
+    """Round trips without a task: each answer is the next message's cause, as news of a worker is in the pool."""
+
+    def __init__(self, peer: Peer, size: int, trips: int) -> None:
+        self._peer = peer
+        self._ping = command(size)
+        self._trips = trips
+        self._before = 0
+        self.durations: list[int] = []
+        self.report: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        peer.channel.deliver(self._on_messages, self._on_end)
+
+    def serve(self) -> None:
+        self._before = time.perf_counter_ns()
+        self._peer.channel.send_nowait(self._ping)
+
+    def _on_messages(self, messages: Sequence[ChildMessage]) -> None:
+        if len(self.durations) < self._trips:
+            self.durations.append(time.perf_counter_ns() - self._before)
+            if len(self.durations) < self._trips:
+                self.serve()
+            else:
+                self._peer.channel.send_nowait(Threads(n=0))
+        elif isinstance(messages[0], Result):
+            self.report.set_result(messages[0])
+
+    def _on_end(self, error: ChannelError) -> None:
+        if not self.report.done():
+            self.report.set_exception(error)
+
+
+async def delivered_trips(peer: Peer, size: int, count: int) -> dict[str, float]:
+    """As :func:`round_trips`, by :meth:`Channel.deliver`."""
+    warm_up = count // 10 + 1
+    await peer.begin("echo", size=size)
+    volley = Volley(peer, size, count + warm_up)
+    cpu = peer.cpu_s()
+    volley.serve()
+    result = await volley.report
+    cpu = peer.cpu_s() - cpu
+    worker_s: float = json.loads(result.text or "{}")["cpu_s"]
+    return {
+        **tails(volley.durations[warm_up:]),
+        "pool_cpu_us": cpu / (count + warm_up) * 1e6,
+        "worker_cpu_us": worker_s / (count + warm_up) * 1e6,
     }
 
 
@@ -153,10 +203,14 @@ async def sit(task: Task) -> list[Sample]:
 
     async with open_world(task.transport) as world:
         samples += await start_ups(world, task)
+        labels = {size: "state, 50 B" if size == STATE_SIZE else sizes_label(size) for size in task.trip_sizes}
+        for size, label in labels.items():
+            peer = await world.start()
+            add("round_trip", label, await delivered_trips(peer, size, task.trips))
+            await peer.stop()
         peer = await world.start()
-        for size in task.trip_sizes:
-            label = "state, 50 B" if size == STATE_SIZE else sizes_label(size)
-            add("round_trip", label, await round_trips(peer, size, task.trips))
+        for size, label in labels.items():
+            add("round_trip", f"{label}, awaited", await round_trips(peer, size, task.trips))
         for rate in task.rates:
             await one_way(peer, rate, max(5, rate // 20))  # warm-up
             add("one_way", f"{rate}/s", await one_way(peer, rate, max(10, round(rate * task.pace_seconds))))

@@ -118,7 +118,6 @@ class StreamChild(ChildChannel):
         self._close_lock = threading.Lock()
         self._closed = False
         self._send_failure = ""
-        self._received: list[PoolMessage] = []
         self._ending: ChannelError | None = None
 
     def send(self, message: ChildMessage) -> None:
@@ -145,16 +144,16 @@ class StreamChild(ChildChannel):
 
     def receive(self) -> Sequence[PoolMessage]:
         with self._receive_lock:
-            while not self._received:
+            messages: list[PoolMessage] = []
+            while not messages:
                 if self._closed:
                     raise ChannelClosed("this side closed the channel")
                 if self._ending is not None:
                     raise type(self._ending)(*self._ending.args)
-                self._read()
-            messages, self._received = self._received, []
+                self._read(messages)
             return messages
 
-    def _read(self) -> None:
+    def _read(self, into: list[PoolMessage]) -> None:
         try:
             data = self._wire.read(_READ_BYTES if self._framing.missing <= _READ_BYTES else _LARGE_READ_BYTES)
         except OSError as error:
@@ -164,7 +163,7 @@ class StreamChild(ChildChannel):
             self._ending = self._framing.finish() or EndOfChannel("the pool closed the channel")
             return
         try:
-            self._framing.feed(data, self._received)
+            self._framing.feed(data, into)
         except BrokenChannel as error:
             self._ending = error
 

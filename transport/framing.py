@@ -48,7 +48,13 @@ Body: TypeAlias = bytes | bytearray | memoryview
 
 
 class Framing(Protocol[Received]):
-    """One direction-aware framing of one stream; :meth:`feed` keeps what is incomplete."""
+    """One direction-aware framing of one stream; :meth:`feed` keeps what is incomplete.
+
+    Attributes:
+        missing: Bytes that the record which has begun still needs, as far as that is known; 0 where it is not.
+    """
+
+    missing: int
 
     def frame(self, kind: str, body: bytes) -> bytes:
         """Return the bytes of one whole record."""
@@ -60,11 +66,6 @@ class Framing(Protocol[Received]):
         Raises:
             BrokenChannel: the stream cannot be framed from here on; messages before that point were appended.
         """
-        ...
-
-    @property
-    def missing(self) -> int:
-        """Bytes that the record which has begun still needs, as far as that is known; 0 where it is not."""
         ...
 
     def finish(self) -> BrokenChannel | None:

@@ -61,6 +61,7 @@ class LineFraming(Generic[Received]):
         self._prefix = receives
         self._on_log = on_log
         self._partial = bytearray()
+        self.missing = 0
         # What the bytes up to the next newline are: a line of which _partial is the start, log, or an over-long record.
         self._inside: Literal["line", "log", "oversize"] = "line"
 
@@ -138,10 +139,6 @@ class LineFraming(Generic[Received]):
             unknown = Unknown(str(kind[:64], "ascii", "replace"), reason, bytes(body[:_EXCERPT]))
             return cast("Received", unknown)  # every direction's messages include it
         return self._decode(kind, body)
-
-    @property
-    def missing(self) -> int:
-        return 0
 
     def finish(self) -> BrokenChannel | None:
         rest = bytes(self._partial)

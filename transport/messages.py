@@ -944,7 +944,7 @@ POOL_KINDS: Final = frozenset(_POOL_TYPES)
 _KINDS: Final[dict[type, str]] = {cls: kind for kind, cls in (_CHILD_TYPES | _POOL_TYPES).items()}
 _BODILESS: Final = frozenset({"exit", "sleep", "wake"})
 _decoders: Final = {kind: msgspec.json.Decoder(cls) for kind, cls in (_CHILD_TYPES | _POOL_TYPES).items()}
-_encoder: Final = msgspec.json.Encoder()
+_encode: Final = msgspec.json.Encoder().encode
 _EXCERPT: Final = 200
 
 
@@ -962,8 +962,8 @@ def encode(message: Message) -> tuple[str, bytes]:
     The body is compact JSON without a newline, or empty for the kinds that carry none. Raises TypeError for what is no
     message or holds what JSON cannot say.
     """
-    kind = kind_of(message)
-    return kind, b"" if kind in _BODILESS else _encoder.encode(message)
+    kind = _KINDS.get(type(message)) or kind_of(message)
+    return kind, b"" if kind in _BODILESS else _encode(message)
 
 
 def decode(kind: str, body: bytes | bytearray | memoryview) -> Message:

@@ -36,6 +36,7 @@ class RecordFraming(Generic[Received]):
         self._decode = decode
         self._partial = bytearray()
         self._wanted = _LENGTH  # bytes that _partial must reach before there is anything to do
+        self.missing = 0
         self._kinds: dict[str, bytes] = {}
 
     def frame(self, kind: str, body: bytes) -> bytes:
@@ -48,7 +49,8 @@ class RecordFraming(Generic[Received]):
     def feed(self, data: bytes, into: list[Received]) -> None:
         if self._partial:
             self._partial += data
-            if len(self._partial) < self._wanted:
+            self.missing = max(0, self._wanted - len(self._partial))
+            if self.missing:
                 return
             data = bytes(self._partial)
             self._partial = bytearray()
@@ -79,10 +81,7 @@ class RecordFraming(Generic[Received]):
                 raise _no_record(length, 0)
             self._wanted += length
         self._partial += rest
-
-    @property
-    def missing(self) -> int:
-        return self._wanted - len(self._partial) if self._partial else 0
+        self.missing = self._wanted - len(rest)
 
     def finish(self) -> BrokenChannel | None:
         if not self._partial:

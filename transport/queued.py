@@ -115,12 +115,9 @@ class Inbox:
 class _Turns:
     """Senders waiting for room, first come first served."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, queue: deque[asyncio.Future[None]]) -> None:
         self._loop = loop
-        self._queue: deque[asyncio.Future[None]] = deque()
-
-    def __bool__(self) -> bool:
-        return bool(self._queue)
+        self._queue = queue
 
     def wake_first(self) -> None:
         if self._queue and not self._queue[0].done():
@@ -149,7 +146,8 @@ class QueuedChannel(Channel):
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._inbox = Inbox(loop)
-        self._turns = _Turns(loop)
+        self._queueing: deque[asyncio.Future[None]] = deque()  # senders that wait for room
+        self._turns = _Turns(loop, self._queueing)
         self._send_ending: ChannelError | None = None
         self._flush_waiter: asyncio.Future[None] | None = None
         self._released = False
@@ -183,15 +181,16 @@ class QueuedChannel(Channel):
         return self._inbox.traffic
 
     def _post(self, kind: str, body: bytes) -> None:
-        self._inbox.traffic.sent += 1
-        self._inbox.traffic.sent_bytes += len(body)
+        traffic = self._inbox.traffic
+        traffic.sent += 1
+        traffic.sent_bytes += len(body)
         self._put(kind, body)
 
     def send_nowait(self, message: PoolMessage) -> None:
         kind, body = encode_checked(message)
         if self._send_ending is not None:
             raise fresh(self._send_ending)
-        if self._turns or not self._has_room():
+        if self._queueing or not self._has_room():
             raise ChannelFull(f"the worker does not read: {self._unsent_bytes()} bytes are unsent")
         self._post(kind, body)
 
@@ -199,7 +198,7 @@ class QueuedChannel(Channel):
         kind, body = encode_checked(message)
         if self._send_ending is not None:
             raise fresh(self._send_ending)
-        if not self._turns and self._has_room():
+        if not self._queueing and self._has_room():
             self._post(kind, body)
             return
         try:
@@ -254,7 +253,7 @@ class QueuedChannel(Channel):
             self._turns.wake_all()
 
     def _room_made(self) -> None:
-        if self._turns and self._has_room():
+        if self._queueing and self._has_room():
             self._turns.wake_first()
 
     def _sent_all(self) -> None:

@@ -106,17 +106,19 @@ class StreamChannel(QueuedChannel):
 
     def _feed(self, data: bytes) -> None:
         messages: list[ChildMessage] = []
-        broken: BrokenChannel | None = None
+        size = self._undelivered + len(data)
         try:
             self._framing.feed(data, messages)
-        except BrokenChannel as error:
-            broken = error
-        self._undelivered += len(data)
-        if messages:
-            self._inbox.put(messages, self._undelivered)
-            self._undelivered = 0
-        if broken is not None:
+        except BrokenChannel as broken:
+            if messages:
+                self._inbox.put(messages, size)
             self._finish(broken)
+            return
+        if messages:
+            self._undelivered = 0
+            self._inbox.put(messages, size)
+        else:
+            self._undelivered = size
 
     def _drain(self) -> None:
         """Read what a dead peer left in the kernel: so much and no more, since a grandchild may go on writing."""
@@ -152,7 +154,9 @@ class StreamChannel(QueuedChannel):
     # --- sending ------------------------------------------------------------------------------------------------------
 
     def _has_room(self) -> bool:
-        if self._unsent_size > SEND_LIMIT and not self._writing:
+        if self._unsent_size <= SEND_LIMIT:
+            return True
+        if not self._writing:
             self._flush()
         return self._unsent_size <= SEND_LIMIT
 
