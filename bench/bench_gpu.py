@@ -4,10 +4,11 @@
 
 Method. Both servers run as separate processes on one GPU at the same time, one of them idle, with the same model file
 and flags: all layers on the GPU, 32 slots, 1,024 cells each (llama-server also with `-kvu`, one cache for all, as it is
-with us). The model has the shape of Llama 3 8B in Q8_0 with random weights and a vocabulary of 128,256. Prompts are
-random token ids, new ones for every request; greedy, without end-of-text, so that every request generates the same
-number of tokens on both sides. Rounds of all sides are interleaved; the first round warms up and is not counted.
-Figures are medians with the quartiles beside them, ratios are ratios of medians.
+with us), and `--cache-ram 0`: no prompt comes twice, and llama-server would copy each slot's state to RAM first. The
+model has the shape of Llama 3 8B in Q8_0 with random weights and a vocabulary of 128,256. Prompts are random token ids,
+new ones for every request; greedy, without end-of-text, so that every request generates the same number of tokens on
+both sides. Rounds of all sides are interleaved; the first round warms up and is not counted. Figures are medians with
+the quartiles beside them, ratios are ratios of medians.
 
 * streams: generated tokens per second of wall time, 64-token prompts included, that many requests at once, 128 tokens
   each.
@@ -59,7 +60,7 @@ class Bench:
 
     def sides(self, stack: ExitStack, slots: int, cells: int) -> list[Server]:
         """Start the servers; the stack stops them."""
-        flags = ["-m", str(self.model), "-ngl", "99", "-np", str(slots), "-c", str(cells)]
+        flags = ["-m", str(self.model), "-ngl", "99", "-np", str(slots), "-c", str(cells), "--cache-ram", "0"]
         commands = {"llamaherd": our_command(*flags, "--memory-budget", "0")}
         if self._llama_server:
             commands["llama-server"] = [self._llama_server, *flags]

@@ -16,6 +16,7 @@ import msgspec
 from llamaherd.http.adapter_options import ADAPTER_OPTIONS, adapters_of
 from llamaherd.http.chat_options import CHAT_OPTIONS, chat_fields
 from llamaherd.http.context_options import CONTEXT_OPTIONS, context_fields
+from llamaherd.http.device_options import DEVICE_OPTIONS, device_fields
 from llamaherd.http.embedding_options import EMBEDDING_OPTIONS, embedding_fields
 from llamaherd.http.media_options import MEDIA_OPTIONS
 from llamaherd.pool import DEFAULT_STOP_TIMEOUT, EngineOptions
@@ -257,6 +258,7 @@ _ENGINE: Final[Sequence[Callable[[_Command], _Command]]] = (
     *CHAT_OPTIONS,
     *EMBEDDING_OPTIONS,
     *ADAPTER_OPTIONS,
+    *DEVICE_OPTIONS,
     *CONTEXT_OPTIONS,
     *MEDIA_OPTIONS,
 )
@@ -303,6 +305,7 @@ def _options(values: dict[str, Any], template: str, chats: dict[str, Any]) -> En
         mmproj_offload=values["mmproj_offload"],
         image_min_tokens=values["image_min_tokens"],
         image_max_tokens=values["image_max_tokens"],
+        **device_fields(values),
         **context_fields(values),
     )
 

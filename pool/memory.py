@@ -11,6 +11,7 @@ from llamaherd.pool.gguf import GGUFError, estimate_bytes, read_facts
 from llamaherd.pool.gguf_memory import cache_bytes
 from llamaherd.pool.gpus import Gpu, Gpus, visible
 from llamaherd.pool.machine import available_memory
+from llamaherd.transport.messages import EngineOptions
 
 __all__ = ["Budget", "Expected", "automatic_budget", "expected", "expected_memory", "expected_shares"]
 
@@ -71,8 +72,9 @@ def expected_shares(spec: ModelSpec, gpus: Sequence[Gpu]) -> tuple[int, tuple[tu
     """Return the bytes that a worker is expected to take of this machine's memory, and for each placement of the model
     (one, if it has none) the bytes of each GPU. Zeros where nothing is known.
 
-    Layers go to the GPUs that the placement shows, in proportion to their size, as llama.cpp divides them. A process
-    takes its part of each of them without layers too: llama.cpp has long prompts computed there.
+    Layers go to those of the GPUs that the placement shows and the options name, in proportion to their size unless the
+    options say otherwise, as llama.cpp divides them. A process takes its part of each of them without layers too:
+    llama.cpp has long prompts computed there.
     """
     total = expected_memory(spec)
     share = _offloaded(spec) if gpus and total else 0.0
@@ -80,14 +82,14 @@ def expected_shares(spec: ModelSpec, gpus: Sequence[Gpu]) -> tuple[int, tuple[tu
     placements = spec.placements or (Placement(),)
     if not total:
         return 0, ((0,) * len(gpus),) * len(placements)
-    shown = [visible(gpus, place.gpus) for place in placements]
+    shown = [_given(spec.options, visible(gpus, place.gpus)) for place in placements]
     beside = _beside_gpus(spec, share) if any(shown) else 0
-    return total - on_gpus + beside, tuple(_divided(on_gpus, gpus, some) for some in shown)
+    return total - on_gpus + beside, tuple(_divided(on_gpus, gpus, some, spec.options.tensor_split) for some in shown)
 
 
 def _offloaded(spec: ModelSpec) -> float:
     """Return which part of a model its options give to GPUs."""
-    layers = spec.options.n_gpu_layers
+    layers = spec.options.n_gpu_layers if spec.options.devices != ("none",) else 0
     if layers <= 0 or spec.path is None:
         return 1.0 if layers < 0 else 0.0
     try:
@@ -111,9 +113,22 @@ def _beside_gpus(spec: ModelSpec, share: float) -> int:
     return GPU_HOST_BYTES + int(share * embeddings)
 
 
-def _divided(total: int, gpus: Sequence[Gpu], shown: Sequence[Gpu]) -> tuple[int, ...]:
-    size = sum(gpu.total for gpu in shown)
-    return tuple(total * gpu.total // size + GPU_PROCESS_BYTES if gpu in shown else 0 for gpu in gpus)
+def _given(options: EngineOptions, shown: Sequence[Gpu]) -> tuple[Gpu, ...]:
+    """Return those of the GPUs that a process sees that its model is given. CUDA's devices count from 0 in it."""
+    if options.devices:
+        names = {f"CUDA{number}": gpu for number, gpu in enumerate(shown)}
+        shown = [names[name] for name in options.devices if name in names]
+    if options.split_mode == "none":
+        shown = shown[options.main_gpu : options.main_gpu + 1]
+    return tuple(shown)
+
+
+def _divided(total: int, gpus: Sequence[Gpu], given: Sequence[Gpu], split: Sequence[float]) -> tuple[int, ...]:
+    parts = [*split, *[0.0] * len(given)] if split else [float(gpu.total) for gpu in given]
+    parts = parts[: len(given)]
+    whole = sum(parts) or 1.0
+    shares = {gpu.index: int(total * part / whole) for gpu, part in zip(given, parts, strict=True)}
+    return tuple(shares[gpu.index] + GPU_PROCESS_BYTES if gpu.index in shares else 0 for gpu in gpus)
 
 
 def expected_memory(spec: ModelSpec) -> int:

@@ -115,6 +115,12 @@ class EngineOptions(_Struct, frozen=True, kw_only=True):
         n_threads: Threads for one-token steps; 0 means the cores available to the worker.
         n_threads_batch: Threads for prompt processing; 0 means ``n_threads``.
         n_gpu_layers: Layers offloaded to a GPU; -1 means all (no effect in a CPU build), 0 none.
+        devices: The only GPUs that take layers, by llama.cpp's names such as ``CUDA0``, in their order; all for ``()``,
+            none for ``("none",)``.
+        split_mode: How a model is divided among several: ``layer`` gives each some layers, ``row`` each some rows of
+            every matrix, ``none`` has it all on ``main_gpu``.
+        main_gpu: The place in that order of the GPU that has it all with ``none``, and what is small with ``row``.
+        tensor_split: What part each GPU gets, in proportions; ``()`` leaves it to their free memory.
         use_mmap: Map the file instead of reading it.
         flash_attn: ``auto``, ``on`` or ``off``.
         kv_unified: One cache of ``n_ctx`` cells, all of which any sequence may use, and which sequences that begin
@@ -154,6 +160,10 @@ class EngineOptions(_Struct, frozen=True, kw_only=True):
     n_threads: int = 0
     n_threads_batch: int = 0
     n_gpu_layers: int = -1
+    devices: tuple[str, ...] = ()
+    split_mode: Literal["none", "layer", "row"] = "layer"
+    main_gpu: int = 0
+    tensor_split: tuple[float, ...] = ()
     use_mmap: bool = True
     flash_attn: Literal["auto", "on", "off"] = "auto"
     kv_unified: bool = True

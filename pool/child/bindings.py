@@ -31,6 +31,7 @@ __all__ = [
     "MOST_THREADS",
     "AbortFlag",
     "ContextSettings",
+    "Division",
     "DryRecipe",
     "adapter_free",
     "adapter_is_activated",
@@ -47,11 +48,13 @@ __all__ = [
     "error_lines",
     "float_rows",
     "forget_log",
+    "gpu_devices",
     "info_lines",
     "import_lowlevel",
     "init_backend",
     "log_callback",
     "logits",
+    "max_devices",
     "memory_can_shift",
     "memory_clear",
     "memory_seq_add",
@@ -308,8 +311,46 @@ _model_load = _bind(_long, "llama_model_load_from_file", _ptr, _str, _low.llama_
 _LOAD_READ, _LOAD_MMAP = 0, 1
 
 
+@dataclass(frozen=True, kw_only=True)
+class Division:
+    """How a model is divided among GPUs. The defaults are llama.cpp's.
+
+    Attributes:
+        devices: Handles of the only ones to use; all for None.
+        split_mode: llama.cpp's number of the way.
+        main_gpu: Index among the devices.
+        tensor_split: Proportions, at most :func:`max_devices` of them.
+    """
+
+    devices: tuple[int, ...] | None = None
+    split_mode: int = 1
+    main_gpu: int = 0
+    tensor_split: tuple[float, ...] = ()
+
+
+max_devices: Callable[[], int] = _bind(_long, "llama_max_devices", _size)
+_device_count = _bind(_long, "ggml_backend_dev_count", _size)
+_device = _bind(_long, "ggml_backend_dev_get", _ptr, _size)
+_device_name = _bind(_long, "ggml_backend_dev_name", _str, _ptr)
+_device_type = _bind(_long, "ggml_backend_dev_type", ctypes.c_int, _ptr)
+#: ggml's numbers for GPUs with memory of their own, and with the machine's.
+_GPU_TYPES: Final = (1, 2)
+
+
+def gpu_devices() -> dict[str, int]:
+    """Return the handles of the GPUs that llama.cpp has a backend for, by their names."""
+    handles = [_device(index) for index in range(_device_count())]
+    return {_device_name(one).decode("utf-8", "replace"): one for one in handles if _device_type(one) in _GPU_TYPES}
+
+
 def model_load(
-    path: bytes, *, n_gpu_layers: int, use_mmap: bool, progress: Callable[[float], bool], no_alloc: bool = False
+    path: bytes,
+    *,
+    n_gpu_layers: int,
+    use_mmap: bool,
+    progress: Callable[[float], bool],
+    no_alloc: bool = False,
+    division: Division = Division(),
 ) -> int | None:
     """Load a model; ``None`` when it failed or ``progress`` returned False. ``progress`` must not raise.
 
@@ -321,6 +362,15 @@ def model_load(
 
     params = _model_defaults()
     params.n_gpu_layers = n_gpu_layers
+    params.split_mode = division.split_mode
+    params.main_gpu = division.main_gpu
+    # Both arrays must live as long as the call.
+    devices = None if division.devices is None else (_ptr * (len(division.devices) + 1))(*division.devices)
+    if devices is not None:
+        params.devices = ctypes.cast(devices, _ptr)
+    shares = (_f32 * max_devices())(*division.tensor_split)
+    if division.tensor_split:
+        params.tensor_split = ctypes.cast(shares, ctypes.POINTER(_f32))
     params.load_mode = _LOAD_MMAP if use_mmap and not no_alloc else _LOAD_READ
     params.no_alloc = no_alloc
     # The reference keeps the callback alive for the length of the call.

@@ -8,6 +8,7 @@ import numpy.typing as npt
 from llamaherd.pool.child import bindings
 from llamaherd.pool.child.batch import Batch, Folds, position_of
 from llamaherd.pool.child.bindings import AbortFlag, ContextSettings
+from llamaherd.pool.child.devices import on_device
 from llamaherd.pool.child.engine import EngineError
 from llamaherd.pool.child.fit import check_memory
 from llamaherd.pool.child.model import Model
@@ -136,8 +137,7 @@ class Context:
     ) -> None:
         settings = settings_for(model, options, threads)
         # The cache lies on the device that has the layers; a GPU's allocator says no by itself.
-        on_device = options.n_gpu_layers != 0 and bindings.supports_gpu()
-        free = None if on_device else available_memory()
+        free = None if on_device(options) else available_memory()
         check_memory(model, settings, None if free is None else free + readied)
         bindings.forget_log()
         handle = bindings.context_create(model.handle, settings, abort)

@@ -19,6 +19,7 @@ from llamaherd.pool.child.adapters import Adapters, AdapterSet
 from llamaherd.pool.child.batch import Batch
 from llamaherd.pool.child.bindings import AbortFlag
 from llamaherd.pool.child.context import settings_for
+from llamaherd.pool.child.devices import on_device
 from llamaherd.pool.child.engine import EngineError
 from llamaherd.pool.child.fit import check_memory
 from llamaherd.pool.child.model import Model
@@ -125,8 +126,7 @@ class EmbedContext:
             embeddings=True,
             pooling_type=_POOLINGS[shape.pooling],
         )
-        on_device = options.n_gpu_layers != 0 and bindings.supports_gpu()
-        free = None if on_device else available_memory()
+        free = None if on_device(options) else available_memory()
         # Twice: as llama.cpp computes the logits of all outputs, and as it hands them out.
         outputs = 2 * shape.n_outputs * (model.vocab.size + shape.width) * np.dtype(np.float32).itemsize
         check_memory(model, settings, None if free is None else max(0, free - outputs))

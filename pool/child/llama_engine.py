@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Final
 
 from llamaherd.pool.child import bindings
+from llamaherd.pool.child.devices import on_device
 from llamaherd.pool.child.engine import EngineError, ModelInfo, Progress, RequestError
 from llamaherd.pool.child.errand import Errand
 from llamaherd.pool.child.heap import Reserve, trim
@@ -235,8 +236,7 @@ def _import_heavy() -> None:
 
 def _host_cache(command: Load) -> int:
     """Return the bytes that the cache will take of this machine's memory, as far as the pool knows."""
-    on_device = command.options.n_gpu_layers != 0 and bindings.supports_gpu()
-    return 0 if on_device else command.cache_bytes
+    return 0 if on_device(command.options) else command.cache_bytes
 
 
 def _make_chats(command: Load, model: Model) -> "Chats":

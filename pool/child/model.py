@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Final
 
 from llamaherd.pool.child import bindings
+from llamaherd.pool.child.devices import division
 from llamaherd.pool.child.engine import EngineError
 from llamaherd.pool.child.refusal import refusal
 from llamaherd.pool.child.vocab import Vocab
@@ -66,12 +67,14 @@ class Model:
     def __init__(self, path: str, options: EngineOptions, progress: Callable[[float], bool]) -> None:
         self.path: Final = path
         guard = _ProgressGuard(progress)
+        divided = division(options)
         bindings.forget_log()
         handle = bindings.model_load(
             path.encode("utf-8", "surrogateescape"),
             n_gpu_layers=options.n_gpu_layers,
             use_mmap=options.use_mmap,
             progress=guard,
+            division=divided,
         )
         if guard.abandoned:
             if handle is not None:

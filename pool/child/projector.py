@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llamaherd.pool.child import bindings, mtmd
+from llamaherd.pool.child.devices import on_device
 from llamaherd.pool.child.engine import EngineError, RequestError
 from llamaherd.pool.child.media import Media
 from llamaherd.pool.child.model import Model, check_file
@@ -99,7 +100,7 @@ class Projector:
         self.marker: Final = f"<__media_{secrets.token_hex(16)}__>"
         settings = mtmd.ProjectorSettings(
             marker=self.marker.encode(),
-            use_gpu=options.mmproj_offload and options.n_gpu_layers != 0,
+            use_gpu=options.mmproj_offload and on_device(options),
             n_threads=n_threads,
             flash_attn_type=_FLASH_ATTENTION[options.flash_attn],
             image_min_tokens=options.image_min_tokens,

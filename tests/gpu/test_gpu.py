@@ -128,6 +128,47 @@ def test_the_layers_that_are_asked_for_lie_on_the_gpu(gpus: Gpus, middle: Path) 
     assert 0.9 * size - 64 * MIB < whole - none < 1.5 * size
 
 
+@pytest.mark.parametrize(
+    ("options", "there"),
+    [
+        ({"devices": ("CUDA0",)}, True),
+        ({"devices": ("none",)}, False),
+        ({"split_mode": "none", "main_gpu": 0}, True),
+        ({"split_mode": "row", "tensor_split": (1.0,)}, True),
+    ],
+)
+def test_devices_are_named_and_models_divided_as_llama_cpp_does(
+    gpus: Gpus, middle: Path, options: dict[str, Any], there: bool
+) -> None:
+    async def scene() -> None:
+        before, size = used(gpus), middle.stat().st_size
+        async with Pool([spec("m", middle, **options)], memory_budget="auto") as pool:
+            status = await pool.load("m")
+            assert len((await pool.complete("m", tokens(64), **GREEDY).collect()).tokens) == 48
+            taken = used(gpus) - before
+            print(f"{options}: {taken // MIB} MiB of the GPU, counted in all {status.memory // MIB}")
+            assert taken > size if there else taken < GPU_PROCESS_BYTES
+
+    run(scene(), PATIENCE)
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        ({"devices": ("CUDA1",)}, "there is no device 'CUDA1'; known are CUDA0, none"),
+        ({"split_mode": "none", "main_gpu": 1}, "invalid value for main_gpu: 1"),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused(middle: Path, options: dict[str, Any], found: str) -> None:
+    async def scene() -> None:
+        one_gpu = Placement(gpus=("0",))
+        async with Pool([spec("m", middle, placements=[one_gpu], **options)]) as pool:
+            with pytest.raises(LoadFailed, match=found):
+                await pool.load("m")
+
+    run(scene(), PATIENCE)
+
+
 def test_a_placement_without_gpus_computes_on_the_processor_beside_one_with(gpus: Gpus, middle: Path) -> None:
     before = used(gpus)
 

@@ -127,6 +127,29 @@ def test_layers_are_divided_among_the_gpus_that_a_placement_shows() -> None:
     assert expected_shares(unknown, BOTH) == (0, ((0, 0), (0, 0)))
 
 
+@pytest.mark.parametrize(
+    ("options", "shares"),
+    [
+        ({"devices": ("CUDA1",)}, (None, 4)),
+        ({"devices": ("CUDA1", "CUDA0"), "tensor_split": (3.0, 1.0)}, (1, 3)),
+        ({"devices": ("CUDA7",)}, (None, None)),
+        ({"devices": ("none",)}, (None, None)),
+        ({"split_mode": "none"}, (4, None)),
+        ({"split_mode": "none", "main_gpu": 1}, (None, 4)),
+        ({"split_mode": "none", "main_gpu": 2}, (None, None)),
+        ({"tensor_split": (1.0,)}, (4, 0)),
+        ({"split_mode": "row", "tensor_split": (2.0, 2.0, 9.0)}, (2, 2)),
+    ],
+)
+def test_what_a_model_is_given_is_counted_where_it_lies(
+    options: dict[str, Any], shares: tuple[int | None, int | None]
+) -> None:
+    spec = ModelSpec(name="m", path=Path("/nowhere"), memory=4 * GIB, options=EngineOptions(**options))
+    host, (found,) = expected_shares(spec, BOTH)
+    assert found == tuple(0 if share is None else share * GIB + GPU_PROCESS_BYTES for share in shares)
+    assert host == (4 * GIB if options.get("devices") == ("none",) else 0)
+
+
 def test_some_layers_on_a_gpu_take_their_part_of_it() -> None:
     spec = msgspec.structs.replace(find_model("demo"), options=EngineOptions(n_gpu_layers=10))
     host, ((small, large),) = expected_shares(spec, BOTH)
