@@ -1,6 +1,6 @@
-"""Nothing that a caller sends ends a worker, and what a model file does to llama.cpp ends its own, with the reason.
+"""What a model file or a setting does to llama.cpp fails its own load, with the reason, and ends no other worker.
 
-Real workers, the real engine. Every test here would have ended its process if something were not checked in time.
+Real workers, the real engine, a process for every load. What callers send is in ``test_hostile_requests.py``.
 """
 
 import asyncio
@@ -10,11 +10,13 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from herding import reach, run, until
-from llamaherd.pool import BadRequest, EngineOptions, LoadFailed, ModelSpec, Pool, PoolError, State, WorkerDied
-from tiny_gguf import tiny_model, write_random_llama
+from llamaherd.pool import EngineOptions, LoadFailed, ModelSpec, Pool, PoolError, State, WorkerDied
+from llamaherd.transport.messages import Adapter
+from tiny_gguf import tiny_model, write_mmproj, write_random_llama
 
 SMALL: dict[str, Any] = {"n_ctx": 512, "n_threads": 1, "flash_attn": "off"}
 
@@ -117,6 +119,76 @@ def test_a_file_that_is_replaced_by_renaming_is_no_trouble(tmp_path: Path) -> No
     run(scene())
 
 
+def test_every_file_that_is_no_model_says_so_and_crashes_nothing(tmp_path: Path) -> None:
+    whole = tiny_model("random").read_bytes()
+    files = {
+        "empty": b"",
+        "text": b"no model\n" * 100,
+        "header": whole[:100],
+        "tensors": whole[: len(whole) // 2],
+        "architecture": whole.replace(b"llama", b"lhama", 1),
+    }
+    (tmp_path / "folder").mkdir()
+    models = [spec("folder", tmp_path / "folder"), spec("missing", tmp_path / "missing")]
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+        models.append(spec(name, tmp_path / name))
+
+    async def scene() -> None:
+        async with Pool(models, models_max=0) as pool:
+            for one in models:
+                with pytest.raises(LoadFailed) as caught:
+                    await pool.load(one.name)
+                assert (one.name, caught.value.exit_code) == (one.name, 3), "a failed load is no crash"
+                assert "gave no reason" not in str(caught.value)
+
+    run(scene(), 50)
+
+
+def test_weights_that_are_no_numbers_fail_the_request_and_not_the_worker(tmp_path: Path) -> None:
+    path = tmp_path / "nan.gguf"
+    write_random_llama(path, poison=True)
+
+    async def scene() -> None:
+        async with Pool([spec("nan", path)]) as pool:
+            pid = (await pool.load("nan")).pid
+            for temperature in (0.0, 1.0):
+                with pytest.raises(PoolError, match="not numbers"):
+                    await pool.complete("nan", "abc", temperature=temperature).collect()
+            assert pool.status("nan").pid == pid
+
+    run(scene())
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"mmproj": "missing"}, "missing"),
+        ({"mmproj": "random"}, "projector|mmproj"),
+        ({"mmproj": "wide"}, "projector|mmproj|width|embd"),
+        ({"lora": "missing"}, "missing"),
+        ({"lora": "random"}, "adapter"),
+        ({"lora": "mmproj"}, "adapter"),
+    ],
+)
+def test_a_file_beside_the_model_that_does_not_fit_fails_the_load(
+    fields: dict[str, str], message: str, tmp_path: Path
+) -> None:
+    ((kind, name),) = fields.items()
+    write_mmproj(tmp_path / "wide", output=96)
+    path = tmp_path / name if name in ("missing", "wide") else tiny_model(name)
+    options = {"adapters": (Adapter(path=str(path)),)} if kind == "lora" else {}
+    model = msgspec.structs.replace(tiny("random", **options), mmproj=path if kind == "mmproj" else None)
+
+    async def scene() -> None:
+        async with Pool([model]) as pool:
+            with pytest.raises(LoadFailed, match=message) as caught:
+                await pool.load("random")
+            assert caught.value.exit_code == 3
+
+    run(scene())
+
+
 # --- settings ---
 
 
@@ -127,6 +199,7 @@ def test_a_file_that_is_replaced_by_renaming_is_no_trouble(tmp_path: Path) -> No
         ("random", {"n_ctx": -5}, "n_ctx is -5"),
         ("random", {"n_parallel": 257}, "n_parallel is 257"),
         ("random", {"n_cached": 255, "n_parallel": 4}, "n_cached is 255"),
+        ("random", {"cache_type_v": "q8_0"}, "flash"),
         ("random", {"n_batch": 0}, "n_batch is 0"),
         ("random", {"n_ubatch": 0}, "n_ubatch is 0"),
         ("random", {"n_threads": 100_000}, "n_threads is 100000"),
@@ -140,84 +213,6 @@ def test_a_setting_out_of_range_fails_the_load_by_its_name(model: str, options: 
             with pytest.raises(LoadFailed, match=message) as caught:
                 await pool.load(model)
             assert caught.value.exit_code == 3, "a failed load is no crash"
-
-    run(scene())
-
-
-# --- requests ---
-
-LONG = "x" * 600
-HOSTILE: list[tuple[str, dict[str, Any]]] = [
-    ("complete", {"prompt": ""}),
-    ("complete", {"prompt": []}),
-    ("complete", {"prompt": [512]}),
-    ("complete", {"prompt": [2**31 - 1]}),
-    ("complete", {"prompt": [-1]}),
-    ("complete", {"prompt": ["a", 512]}),
-    ("complete", {"prompt": LONG}),
-    ("complete", {"prompt": "x" * 5_000_000}),
-    ("complete", {"prompt": [1] * 512}),
-    ("complete", {"prompt": "a", "n_probs": 10**6}),
-    ("complete", {"prompt": "a", "logit_bias": [[512, 1.0]]}),
-    ("complete", {"prompt": "a", "logit_bias": [[-1, 1.0]]}),
-    ("complete", {"prompt": "a", "max_tokens": -2}),
-    ("complete", {"prompt": "a", "temperature": float("nan")}),
-    ("complete", {"prompt": "a", "temperature": float("inf")}),
-    ("complete", {"prompt": "a", "top_k": 2**40}),
-    ("complete", {"prompt": "a", "repeat_last_n": 2**31}),
-    ("complete", {"prompt": "a", "dry_multiplier": 1.0, "dry_sequence_breakers": ["\ud800"]}),
-    ("complete", {"prompt": "a", "samplers": ["nonsense"]}),
-    ("complete", {"prompt": "a", "mirostat": 3}),
-    ("complete", {"prompt": "a", "lora": [{"id": 0, "scale": 1.0}]}),
-    ("infill", {"prefix": "a", "suffix": "b"}),
-    ("embed", {"inputs": [""]}),
-    ("embed", {"inputs": [LONG]}),
-    ("embed", {"inputs": ["a", [512]]}),
-    ("embed", {"inputs": ["a"], "dimensions": 65}),
-    ("rerank", {"query": "a", "documents": ["b"]}),
-    ("detokenize", {"tokens": [512]}),
-    ("tokenize", {"text": [512]}),
-]
-
-
-def test_no_request_ends_a_worker_nor_disturbs_another() -> None:
-    async def send(pool: Pool, method: str, arguments: dict[str, Any]) -> None:
-        work = getattr(pool, method)("random", **arguments)
-        await (work.collect() if method in ("complete", "infill") else work)
-
-    async def scene() -> None:
-        async with Pool([tiny("random", pooling="mean")]) as pool:
-            question: dict[str, Any] = {"max_tokens": 300, "temperature": 0, "ignore_eos": True}
-            expected = await pool.complete("random", "abc", **question).collect()
-            pid = pool.status("random").pid
-            generation = pool.complete("random", "abc", **question)
-            for method, arguments in HOSTILE:
-                with pytest.raises(BadRequest):
-                    await send(pool, method, arguments)
-            assert (await generation.collect()).tokens == expected.tokens
-            assert pool.status("random").pid == pid
-
-    run(scene(), 50)
-
-
-@pytest.mark.parametrize("model", ["bert", "rank", "mamba", "gemma2"])
-def test_no_request_ends_a_worker_with_another_kind_of_model(model: str) -> None:
-    async def scene() -> None:
-        async with Pool([tiny(model, n_ubatch=32)]) as pool:
-            await pool.load(model)
-            pid = pool.status(model).pid
-            works: list[Any] = [
-                pool.complete(model, LONG).collect(),
-                pool.complete(model, [10**6]).collect(),
-                pool.embed(model, ["cat " * 40 if model in ("bert", "rank") else LONG]),
-                pool.embed(model, [[10**6]]),
-                pool.rerank(model, "cat", ["cat " * 300]),
-                pool.infill(model, "a", "b").collect(),
-            ]
-            results = await asyncio.gather(*works, return_exceptions=True)
-            assert [type(result) for result in results] == [BadRequest] * len(works)
-            assert len(await pool.tokenize(model, "cat")) > 0
-            assert pool.status(model).pid == pid
 
     run(scene())
 
