@@ -111,6 +111,11 @@ class Front:
         self.check_model(name)
         return name
 
+    def defaults_of(self, model: str) -> Mapping[str, Any]:
+        """Return the parameters of a model's requests where they say nothing else."""
+        spec = self.specs.get(model)
+        return {} if spec is None else spec.defaults
+
     def check_model(self, name: str) -> None:
         """Raise Problem if the key of the request does not open this model, whether there is one or not."""
         if not self.may_see(name):

@@ -43,7 +43,8 @@ async def infill(front: Front, request: Request) -> Response:
         )
 
     works = start_all(body.choices, begin)
-    return await respond(front, request, body, works, NativeAnswer(works[0].model, body))
+    answer = NativeAnswer(works[0].model, body, front.defaults_of(works[0].model))
+    return await respond(front, request, body, works, answer)
 
 
 def _file(entry: dict[str, Any]) -> tuple[str, str]:

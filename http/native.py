@@ -1,7 +1,7 @@
 """``POST /completion`` (and ``/completions``, without ``/v1``): llama-server's own way to continue a prompt."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, cast
 
 import msgspec
@@ -14,9 +14,9 @@ from llamaherd.http.delivery import respond
 from llamaherd.http.front import Front
 from llamaherd.http.logprobs import kept_probs, probs_json
 from llamaherd.http.schema import GenerateBody, NativeBody, parse
-from llamaherd.pool import Completion, GenerateParams, Piece, Timings, TokenProbs, Usage
+from llamaherd.pool import Completion, GenerateParams, Piece, Timings, TokenProbs, Usage, with_defaults
 
-__all__ = ["DEFAULT_SETTINGS", "NativeAnswer", "native_completion", "settings_json"]
+__all__ = ["DEFAULT_SETTINGS", "NativeAnswer", "default_settings", "native_completion", "settings_json"]
 
 #: What a request gets that asks for nothing else; the pool's own defaults, under llama-server's names.
 DEFAULT_SETTINGS: Final[dict[str, Any]] = {
@@ -69,14 +69,20 @@ async def native_completion(front: Front, request: Request) -> Response:
     """Continue one prompt, or several."""
     body = parse(await front.read(request), NativeBody)
     works = start_prompts(front, request, body)
-    return await respond(front, request, body, works, NativeAnswer(works[0].model, body))
+    answer = NativeAnswer(works[0].model, body, front.defaults_of(works[0].model))
+    return await respond(front, request, body, works, answer)
 
 
-def settings_json(body: GenerateBody) -> dict[str, Any]:
-    """Return what a request was generated with, defaults included: llama-server's ``generation_settings``."""
-    params: GenerateParams = body.to_params()
+def settings_json(body: GenerateBody, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a request was generated with, with the model's defaults: llama-server's ``generation_settings``."""
+    params: GenerateParams = with_defaults(body.to_params(), defaults)
+    return {**default_settings(cast(Mapping[str, Any], params)), "stream": bool(body.stream)}
+
+
+def default_settings(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of requests that have these parameters."""
     given = {name: value for name, value in params.items() if name in DEFAULT_SETTINGS and value is not None}
-    settings: dict[str, Any] = {**DEFAULT_SETTINGS, **given, "stream": bool(body.stream)}
+    settings: dict[str, Any] = {**DEFAULT_SETTINGS, **given}
     settings["n_predict"] = settings["max_tokens"]
     if settings["seed"] == -1:
         settings["seed"] = DEFAULT_SETTINGS["seed"]
@@ -105,9 +111,10 @@ class NativeAnswer(Answer):
 
     ending = b""
 
-    def __init__(self, model: str, body: NativeBody) -> None:
+    def __init__(self, model: str, body: NativeBody, defaults: Mapping[str, Any]) -> None:
         self._model = model
         self._body = body
+        self._defaults = defaults
         self._prompts = body.shown_prompts()
         self._predicted: Counter[int] = Counter()
         #: The answers with a line break.
@@ -153,7 +160,7 @@ class NativeAnswer(Answer):
         self, index: int, piece: Piece, text: str, tokens: tuple[int, ...], probs: Sequence[TokenProbs] = ()
     ) -> dict[str, Any]:
         usage = piece.usage or Usage()
-        settings = settings_json(self._body)
+        settings = settings_json(self._body, self._defaults)
         stopped = "limit" if piece.finish_reason == "length" else "word" if piece.stopping_word else "eos"
         answer = {
             "index": index,

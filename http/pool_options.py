@@ -9,7 +9,8 @@ import click
 import msgspec
 
 from llamaherd.http.options import Whole
-from llamaherd.pool import ModelSpec
+from llamaherd.http.sampling_options import SAMPLING_OPTIONS, sampling_defaults
+from llamaherd.pool import BadRequest, ModelSpec, check_defaults
 
 __all__ = ["PoolSettings", "pool_options"]
 
@@ -45,18 +46,20 @@ class PoolSettings:
     unload_idle_seconds: float
     replicas: int
     load_stall_seconds: float
+    defaults: dict[str, Any]
 
     def to_pool(self) -> dict[str, Any]:
         """Return the arguments of ``Pool``."""
         return {name: getattr(self, name) for name in _POOLS_OWN}
 
     def apply(self, specs: Sequence[ModelSpec]) -> tuple[ModelSpec, ...]:
-        """Return the models with the idle times and the number of replicas in them."""
+        """Return the models with the idle times, the number of replicas and the defaults of requests in them."""
         times: dict[str, Any] = {
             "sleep_idle_seconds": _seconds(self.sleep_idle_seconds),
             "unload_idle_seconds": _seconds(self.unload_idle_seconds),
             "load_stall_seconds": self.load_stall_seconds,
             "replicas": self.replicas,
+            "defaults": self.defaults,
         }
         return tuple(msgspec.structs.replace(spec, **times) for spec in specs)
 
@@ -145,10 +148,15 @@ def pool_options(command: _Command) -> _Command:
 
     @functools.wraps(command)
     def with_settings(*args: Any, **values: Any) -> Any:
-        fields = {name: values.pop(name) for name in PoolSettings.__annotations__}
-        return command(*args, pool=PoolSettings(**fields), **values)
+        defaults = sampling_defaults(values)
+        try:
+            check_defaults(defaults)
+        except BadRequest as error:
+            raise click.UsageError(f"{error}.") from None
+        fields = {name: values.pop(name) for name in PoolSettings.__annotations__ if name != "defaults"}
+        return command(*args, pool=PoolSettings(**fields, defaults=defaults), **values)
 
     decorated: _Command = with_settings
-    for option in reversed(_OPTIONS):
+    for option in reversed((*_OPTIONS, *SAMPLING_OPTIONS)):
         decorated = option(decorated)
     return decorated

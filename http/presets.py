@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, cast
 
 import click
+import msgspec
 
 from llamaherd.http.media_options import PROJECTOR_OPTIONS
 from llamaherd.http.options import Whole, engine_options
 from llamaherd.http.placement_options import CoreLists, GpuLists, placements_of
-from llamaherd.pool import BadRequest, Draft, EngineOptions, ModelSpec, Origin, Setting, find_key
+from llamaherd.http.sampling_options import SAMPLING_OPTIONS, is_sampling, sampling_defaults
+from llamaherd.pool import BadRequest, Draft, EngineOptions, ModelSpec, Origin, Setting, check_defaults, find_key
 
 __all__ = ["PresetOptions", "explicit_settings"]
 
@@ -65,6 +67,7 @@ _MODEL: Final[Sequence[Callable[[Any], Any]]] = (
     click.option("--cores", type=CoreLists(), default=()),
     click.option("--queue-max-per-model", type=Whole(0), default=None),
     click.option("--queue-timeout", type=click.FloatRange(0, 86400), default=None),
+    *SAMPLING_OPTIONS,
 )
 #: Which model it is and how it is called, with their defaults: never taken from the command line or the environment.
 _OWN: Final[Mapping[str, Any]] = {
@@ -210,7 +213,16 @@ class PresetOptions:
                 _set(changed, *known)
         for option, value in self._explicit.items():
             _set(changed, option, value)
-        return _draft(name, self._defaults | changed, self._engine_of(changed, settings))
+        draft = _draft(name, self._defaults | changed, self._engine_of(changed, settings))
+        defaults = sampling_defaults({name: value for name, value in changed.items() if is_sampling(name)})
+        if not defaults:
+            return draft
+        try:
+            check_defaults(defaults)
+        except BadRequest as error:
+            place = f"{settings[-1].place}: " if settings else ""
+            raise BadRequest(f"{place}{error}", code="wrong_setting") from None
+        return msgspec.structs.replace(draft, spec=msgspec.structs.replace(draft.spec, defaults=defaults))
 
     def _convert(self, setting: Setting) -> tuple[str, Any] | None:
         """Return which option a setting sets, and to what; None for one that is without effect here."""

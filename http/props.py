@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from llamaherd.http.answers import FINGERPRINT
 from llamaherd.http.front import Front, json_response
-from llamaherd.http.native import DEFAULT_SETTINGS
+from llamaherd.http.native import default_settings
 from llamaherd.pool import ModelStatus, State
 
 __all__ = ["props"]
@@ -35,7 +35,7 @@ def _router(front: Front) -> dict[str, Any]:
 
 
 def _model(front: Front, status: ModelStatus) -> dict[str, Any]:
-    settings: dict[str, Any] = {"params": DEFAULT_SETTINGS}
+    settings: dict[str, Any] = {"params": default_settings(front.defaults_of(status.name))}
     meta: dict[str, Any] = (status.info or {}).get("meta", {})
     if "n_ctx" in meta:
         settings["n_ctx"] = meta["n_ctx"]

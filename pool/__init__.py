@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from llamaherd.pool.lifecycle import State
     from llamaherd.pool.names import DockerName, HubName, model_name, parse_docker_name, parse_hub_name, parse_name
     from llamaherd.pool.origin import Origin, file_of_url
-    from llamaherd.pool.params import ChatParams, GenerateParams
+    from llamaherd.pool.params import ChatParams, GenerateParams, check_defaults, with_defaults
     from llamaherd.pool.pool import Pool
     from llamaherd.pool.presets import Preset, PresetFile, Setting, read_presets
     from llamaherd.pool.reload import ReloadReport
@@ -136,6 +136,8 @@ __all__ = [
     "file_of_url",
     "find_cached",
     "find_flag",
+    "check_defaults",
+    "with_defaults",
     "find_key",
     "find_model",
     "gather",
@@ -233,6 +235,8 @@ _HOME: Final = {
     "file_of_url": "llamaherd.pool.origin",
     "find_cached": "llamaherd.pool.hub",
     "find_flag": "llamaherd.pool.flags",
+    "check_defaults": "llamaherd.pool.params",
+    "with_defaults": "llamaherd.pool.params",
     "find_key": "llamaherd.pool.flags",
     "find_model": "llamaherd.pool.catalog",
     "gather": "llamaherd.pool.sources",

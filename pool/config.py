@@ -126,6 +126,9 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
         placements: Where its workers run: the first replica at the first, and so on, again from the start if there are
             fewer; anywhere for ``()``.
         engine: ``llama``, or ``fake`` for the scripted engine.
+        defaults: Parameters of its requests where they say nothing else, in place of the pool's own; see
+            :class:`~llamaherd.pool.params.GenerateParams`. A grammar or schema among them counts for requests without a
+            grammar, a schema, a ``response_format`` and tools.
         source: Where it comes from: ``preset`` (a preset file, the command line or code), ``models_dir`` or ``cache``.
         repo: Its name on the Hugging Face hub, ``user/repo[:quant]``.
         origin: What is downloaded before it is loaded, while it has no path; ``repo`` by default.
@@ -151,6 +154,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     replicas: int = 1
     placements: tuple[Placement, ...] = ()
     engine: str = "llama"
+    defaults: dict[str, Any] = {}
     source: Source = "preset"
     repo: str = ""
     origin: Origin | None = None
@@ -182,6 +186,12 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
         for placement in self.placements:
             placement.check()
         self._check_load()
+        from llamaherd.pool.params import check_defaults  # which needs this module's bounds
+
+        try:
+            check_defaults(self.defaults)
+        except BadRequest as error:
+            raise BadRequest(f"model {self.name!r}: {error}") from None
         if self.memory is not None and self.memory < 0:
             raise BadRequest(f"model {self.name!r}: memory must be a number of bytes, 0 or more")
         if self.queue_max is not None and self.queue_max < 0:

@@ -38,6 +38,7 @@ __all__ = [
     "GenerateParams",
     "chat_request",
     "check_command",
+    "check_defaults",
     "check_prompts",
     "check_tokens",
     "completion_request",
@@ -47,8 +48,10 @@ __all__ = [
     "rerank_request",
     "template_request",
     "tokenize_request",
+    "with_defaults",
 ]
 
+Params = TypeVar("Params", bound="GenerateParams")
 Command = TypeVar("Command", bound=Generate | Embed | Rerank | Tokenize | Detokenize | Template | SlotCommand)
 
 RANDOM_SEED: Final = 0xFFFFFFFF
@@ -59,6 +62,11 @@ MAX_TOKENIZED: Final = 4 * 1024 * 1024
 _INT32_MAX: Final = 2**31 - 1
 #: More decides no more, and no float holds every integer.
 _MOST_BIAS: Final = 1e9
+
+
+#: Of one request only.
+_NEVER_DEFAULTS: Final = {"id_slot", "return_progress", "timings_per_token", "whole"}
+_CONSTRAINTS: Final = ("grammar", "json_schema")
 
 
 class GenerateParams(TypedDict, total=False):
@@ -151,6 +159,25 @@ class ChatParams(GenerateParams, TemplateParams, total=False):
     """Keyword arguments of ``Pool.chat``: those of :class:`GenerateParams` and of
     :class:`~llamaherd.pool.chat_params.TemplateParams`.
     """
+
+
+def check_defaults(defaults: Mapping[str, Any]) -> None:
+    """Raise BadRequest unless these can be the parameters of requests that say nothing else."""
+    known = GenerateParams.__annotations__.keys() - _NEVER_DEFAULTS
+    unknown = [name for name in defaults if name not in known]
+    if unknown:
+        raise BadRequest(f"{unknown[0][:50]!r} cannot be a default of requests")
+    completion_request(0, "", cast(GenerateParams, defaults))
+
+
+def with_defaults(params: Params, defaults: Mapping[str, Any]) -> Params:
+    """Return parameters with a model's defaults where they say nothing, which is also what None means."""
+    if not defaults:
+        return params
+    given: dict[str, Any] = {name: value for name, value in params.items() if value is not None}
+    constrained = any(given.get(name) for name in (*_CONSTRAINTS, "response_format", "tools"))
+    taken = {name: value for name, value in defaults.items() if not (constrained and name in _CONSTRAINTS)}
+    return cast(Params, taken | given)
 
 
 def check_command(command: Command) -> Command:

@@ -56,6 +56,7 @@ from llamaherd.pool.params import (
     rerank_request,
     template_request,
     tokenize_request,
+    with_defaults,
 )
 from llamaherd.pool.reload import ReloadReport
 from llamaherd.pool.schedule import Limits
@@ -252,6 +253,7 @@ class Pool:
                 context): from the iteration.
         """
         entry = self._entry_for(model, autoload)
+        params = with_defaults(params, entry.spec.defaults)
         command = chat_request(self._herd.next_number(), messages, params)
         return self._generate(entry, command, priority, keep_alive, queue_timeout)
 
@@ -270,6 +272,7 @@ class Pool:
         template.
         """
         entry = self._entry_for(model, autoload)
+        params = with_defaults(params, entry.spec.defaults)
         command = completion_request(self._herd.next_number(), prompt, params)
         return self._generate(entry, command, priority, keep_alive, queue_timeout)
 
@@ -298,6 +301,7 @@ class Pool:
             BadRequest: the model has no tokens for it (code ``unsupported_by_model``). And as :meth:`chat`.
         """
         entry = self._entry_for(model, autoload)
+        params = with_defaults(params, entry.spec.defaults)
         command = infill_request(self._herd.next_number(), prefix, suffix, prompt, extra, params)
         return self._generate(entry, command, priority, keep_alive, queue_timeout)
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx2
+import msgspec
 import pytest
 
 from live_front import LiveFront, fake, sse_data
@@ -256,3 +257,15 @@ def test_the_properties_of_an_unknown_model_are_an_error(client: httpx2.Client) 
 
 def test_properties_are_found_by_an_alias_too(client: httpx2.Client) -> None:
     assert client.get("/props?model=mirror").json()["model_alias"] == "echo"
+
+
+def test_a_models_own_defaults_are_told_and_a_request_overrides_them() -> None:
+    spec = msgspec.structs.replace(fake("echo"), defaults={"temperature": 0.25, "max_tokens": 2, "top_k": 7})
+    with LiveFront(spec, specs=[spec]) as front, front.client() as client:
+        params = client.get("/props", params={"model": "echo"}).json()["default_generation_settings"]["params"]
+        assert (params["temperature"], params["n_predict"], params["top_k"]) == (0.25, 2, 7)
+        short = client.post("/completion", json=PROMPT).json()
+        assert (short["content"], short["stop_type"]) == ("one two", "limit")
+        assert short["generation_settings"]["top_k"] == 7
+        longer = client.post("/completion", json={**PROMPT, "n_predict": -1, "top_k": 3}).json()
+        assert (longer["content"], longer["generation_settings"]["top_k"]) == ("one two three", 3)

@@ -42,3 +42,23 @@ def test_times_and_replicas_go_into_every_model() -> None:
     (spec,) = settings.apply([ModelSpec(name="m", path=Path("/m.gguf"))])
     assert (spec.unload_idle_seconds, spec.sleep_idle_seconds, spec.replicas) == (9.0, None, 2)
     assert settings.queue_timeout == 1.5
+
+
+def test_what_requests_get_that_say_nothing_goes_into_every_model() -> None:
+    arguments = ("--temp", "0.6", "--top-k", "20", "-n", "64", "--ignore-eos", "-l", "15-inf", "-l", "16+1")
+    (spec,) = parsed(*arguments).apply([ModelSpec(name="m", path=Path("/m.gguf"))])
+
+    assert spec.defaults == {
+        "temperature": 0.6,
+        "top_k": 20,
+        "max_tokens": 64,
+        "ignore_eos": True,
+        "logit_bias": ((15, False), (16, 1.0)),
+    }
+    assert parsed().defaults == {}
+
+
+@pytest.mark.parametrize("wrong", [("--top-p", "2"), ("--samplers", "psychic"), ("--mirostat", "3"), ("-l", "15+inf")])
+def test_a_default_that_no_request_could_have_is_refused(wrong: tuple[str, ...]) -> None:
+    with pytest.raises(click.UsageError):
+        parsed(*wrong)

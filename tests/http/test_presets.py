@@ -101,6 +101,15 @@ def test_an_engine_setting_is_the_flag_of_the_command_line(line: str, field: str
         ("gpus=none", "placements", (Placement(gpus=()),)),
         ("gpus=GPU-1a2b | 1", "placements", (Placement(gpus=("GPU-1a2b",)), Placement(gpus=("1",)))),
         ("cores=0-2,5", "placements", (Placement(cores=(0, 1, 2, 5)),)),
+        ("temp=0.6", "defaults", {"temperature": 0.6}),
+        ("LLAMA_ARG_TOP_K=20", "defaults", {"top_k": 20}),
+        ("n=64", "defaults", {"max_tokens": 64}),
+        ("samplers=top_k; temperature", "defaults", {"samplers": ("top_k", "temperature")}),
+        ("sampler-seq=kt", "defaults", {"samplers": ("top_k", "temperature")}),
+        ("ignore-eos=1", "defaults", {"ignore_eos": True}),
+        ("dry-sequence-breaker=none", "defaults", {"dry_sequence_breakers": ()}),
+        ("logit-bias=15-0.5", "defaults", {"logit_bias": ((15, -0.5),)}),
+        ("l=15-inf", "defaults", {"logit_bias": ((15, False),)}),
     ],
 )
 def test_a_setting_of_the_pool_is_a_field_of_the_spec(line: str, field: str, value: object) -> None:
@@ -121,6 +130,11 @@ def test_a_setting_of_the_pool_is_a_field_of_the_spec(line: str, field: str, val
         ("cores=3-1", "p.ini:1: cores: '3-1' is not a list of cores"),
         ("cores=all", "p.ini:1: cores: 'all' is not a list of cores"),
         ("unheard-of=1", "p.ini:1: 'unheard-of' is no setting of a model"),
+        ("temp=warm", "p.ini:1: temp: 'warm' is not a valid float"),
+        ("top-p=2", "p.ini:1: top_p must be a number"),
+        ("samplers=top_k;psychic", "p.ini:1: samplers: there is no 'psychic'"),
+        ("sampler-seq=kz", "p.ini:1: sampler-seq: no sampler is called 'z'"),
+        ("logit-bias=fifteen", "p.ini:1: logit-bias: 'fifteen' is not a token's id and a bias"),
     ],
 )
 def test_a_wrong_setting_is_told_with_its_place_and_the_reason(line: str, message: str) -> None:
@@ -157,6 +171,7 @@ def test_every_field_of_a_model_that_a_user_would_set_is_a_key() -> None:
         "load_stall_seconds": "load-stall-seconds=1",
         "replicas": "replicas=2",
         "placements": "gpus=1",
+        "defaults": "temp=0",
     }
     plain = spec_of()
 

@@ -199,9 +199,10 @@ def test_the_default_settings_are_the_engines() -> None:
     ],
 )
 def test_the_settings_list_biases_as_llama_server_does(given: Any) -> None:
-    settings = settings_json(parse({"logit_bias": given, "mirostat": 2}, NativeBody))
+    settings = settings_json(parse({"logit_bias": given, "mirostat": 2}, NativeBody), {"top_k": 5, "mirostat": 1})
     assert settings == {
         **DEFAULT_SETTINGS,
+        "top_k": 5,
         "mirostat": 2,
         "logit_bias": [
             {"bias": 50, "token": 270},

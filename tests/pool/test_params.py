@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llamaherd.pool.config import ModelSpec
 from llamaherd.pool.errors import BadRequest
-from llamaherd.pool.params import GenerateParams, completion_request
+from llamaherd.pool.params import GenerateParams, completion_request, with_defaults
 from llamaherd.pool.sampling import LIMITS, SAMPLER_NAMES, problem_of, sampler_name
 from llamaherd.transport.messages import Generate, Sampling, decode, encode
 
@@ -138,3 +139,43 @@ def test_a_plain_request_stays_short_on_the_wire() -> None:
 def test_a_number_too_long_to_be_a_token_is_refused_and_not_computed() -> None:
     with pytest.raises(BadRequest, match="logit_bias"):
         completion_request(1, "hello", {"logit_bias": {"9" * 5000: 1.0}})
+
+
+# --- a model's defaults ---
+
+
+def test_a_request_has_the_models_defaults_where_it_says_nothing() -> None:
+    given: dict[str, Any] = {"temperature": 0.0, "top_k": None, "stop": ["x"]}
+
+    found = with_defaults(cast(GenerateParams, given), {"temperature": 0.5, "top_k": 9, "seed": 3})
+
+    assert found == {"temperature": 0.0, "top_k": 9, "seed": 3, "stop": ["x"]}
+
+
+@pytest.mark.parametrize(
+    "own", [{"grammar": "root ::= [a-z]"}, {"json_schema": {}}, {"response_format": {"type": "text"}}, {"tools": [{}]}]
+)
+def test_a_default_grammar_is_for_requests_that_have_no_form_of_their_own(own: dict[str, Any]) -> None:
+    default = {"grammar": 'root ::= "yes" | "no"'}
+
+    assert with_defaults(cast(GenerateParams, {}), default) == default
+    found = with_defaults(cast(GenerateParams, own), default)
+    if own == {"json_schema": {}}:
+        assert found == {**default, **own}, "an empty schema asks for nothing"
+    else:
+        assert found == own
+
+
+@pytest.mark.parametrize(
+    ("defaults", "words"),
+    [
+        ({"id_slot": 1}, "'id_slot' cannot be a default"),
+        ({"warmth": 1}, "'warmth' cannot be a default"),
+        ({"top_p": 2}, "top_p"),
+        ({"grammar": "root"}, "grammar"),
+    ],
+)
+def test_defaults_that_no_request_could_have_are_refused_with_the_model(defaults: dict[str, Any], words: str) -> None:
+    with pytest.raises(BadRequest, match=r"^model 'm': ") as caught:
+        ModelSpec(name="m", engine="fake", defaults=defaults).check()
+    assert words in str(caught.value)
