@@ -673,7 +673,8 @@ class Pool:
         return self._herd.events.subscribe(since)
 
     async def load(self, model: str) -> ModelStatus:
-        """Load a model, if it is not loaded, and return its status once it is ready.
+        """Load a model, if it is not loaded, and return its status once it is ready. Files that are not there are
+        downloaded first, if its spec says from where.
 
         Waits for room if ``models_max`` models are running and busy; a cancelled wait gives the place up.
 

@@ -19,6 +19,7 @@ from llamaherd.http.presets import PresetOptions
 from llamaherd.http.security import ApiKeys, Security
 from llamaherd.pool import Catalog, ModelSpec, Sources, gather, scan_cache
 from stand_in_hub import Fault, StandInHub
+from tiny_gguf import tiny_model
 
 CONTENT = b"GGUF" + os.urandom(100_000)
 NAME = "u/r:Q8_0"
@@ -231,6 +232,65 @@ def test_without_management_nothing_is_downloaded_deleted_or_reloaded(start: Sta
         answers = [post(front, "/models", model=NAME), delete(front, NAME), httpx2.get(f"{front.url}/models?reload=1")]
 
     assert [answer.status_code for answer in answers] == [403, 403, 403]
+
+
+def chat(front: LiveFront, model: str) -> httpx2.Response:
+    return post(front, "/v1/chat/completions", **say("hi", model=model, max_tokens=2))
+
+
+def test_a_presets_model_is_downloaded_when_it_is_asked_for_and_answers(
+    start: Start, hub: StandInHub, tmp_path: Path
+) -> None:
+    hub.add("u/tiny", {"t-Q8_0.gguf": tiny_model("random").read_bytes()})
+    (tmp_path / "p.ini").write_text("[small]\nhf-repo = u/tiny\nc = 256\n[*]\ndedup-cache-models = 1\n")
+
+    with start() as front:
+        before = models(front)["small"]
+        assert (before["status"]["value"], "path" in before) == ("unloaded", False)
+        assert chat(front, "small").json()["usage"]["completion_tokens"] == 2
+        listed = models(front, reload=True)
+        assert list(listed) == ["small"]
+        after = listed["small"]
+        assert (after["status"]["value"], after["source"], after["can_remove"]) == ("loaded", "preset", False)
+        assert chat(front, "u/tiny:Q8_0").status_code == 200  # the name that dedup-cache-models hides
+
+
+def test_a_presets_download_is_listed_told_cancelled_by_unload_and_goes_on(
+    start: Start, hub: StandInHub, tmp_path: Path
+) -> None:
+    hub.add("u/tiny", {"t-Q8_0.gguf": tiny_model("random").read_bytes()})
+    hub.fault = Fault(hold=threading.Event())
+    (tmp_path / "p.ini").write_text("[small]\nhf-repo = u/tiny\nc = 256\nload-on-startup = true\n")
+
+    with start() as front:
+        listed = until_listed(front, lambda listed: listed["small"]["status"].get("progress"))
+        state = listed["small"]["status"]
+        ((url, progress),) = state["progress"].items()
+        assert (state["value"], url.endswith("/t-Q8_0.gguf"), progress["total"] > 0) == ("downloading", True, True)
+        assert post(front, "/models/load", model="small").status_code == 400
+        assert post(front, "/models/unload", model="small").json() == {"success": True}
+        listed = until_listed(front, lambda listed: listed["small"]["status"]["value"] == "unloaded")
+        assert "failed" not in listed["small"]["status"]
+        hub.fault = Fault()
+        assert chat(front, "small").status_code == 200
+
+
+def test_why_a_presets_download_failed_is_in_the_answer_and_the_list(
+    start: Start, hub: StandInHub, tmp_path: Path
+) -> None:
+    (tmp_path / "p.ini").write_text("[gone]\nhf-repo = u/missing\n[off]\nhf-repo = u/r:Q4_0\noffline = 1\n")
+
+    with start() as front:
+        gone, off = chat(front, "gone"), chat(front, "off")
+        assert (gone.status_code, off.status_code) == (500, 500)
+        assert "there is no repository u/missing on the hub, or it is private: then set HF_TOKEN" in gone.text
+        assert "u/r:Q4_0 is not in the cache, and this is offline" in off.text
+        hub.fault = Fault(status=429, retry_after="7")
+        (tmp_path / "p.ini").write_text("[busy]\nhf-repo = u/r:Q4_0\n")
+        models(front, reload=True)
+        busy = chat(front, "busy")
+        assert (busy.status_code, busy.headers["retry-after"]) == (503, "7")
+        assert models(front)["busy"]["status"]["failed"] is True
 
 
 def test_a_key_for_reading_alone_reloads_nothing(start: Start, cache: Path) -> None:
