@@ -9,6 +9,7 @@ from typing import Any, Final
 import click
 import msgspec
 
+from llamaherd.http.docker_options import DOCKER_OPTION
 from llamaherd.http.media_options import PROJECTOR_OPTIONS
 from llamaherd.http.options import alias_option, model_option, models_dir_option
 from llamaherd.http.presets import PresetOptions, explicit_settings
@@ -16,6 +17,7 @@ from llamaherd.http.wanted import Pull
 from llamaherd.pool import (
     DEMO,
     BadRequest,
+    Caches,
     Catalog,
     EngineOptions,
     ModelNotFound,
@@ -23,10 +25,8 @@ from llamaherd.pool import (
     Origin,
     Sources,
     build_catalog,
-    cache_folder,
-    find_cached,
     gather,
-    model_name,
+    parse_docker_name,
     parse_hub_name,
 )
 
@@ -48,13 +48,13 @@ _OPTIONS: Final[Sequence[Callable[[_Command], _Command]]] = (
         "--models-cache/--no-models-cache",
         default=True,
         show_default=True,
-        help="Whether the models of the Hugging Face cache are offered, where no --model is given.",
+        help="Whether the models that were downloaded are offered, where no --model is given.",
     ),
     click.option(
         "--watch/--no-watch",
         default=False,
         show_default=True,
-        help="Take up changes of the models folder, the preset file and the cache without being asked to.",
+        help="Take up changes of the models folder, the preset file and the caches without being asked to.",
     ),
     click.option(
         "-hf",
@@ -76,6 +76,7 @@ _OPTIONS: Final[Sequence[Callable[[_Command], _Command]]] = (
         envvar="LLAMA_ARG_HF_FILE",
         help="The file of --hf-repo, instead of a quant.",
     ),
+    DOCKER_OPTION,
     click.option(
         "-mu",
         "--model-url",
@@ -121,6 +122,7 @@ class CatalogSettings:
     hf_repo: str
     hf_file: str
     hf_token: str
+    docker_repo: str
     model_url: str
     offline: bool
     alias: str
@@ -142,24 +144,34 @@ class CatalogSettings:
         """
         origin = self._address()
         models = [str(origin.target if (found := origin.find()) is None else found.path)] if origin else self.models
-        if self.mmproj is not None and len(models) != 1 and not self.hf_repo:
+        repository = self._repository()
+        if self.mmproj is not None and len(models) != 1 and repository is None:
             raise BadRequest(f"a projector belongs to one model, and {len(models)} model files are given")
         aliases = [name.strip() for name in self.alias.split(",") if name.strip()]
-        cache = cache_folder() if self.models_cache and not (models or self.hf_repo) else None
+        caches = Caches.of_environment() if self.models_cache and not (models or repository) else Caches()
         given: tuple[ModelSpec, ...] = ()
-        if self.hf_repo:
-            given = (self._hub_model(options, aliases),)
+        if repository is not None:
+            given = (self._repository_model(repository, options, aliases),)
         elif models or (aliases and self.single):
             given = build_catalog(models, options=options, aliases=aliases).models
             if self.mmproj is not None:
                 given = tuple(msgspec.structs.replace(spec, mmproj=self.mmproj.absolute()) for spec in given)
         elif self.single:
             given = build_catalog([DEMO], options=options).models
-        return Sources(given=finish(given), models_dir=self.models_dir, cache=cache, presets=self.models_preset)
+        return Sources(
+            given=finish(given),
+            models_dir=self.models_dir,
+            cache=caches.hub,
+            docker=caches.docker,
+            presets=self.models_preset,
+        )
 
     def _address(self) -> Origin | None:
-        if self.hf_repo and (self.models or self.model_url):
-            raise BadRequest("--hf-repo cannot be given together with --model or --model-url")
+        if self.hf_repo and self.docker_repo:
+            raise BadRequest("--hf-repo and --docker-repo cannot be given together")
+        if (self.hf_repo or self.docker_repo) and (self.models or self.model_url):
+            flag = "--hf-repo" if self.hf_repo else "--docker-repo"
+            raise BadRequest(f"{flag} cannot be given together with --model or --model-url")
         if not self.model_url:
             return None
         if len(self.models) > 1:
@@ -169,25 +181,33 @@ class CatalogSettings:
         origin.check()
         return origin
 
-    def _hub_model(self, options: EngineOptions, aliases: Sequence[str]) -> ModelSpec:
-        name = parse_hub_name(self.hf_repo)
-        found = find_cached(cache_folder(), name, self.hf_file)
-        beside = found.mmproj if found is not None and self.mmproj_auto else None
-        names = list(aliases) or [model_name(hf_repo=str(name))]
-        return ModelSpec(
+    def _repository(self) -> Origin | None:
+        if not (self.hf_repo or self.docker_repo):
+            return None
+        name = parse_hub_name(self.hf_repo) if self.hf_repo else parse_docker_name(self.docker_repo)
+        origin = Origin(repo=str(name), file=self.hf_file, mmproj=self.mmproj is None and self.mmproj_auto)
+        origin.check()
+        return origin
+
+    def _repository_model(self, origin: Origin, options: EngineOptions, aliases: Sequence[str]) -> ModelSpec:
+        found = origin.find()
+        # llama-server calls a model of Docker as the command line does.
+        names = list(aliases) or [origin.repo, *([self.docker_repo] if self.docker_repo else [])]
+        spec = ModelSpec(
             name=names[0],
-            aliases=tuple(dict.fromkeys(names[1:])),
+            aliases=tuple(name for name in dict.fromkeys(names[1:]) if name != names[0]),
             path=None if found is None else found.path,
-            mmproj=beside if self.mmproj is None else self.mmproj.absolute(),
+            mmproj=self.mmproj.absolute() if self.mmproj is not None else None if found is None else found.mmproj,
             options=options,
-            repo=str(name),
+            repo=origin.repo,
         )
+        return spec if found is None else spec.with_template(found.template)
 
     def missing(self) -> Pull | None:
         """Return what has to be downloaded before the models can be served, None if nothing has.
 
         Raises:
-            BadRequest: ``--hf-repo`` is no name, or ``--model-url`` no address.
+            BadRequest: ``--hf-repo`` or ``--docker-repo`` is no name, or ``--model-url`` no address.
             ModelNotFound: it is not there, and this is offline.
         """
         address = self._address()
@@ -195,14 +215,12 @@ class CatalogSettings:
             if self.offline:
                 raise ModelNotFound(f"{address.target} is not there, and this is offline")
             return Pull(url=address.url, path=address.path)
-        if not self.hf_repo:
-            return None
-        name = parse_hub_name(self.hf_repo)
-        if find_cached(cache_folder(), name, self.hf_file) is not None:
+        origin = self._repository()
+        if origin is None or origin.find() is not None:
             return None
         if self.offline:
-            raise ModelNotFound(f"{name} is not in the cache, and this is offline")
-        return Pull(model=str(name), file=self.hf_file, cache=cache_folder(), token=self.hf_token)
+            raise ModelNotFound(f"{origin.repo} is not in the cache, and this is offline")
+        return Pull(model=origin.repo, file=origin.file, token=self.hf_token)
 
     def read(self, sources: Sources) -> Catalog:
         """Return the models of the sources; what was odd about presets is among the problems. Raises as

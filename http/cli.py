@@ -80,12 +80,12 @@ def serve(
 ) -> None:
     """Serve models over HTTP, each loaded when it is first asked for, and a single one at once.
 
-    Without --model, --models-dir and --models-preset this offers the demo model, beside those of the
-    Hugging Face cache. A single model also answers requests that name none.
+    Without --model, --models-dir and --models-preset this offers the demo model, beside those that were
+    downloaded. A single model also answers requests that name none.
     """
     from llamaherd.http import server, signals
     from llamaherd.http.library import Library
-    from llamaherd.pool import Pool, cache_folder
+    from llamaherd.pool import Caches, Pool
 
     missing = wanted.missing()
     if missing is not None:
@@ -103,7 +103,7 @@ def serve(
     settings.warn()
 
     async def listen(guard: signals.SignalGuard) -> None:
-        library = Library(sources, wanted.read, cache_folder(), watch=wanted.watch)
+        library = Library(sources, wanted.read, Caches.of_environment(), watch=wanted.watch)
         library.take(catalog)
         herd = Pool(specs, transport=transport, stop_timeout=stop_timeout, **pool.to_pool())
 

@@ -7,12 +7,13 @@ old catalogue or the new one. One reading at a time.
 import asyncio
 import logging
 from collections.abc import Callable
-from pathlib import Path
 from typing import Final
 
 from llamaherd.pool import (
     BadRequest,
+    Caches,
     Catalog,
+    DockerName,
     HubName,
     ModelNotFound,
     ModelSpec,
@@ -22,9 +23,7 @@ from llamaherd.pool import (
     Sources,
     State,
     fingerprint,
-    parse_hub_name,
-    remove_cached,
-    scan_cache,
+    parse_name,
 )
 
 __all__ = ["Library"]
@@ -41,7 +40,7 @@ class Library:
     Args:
         sources: Where to look.
         read: Reads them; :func:`~llamaherd.pool.gather` with whoever understands settings.
-        cache: Where downloads go, and what may be deleted.
+        caches: Where downloads go, and what may be deleted.
         watch: Whether changes of the sources are taken up by themselves, and how often they are looked for.
 
     Attributes:
@@ -52,7 +51,7 @@ class Library:
         self,
         sources: Sources,
         read: Callable[[Sources], Catalog],
-        cache: Path,
+        caches: Caches,
         *,
         watch: bool = False,
         watch_seconds: float = WATCH_SECONDS,
@@ -62,7 +61,7 @@ class Library:
         self._lock = asyncio.Lock()
         self._watched = watch
         self._seconds = watch_seconds
-        self.cache = cache
+        self.caches = caches
         self.specs: dict[str, ModelSpec] = {}
 
     def take(self, catalog: Catalog) -> None:
@@ -93,12 +92,12 @@ class Library:
         status = pool.status(model)
         if status.source != "cache":
             raise BadRequest(f"model {status.name!r} cannot be removed: it is not from the cache", code="not_removable")
-        name = parse_hub_name(status.name)
+        name = parse_name(status.name)
         if status.state is not State.UNLOADED and status.state is not State.DOWNLOADED:
             await pool.unload(status.name)
         async with self._lock:
             try:
-                await asyncio.to_thread(_delete, self.cache, name)
+                await asyncio.to_thread(_delete, self.caches, name)
             except OSError as error:
                 raise BadRequest(f"model {status.name!r} cannot be removed: {error}", code="not_removable") from None
         await self.reload(pool)
@@ -117,6 +116,8 @@ class Library:
 
     async def _watch(self, pool: Pool) -> None:
         seen = await asyncio.to_thread(fingerprint, self._sources)
+        # What has changed since the catalogue was read at the start.
+        await self._try_reload(pool)
         while True:
             await asyncio.sleep(self._seconds)
             now = await asyncio.to_thread(fingerprint, self._sources)
@@ -131,10 +132,10 @@ class Library:
             logger.warning("the catalogue stays as it is: %s", error)
 
 
-def _delete(cache: Path, name: HubName) -> None:
+def _delete(caches: Caches, name: HubName | DockerName) -> None:
     try:
-        remove_cached(cache, name)
+        caches.remove(name)
     except ModelNotFound:
         # A download that was cancelled: what it left goes too, unless other models live beside it.
-        if not any(model.repo == name.repo for model in scan_cache(cache)):
-            remove_cached(cache, HubName(name.repo))
+        if isinstance(name, HubName) and not any(model.repo == name.repo for model in caches.scan()):
+            caches.remove(HubName(name.repo))

@@ -19,18 +19,15 @@ from llamaherd.http.terminal import printable, restore
 from llamaherd.http.wanted import Pull
 from llamaherd.pool import (
     CachedModel,
+    Caches,
     ModelNotFound,
     Origin,
     PoolError,
-    cache_folder,
     file_of_url,
-    find_cached,
     find_model,
     model_parts,
-    parse_hub_name,
+    parse_name,
     read_facts,
-    remove_cached,
-    scan_cache,
 )
 
 if TYPE_CHECKING:
@@ -93,7 +90,7 @@ def _echo_json(content: object) -> None:
 
 def _cached_names(_context: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
     """Complete the name of a cached model."""
-    return [model.name for model in scan_cache(cache_folder()) if model.name.startswith(incomplete)]
+    return [model.name for model in Caches.of_environment().scan() if model.name.startswith(incomplete)]
 
 
 def _served_names(context: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
@@ -126,15 +123,16 @@ _served_argument = click.argument("model", shell_complete=_served_names)
 @_json_option
 @_server_options
 def pull(model: str, file: str, offline: bool, as_json: bool, server: ServerAddress) -> None:
-    """Download a model from the Hugging Face hub, or a GGUF file by its address.
+    """Download a model from the Hugging Face hub or from a Docker or OCI registry, or a GGUF file by its address.
 
-    MODEL is <user>/<repo>[:<quant>], or an address that begins with http:// or https://. Interrupted by ^C it keeps
-    what it has, and a repeat goes on from there. HF_TOKEN opens private and gated repositories.
+    MODEL is <user>/<repo>[:<quant>], <registry>/<repo>[:<tag>] such as docker.io/ai/smollm2:135M-Q4_0, or an address
+    that begins with http:// or https://. Interrupted by ^C it keeps what it has, and a repeat goes on from there.
+    HF_TOKEN opens private and gated repositories of the hub.
     """
     if model.startswith(("http://", "https://")):
         _pull_address(model, file, offline, as_json, server)
         return
-    name = parse_hub_name(model)
+    name = parse_name(model)
     if server.url:
         if file or offline:
             raise click.UsageError("--hf-file and --offline are not for a server.")
@@ -147,10 +145,10 @@ def pull(model: str, file: str, offline: bool, as_json: bool, server: ServerAddr
         from llamaherd.http import signals
         from llamaherd.http.pull import pull_here
 
-        cache = cache_folder()
-        wanted = Pull(model=str(name), file=file, cache=cache, offline=offline)
+        caches = Caches.of_environment()
+        wanted = Pull(model=str(name), file=file, cache=caches.folder(name), offline=offline)
         signals.run(lambda guard: pull_here(wanted, guard), on_abort=restore)
-        found = find_cached(cache, name, file)
+        found = caches.find(name, file)
         result = {"model": str(name), "path": "" if found is None else str(found.path)}
     _say_pulled(result, as_json)
 
@@ -179,11 +177,11 @@ def _say_pulled(result: dict[str, Any], as_json: bool) -> None:
 @_json_option
 @_server_options
 def list_cached(as_json: bool, server: ServerAddress) -> None:
-    """List the models of the cache, or those of a server."""
+    """List the models of the caches, or those of a server."""
     if server.url:
         _list_served(server, as_json)
         return
-    rows = [_cached_row(model) for model in scan_cache(cache_folder())]
+    rows = [_cached_row(model) for model in Caches.of_environment().scan()]
     if as_json:
         _echo_json({"models": rows})
     else:
@@ -247,11 +245,10 @@ def _facts_of(model: str) -> dict[str, Any]:
 
 
 def _find(model: str) -> CachedModel | None:
-    cache = cache_folder()
     if Path(model).exists():
         return None
     try:
-        return find_cached(cache, parse_hub_name(model))
+        return Caches.of_environment().find(parse_name(model))
     except ValueError:
         return None
 
@@ -261,13 +258,13 @@ def _find(model: str) -> CachedModel | None:
 @_json_option
 @_server_options
 def rm(model: str, as_json: bool, server: ServerAddress) -> None:
-    """Delete a model from the cache: its quant, or the whole repository if none is named."""
+    """Delete a model from the cache: its quant, or the whole repository if none is named; a registry's by its tag."""
     result: dict[str, Any] = {"model": model}
     if server.url:
         with server.open() as there:
             there.ask("DELETE", "/models", model=model)
     else:
-        result["freed"] = remove_cached(cache_folder(), parse_hub_name(model))
+        result["freed"] = Caches.of_environment().remove(parse_name(model))
     if as_json:
         _echo_json(result)
     else:

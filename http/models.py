@@ -13,7 +13,7 @@ from llamaherd.http.front import Front, json_response
 from llamaherd.http.problems import DISABLED, INVALID_REQUEST, NOT_FOUND, Problem, problem_of, without_folders
 from llamaherd.http.schema import ModelBody, parse
 from llamaherd.http.sse import EventStream, FrameSource, frame
-from llamaherd.pool import BadRequest, ModelNotFound, ModelStatus, State, Subscription
+from llamaherd.pool import BadRequest, ModelNotFound, ModelStatus, State, Subscription, parse_name
 
 __all__ = [
     "download_model",
@@ -55,7 +55,7 @@ async def download_model(front: Front, request: Request) -> Response:
         raise Problem(INVALID_REQUEST, "model must be a non-empty string", param="model")
     if front.library is None:
         raise Problem(DISABLED, "this server has no cache to download to")
-    await front.pool.start_download(model, cache=front.library.cache)
+    await front.pool.start_download(model, cache=front.library.caches.folder(parse_name(model)))
     return json_response({"success": True})
 
 

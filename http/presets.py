@@ -13,11 +13,22 @@ from typing import Any, Final, NamedTuple, cast
 import click
 import msgspec
 
+from llamaherd.http.docker_options import DOCKER_OPTION
 from llamaherd.http.media_options import PROJECTOR_OPTIONS
 from llamaherd.http.options import Whole, engine_options
 from llamaherd.http.placement_options import CoreLists, GpuLists, placements_of
 from llamaherd.http.sampling_options import SAMPLING_OPTIONS, is_sampling, sampling_defaults
-from llamaherd.pool import BadRequest, Draft, EngineOptions, ModelSpec, Origin, Setting, check_defaults, find_key
+from llamaherd.pool import (
+    BadRequest,
+    Draft,
+    EngineOptions,
+    ModelSpec,
+    Origin,
+    Setting,
+    check_defaults,
+    find_key,
+    parse_docker_name,
+)
 
 __all__ = ["PresetOptions", "explicit_settings"]
 
@@ -45,6 +56,7 @@ _MODEL: Final[Sequence[Callable[[Any], Any]]] = (
     click.option("-m", "--model", type=click.Path(path_type=Path), envvar="LLAMA_ARG_MODEL"),
     click.option("-hf", "-hfr", "--hf-repo", default="", envvar="LLAMA_ARG_HF_REPO"),
     click.option("-hff", "--hf-file", default="", envvar="LLAMA_ARG_HF_FILE"),
+    DOCKER_OPTION,
     click.option("-mu", "--model-url", default="", envvar="LLAMA_ARG_MODEL_URL"),
     click.option("-hft", "--hf-token", default=""),
     click.option("--offline", type=_Truth(), default=False, envvar="LLAMA_ARG_OFFLINE"),
@@ -74,6 +86,7 @@ _OWN: Final[Mapping[str, Any]] = {
     "model": None,
     "hf_repo": "",
     "hf_file": "",
+    "docker_repo": "",
     "model_url": "",
     "alias": "",
     "mmproj": None,
@@ -336,11 +349,15 @@ def _draft(name: str, values: Mapping[str, Any], options: EngineOptions) -> Draf
 
 
 def _origin(values: Mapping[str, Any]) -> Origin | None:
-    """Return where the files come from. Of a repository and an address the repository counts, as in llama-server."""
+    """Return where the files come from. Of a repository of the hub, one of a registry and an address the first counts,
+    as in llama-server.
+    """
     repo, url = values["hf_repo"], values["model_url"]
     offline, token = values["offline"], values["hf_token"]
     if repo:
         return Origin(repo=repo, file=values["hf_file"], offline=offline, token=token)
+    if values["docker_repo"]:
+        return Origin(repo=str(parse_docker_name(values["docker_repo"])), offline=offline)
     return Origin(url=url, offline=offline) if url else None
 
 

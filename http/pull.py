@@ -4,7 +4,7 @@ import asyncio
 import sys
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from rich.console import Console
 from rich.progress import (
@@ -24,6 +24,10 @@ from llamaherd.http.wanted import Pull
 from llamaherd.pool import Pool, Subscription
 
 __all__ = ["pull_here", "pull_there"]
+
+#: Of a file that has a digest for a name: what is shown of it.
+_DIGEST: Final = "sha256:"
+_DIGITS: Final = 12
 
 
 async def pull_here(pull: Pull, guard: SignalGuard) -> None:
@@ -107,7 +111,12 @@ class Bars:
         """Show how far the files are: ``{url: {"done", "total"}}``."""
         for url, file in files.items():
             if url not in self._tasks:
-                name = one_line(url.rpartition("/")[2])
+                name = one_line(_label(url))
                 self._tasks[url] = self._progress.add_task(name, total=file["total"], completed=file["done"])
             else:
                 self._progress.update(self._tasks[url], completed=file["done"])
+
+
+def _label(url: str) -> str:
+    name = url.rpartition("/")[2]
+    return name[: len(_DIGEST) + _DIGITS] if name.startswith(_DIGEST) else name

@@ -11,9 +11,9 @@ class Pull(msgspec.Struct, frozen=True, kw_only=True):
     """What to download.
 
     Attributes:
-        model: ``<user>/<repo>[:<quant>]``.
+        model: ``<user>/<repo>[:<quant>]``, or ``<registry>/<repo>[:<tag>]``.
         file: A file of the repository, instead of a quant.
-        cache: The cache's folder.
+        cache: The cache's folder; None for the environment's.
         offline: Look into the cache and nowhere else.
         token: For private and gated repositories; empty is the environment's.
         url: The address of a file, instead of a model.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from llamaherd.pool.adapters import AdapterStatus
     from llamaherd.pool.admission import read_duration
+    from llamaherd.pool.caches import Caches
     from llamaherd.pool.catalog import DEMO, Catalog, build_catalog, find_model, model_parts
     from llamaherd.pool.chat_params import ChatMessage, TemplateParams
     from llamaherd.pool.config import DEFAULT_STOP_TIMEOUT, Adapter, BrokenModel, EngineOptions, ModelSpec, Placement
@@ -70,6 +71,7 @@ __all__ = [
     "BadRequest",
     "BrokenModel",
     "CachedModel",
+    "Caches",
     "CallDelta",
     "Catalog",
     "ChatMessage",
@@ -166,6 +168,7 @@ _HOME: Final = {
     "BadRequest": "llamaherd.pool.errors",
     "BrokenModel": "llamaherd.pool.config",
     "CachedModel": "llamaherd.pool.hub",
+    "Caches": "llamaherd.pool.caches",
     "CallDelta": "llamaherd.transport.messages",
     "Catalog": "llamaherd.pool.catalog",
     "ChatMessage": "llamaherd.pool.chat_params",

@@ -130,7 +130,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
             :class:`~llamaherd.pool.params.GenerateParams`. A grammar or schema among them counts for requests without a
             grammar, a schema, a ``response_format`` and tools.
         source: Where it comes from: ``preset`` (a preset file, the command line or code), ``models_dir`` or ``cache``.
-        repo: Its name on the Hugging Face hub, ``user/repo[:quant]``.
+        repo: Its name on the Hugging Face hub, ``user/repo[:quant]``, or in a registry, ``registry/repo:tag``.
         origin: What is downloaded before it is loaded, while it has no path; ``repo`` by default.
         mmproj: The multimodal projector that goes with it.
         script: The fake engine's script, see :mod:`llamaherd.pool.child.fake_engine`.
@@ -229,6 +229,12 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
         if self.path is not None:
             return None
         return self.origin or (Origin(repo=self.repo) if self.repo and self.engine == "llama" else None)
+
+    def with_template(self, template: str) -> "ModelSpec":
+        """Return it with the chat template that came with its file, unless it names another."""
+        if self.options.chat_template or not template:
+            return self
+        return msgspec.structs.replace(self, options=msgspec.structs.replace(self.options, chat_template=template))
 
     def placement(self, replica: int) -> Placement:
         """Return where a replica runs."""

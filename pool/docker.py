@@ -21,13 +21,23 @@ from llamaherd.pool.errors import BadRequest, ModelBusy, ModelNotFound
 from llamaherd.pool.hub import CachedModel, url_folder
 from llamaherd.pool.names import DOCKER_HUB, DockerName, is_loopback, parse_docker_name
 
-__all__ = ["docker_cache", "find_docker", "registry_address", "remove_docker", "scan_docker"]
+__all__ = [
+    "docker_cache",
+    "docker_paths",
+    "find_docker",
+    "read_template",
+    "registry_address",
+    "remove_docker",
+    "scan_docker",
+]
 
 #: What llama.cpp calls its files of ``ai/``, with a model's name that holds no ``_``.
 _FLAT: Final = re.compile(r"ai_(?P<model>[a-z0-9.-]+)_(?P<tag>\w[\w.-]*)\.gguf", re.ASCII)
 _BLOB: Final = re.compile(r"[0-9a-f]{64}(?:\.incomplete)?")
 #: Where Docker's own registry is.
 _DOCKER_HUB_HOST: Final = "registry-1.docker.io"
+#: Largest template that is read, in bytes; as large as what is downloaded.
+_MAX_TEMPLATE: Final = 1024 * 1024
 #: Seconds that a deletion waits for a download to write down what it has.
 _LOCK_SECONDS: Final = 10.0
 
@@ -65,10 +75,28 @@ def scan_docker(cache: Path) -> list[CachedModel]:
     return [found[name] for name in sorted(found)]
 
 
+def docker_paths(cache: Path) -> Iterator[Path]:
+    """Yield what changes when the list does: folders of refs and snapshots, and llama.cpp's own files."""
+    for folder in docker_folders(cache):
+        yield from (folder.refs, folder.snapshots)
+    yield from cache.glob("ai_*.gguf")
+
+
 def find_docker(cache: Path, name: DockerName) -> CachedModel | None:
     """Return the model that a name means, None if it is not there in whole."""
     files = _folder(cache, name).find(name.reference)
     return None if files is None else _model(name, files)
+
+
+def read_template(path: Path | None) -> str:
+    """Return a chat template that came with a model; empty if there is none, or none that can be read."""
+    if path is None:
+        return ""
+    try:
+        with path.open("rb") as file:
+            return file.read(_MAX_TEMPLATE).decode()
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def remove_docker(cache: Path, name: DockerName) -> int:

@@ -108,8 +108,11 @@ class DockerFolder:
 
     def digest(self, reference: str) -> str | None:
         """Return the digest of the manifest that a tag or a digest means, None if there is none."""
+        path = self.ref(reference)
         try:
-            with self.ref(reference).open("rb") as file:
+            if not path.is_file():
+                return None  # a pipe would keep its reader waiting
+            with path.open("rb") as file:
                 digest = file.read(65).decode("ascii", "replace").strip()
         except OSError:
             return None

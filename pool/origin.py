@@ -6,9 +6,10 @@ from urllib.parse import unquote, urlsplit
 
 import msgspec
 
+from llamaherd.pool.docker import docker_cache, find_docker, read_template, registry_address
 from llamaherd.pool.errors import BadRequest
 from llamaherd.pool.hub import Seen, cache_folder, find_cached, url_folder
-from llamaherd.pool.names import parse_hub_name
+from llamaherd.pool.names import DockerName, parse_name
 from llamaherd.pool.quants import split_of, split_urls
 from llamaherd.transport.messages import Download
 
@@ -27,22 +28,24 @@ class Found(msgspec.Struct, frozen=True):
     Attributes:
         path: Its file, or its first part.
         mmproj: The projector that goes with it, None if there is none.
+        template: The chat template that came with it, Jinja source; empty if the file's counts.
     """
 
     path: Path
     mmproj: Path | None = None
+    template: str = ""
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True):
-    """A repository of the Hugging Face hub, or the address of one file.
+    """A repository of the Hugging Face hub or of a registry, or the address of one file.
 
     Attributes:
-        repo: ``user/repo[:quant]``.
+        repo: ``user/repo[:quant]``, or ``registry/repo[:tag|@digest]``.
         file: A file of the repository, instead of a quant.
         url: An ``http`` or ``https`` address of a GGUF file; of a split model that of its first part, beside which the
             others lie.
         path: Where the file of an address goes; None is llama.cpp's cache. The parts of a split one go into its folder.
-        cache: The Hugging Face cache; None is the one that the environment names.
+        cache: The Hugging Face cache, or llama.cpp's for a registry; None is the one that the environment names.
         mmproj: Whether a projector that goes with the model is wanted too; of a repository alone.
         offline: Download nothing: what is not there is an error.
         token: For private and gated repositories; empty is the environment's (``HF_TOKEN``). It goes nowhere else.
@@ -70,8 +73,8 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
             split = split_of(urlsplit(self.url).path)
             if split is not None and split.count > _MAX_PARTS:
                 raise BadRequest(f"a model of {split.count} parts is none", code="bad_url")
-        else:
-            parse_hub_name(self.repo)
+        elif isinstance(parse_name(self.repo), DockerName) and self.file:
+            raise BadRequest("a registry's model has no files to choose from: file is for the Hugging Face hub")
 
     @property
     def target(self) -> Path:
@@ -88,20 +91,43 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
             parts = [self.target.with_name(file_of_url(part)) for part in split_urls(self.url)]
             parts[0] = self.target if len(parts) == 1 else parts[0]
             return Found(parts[0]) if all(part.is_file() for part in parts) else None
-        found = find_cached(self.cache or cache_folder(), parse_hub_name(self.repo), self.file, seen)
-        return None if found is None else Found(found.path, found.mmproj if self.mmproj else None)
+        name = parse_name(self.repo)
+        if isinstance(name, DockerName):
+            found = find_docker(self.cache or docker_cache(), name)
+        else:
+            found = find_cached(self.cache or cache_folder(), name, self.file, seen)
+        if found is None:
+            return None
+        return Found(found.path, found.mmproj if self.mmproj else None, read_template(found.template))
 
-    def to_download(self, model: str) -> Download:
-        """Return the command that has a worker download it. Raises as :meth:`check`."""
+    def to_download(self, model: str, endpoint: str = "") -> Download:
+        """Return the command that has a worker download it. Raises as :meth:`check`.
+
+        Args:
+            endpoint: The hub's or registry's address, if it is another than usual.
+        """
+        self.check()
         if self.url:
             return Download(model=model, repo="", cache="", url=self.url, target=str(self.target), offline=self.offline)
-        name = parse_hub_name(self.repo)
+        name = parse_name(self.repo)
+        if isinstance(name, DockerName):
+            return Download(
+                model=model,
+                registry=name.registry,
+                repo=name.repo,
+                tag=name.reference,
+                cache=str(self.cache or docker_cache()),
+                endpoint=registry_address(name, endpoint),
+                offline=self.offline,
+                mmproj=self.mmproj,
+            )
         return Download(
             model=model,
             repo=name.repo,
             tag=name.tag,
             file=self.file,
             cache=str(self.cache or cache_folder()),
+            endpoint=endpoint,
             offline=self.offline,
             mmproj=self.mmproj,
         )

@@ -16,7 +16,6 @@ from llamaherd.pool.admission import check_keep_alive, check_priority, check_que
 from llamaherd.pool.chat_params import ChatMessage, TemplateParams
 from llamaherd.pool.config import DEFAULT_DRAIN_TIMEOUT, DEFAULT_STOP_TIMEOUT, BrokenModel, ModelSpec
 from llamaherd.pool.counts import PoolCounts
-from llamaherd.pool.docker import docker_cache, registry_address
 from llamaherd.pool.downloads import Job
 from llamaherd.pool.embeddings import (
     Embedding,
@@ -36,12 +35,11 @@ from llamaherd.pool.explain import explain_broken
 from llamaherd.pool.generation import Generation
 from llamaherd.pool.gpus import FixedGpus, Gpus, find_gpus
 from llamaherd.pool.herd import Herd
-from llamaherd.pool.hub import cache_folder
 from llamaherd.pool.launch import Launcher, LocalLauncher
 from llamaherd.pool.lifecycle import RUNNING, State
 from llamaherd.pool.machine import usable_cores
 from llamaherd.pool.memory import Budget, automatic_budget
-from llamaherd.pool.names import DockerName, parse_name
+from llamaherd.pool.names import parse_name
 from llamaherd.pool.origin import Origin, file_of_url
 from llamaherd.pool.params import (
     ChatParams,
@@ -63,7 +61,6 @@ from llamaherd.pool.schedule import Limits
 from llamaherd.pool.status import ModelStatus
 from llamaherd.transport import make_transport
 from llamaherd.transport.messages import (
-    Download,
     Embed,
     Generate,
     PoolMessage,
@@ -829,28 +826,8 @@ class Pool:
             raise BadRequest(f"model {_quoted(model)} already exists", code="model_exists")
         if entry is not None and entry.fetching is not None:
             raise ModelBusy(f"{name} is being downloaded already", code="download_running")
-        if isinstance(name, DockerName):
-            if file:
-                raise BadRequest("a registry's model has no files to choose from: file is for the Hugging Face hub")
-            command = Download(
-                model=str(name),
-                registry=name.registry,
-                repo=name.repo,
-                tag=name.reference,
-                cache=str(cache or docker_cache()),
-                endpoint=registry_address(name, endpoint),
-                offline=offline,
-            )
-        else:
-            command = Download(
-                model=str(name),
-                repo=name.repo,
-                tag=name.tag,
-                file=file,
-                cache=str(cache or cache_folder()),
-                endpoint=endpoint,
-                offline=offline,
-            )
+        origin = Origin(repo=str(name), file=file, cache=cache, offline=offline)
+        command = origin.to_download(str(name), endpoint)
         return self._herd.downloads.start(str(name), command, token)
 
     def start_sleep(self, model: str) -> None:

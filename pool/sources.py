@@ -1,6 +1,6 @@
 """The catalogue: the models of all sources, under the reference's rules of precedence.
 
-1. The cache, the models folder and the preset file are read, in this order; a model of a later source replaces one of
+1. The caches, the models folder and the preset file are read, in this order; a model of a later source replaces one of
    an earlier that has the same name. A section of a preset file that is called like a model of another source sets
    that model up; any other section is a model itself, and names its file or its repository.
 2. Settings: the command line's win over the section's, and those over ``[*]``.
@@ -13,17 +13,25 @@ be made costs itself and one line in :attr:`~llamaherd.pool.catalog.Catalog.prob
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
+from llamaherd.pool.caches import Caches
 from llamaherd.pool.catalog import Catalog, is_name, scan_folder
 from llamaherd.pool.config import BrokenModel, EngineOptions, ModelSpec
+from llamaherd.pool.docker import docker_paths, read_template
 from llamaherd.pool.errors import BadRequest, PoolError
-from llamaherd.pool.hub import CachedModel, Seen, scan_cache
+from llamaherd.pool.hub import CachedModel, Seen
+from llamaherd.pool.names import parse_name
 from llamaherd.pool.origin import Found, Origin
 from llamaherd.pool.presets import Preset, PresetFile, Setting, read_presets
 
 __all__ = ["Configure", "Draft", "Sources", "fingerprint", "gather", "plain"]
+
+
+#: Of models that came without a template.
+_PLAIN: Final = EngineOptions()
 
 
 class Draft(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,12 +66,14 @@ class Sources(msgspec.Struct, frozen=True, kw_only=True):
         given: Models from the command line or from code. They come first, and settings of presets do not touch them.
         models_dir: A folder of models; None for none.
         cache: A Hugging Face cache; None for none.
+        docker: A cache of llama.cpp, of which the models of registries are taken; None for none.
         presets: A preset file; None for none.
     """
 
     given: tuple[ModelSpec, ...] = ()
     models_dir: Path | None = None
     cache: Path | None = None
+    docker: Path | None = None
     presets: Path | None = None
 
 
@@ -100,6 +110,9 @@ def fingerprint(sources: Sources) -> frozenset[tuple[str, int, int]]:
             if repo.name.startswith("models--"):
                 seen.update(_stamps(repo / "refs", depth=1))
                 seen.update(_stamps(repo / "snapshots", depth=3))
+    if sources.docker is not None:
+        for path in docker_paths(sources.docker):
+            seen.update(_stamps(path, depth=2))
     return frozenset(seen)
 
 
@@ -140,10 +153,17 @@ class _Gathering:
 
     def run(self) -> Catalog:
         found: dict[str, tuple[ModelSpec, CachedModel | None]] = {}
-        if self._sources.cache is not None:
-            for model in scan_cache(self._sources.cache, self._seen):
-                spec = ModelSpec(name=model.name, path=model.path, mmproj=model.mmproj, source="cache", repo=model.name)
-                found[model.name] = (spec, model)
+        for model in Caches(self._sources.cache, self._sources.docker).scan(self._seen):
+            options = EngineOptions(chat_template=template) if (template := read_template(model.template)) else _PLAIN
+            spec = ModelSpec(
+                name=model.name,
+                path=model.path,
+                mmproj=model.mmproj,
+                options=options,
+                source="cache",
+                repo=model.name,
+            )
+            found[model.name] = (spec, model)
         if self._sources.models_dir is not None:
             folder = scan_folder(self._sources.models_dir)
             self._problems.extend(folder.problems)
@@ -188,12 +208,14 @@ class _Gathering:
         if origin is not None:
             origin, files = self._located(origin, draft)
             path, mmproj = (files.path, mmproj or files.mmproj) if files is not None else (None, mmproj)
+            spec = spec if files is None else spec.with_template(files.template)
             repo = origin.repo
         elif path is None and found is not None:
             path, mmproj, repo = found.path, mmproj or found.mmproj, found.repo
+            spec = spec.with_template(found.options.chat_template)
         elif path is None:
             place = f"{preset.place}: " if preset is not None else ""
-            raise BadRequest(f"{place}it names no file and no repository: set model, hf-repo or model-url")
+            raise BadRequest(f"{place}it names no file and no repository: set model, hf-repo, docker-repo or model-url")
         source = "preset" if preset is not None or found is None else found.source
         if draft.no_mmproj:
             mmproj = draft.mmproj
@@ -206,7 +228,8 @@ class _Gathering:
             origin = msgspec.structs.replace(origin, path=draft.model)
         else:
             wanted = draft.mmproj is None and not draft.no_mmproj
-            origin = msgspec.structs.replace(origin, cache=self._sources.cache, mmproj=wanted)
+            folders = Caches(self._sources.cache, self._sources.docker)
+            origin = msgspec.structs.replace(origin, cache=folders.folder(parse_name(origin.repo)), mmproj=wanted)
         origin.check()
         return origin, origin.find(self._seen)
 

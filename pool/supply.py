@@ -50,6 +50,7 @@ class Supply:
                 return None
             if found is not None:
                 mmproj = spec.mmproj or found.mmproj
+                spec = spec.with_template(found.template)
                 self._adopt(entry, msgspec.structs.replace(spec, path=found.path, mmproj=mmproj))
                 return None
             if failure is None:

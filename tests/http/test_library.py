@@ -17,7 +17,7 @@ from llamaherd.http.grants import Grant
 from llamaherd.http.library import Library
 from llamaherd.http.presets import PresetOptions
 from llamaherd.http.security import ApiKeys, Security
-from llamaherd.pool import Catalog, ModelSpec, Sources, gather, scan_cache
+from llamaherd.pool import Caches, Catalog, ModelSpec, Sources, gather, scan_cache
 from stand_in_hub import Fault, StandInHub
 from tiny_gguf import tiny_model
 
@@ -60,7 +60,7 @@ def start(cache: Path, tmp_path: Path) -> Start:
     def start(*given: ModelSpec, watch: bool = False, **settings: Any) -> LiveFront:
         presets = tmp_path / "p.ini"
         sources = Sources(given=given, cache=cache, presets=presets if presets.exists() else None)
-        library = Library(sources, read, cache, watch=watch, watch_seconds=0.05)
+        library = Library(sources, read, Caches(cache, cache), watch=watch, watch_seconds=0.05)
         catalog = read(sources)
         library.take(catalog)
         return LiveFront(*catalog.models, library=library, **settings)

@@ -19,7 +19,7 @@ from live_front import LiveFront
 from llamaherd.http.cli import main
 from llamaherd.http.library import Library
 from llamaherd.http.presets import PresetOptions
-from llamaherd.pool import Catalog, ModelSpec, Sources, gather, scan_cache
+from llamaherd.pool import Caches, Catalog, ModelSpec, Sources, gather, scan_cache
 from stand_in_hub import Fault, StandInHub
 from tiny_gguf import write_scripted_llama
 
@@ -59,7 +59,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandInHub]:
 @pytest.fixture
 def front(cache: Path) -> Iterator[LiveFront]:
     """A server over the test's cache, with one model of the scripted engine."""
-    library = Library(Sources(given=(ModelSpec(name="m", engine="fake"),), cache=cache), read, cache)
+    library = Library(Sources(given=(ModelSpec(name="m", engine="fake"),), cache=cache), read, Caches(cache, cache))
     catalog = read(Sources(given=(ModelSpec(name="m", engine="fake"),), cache=cache))
     library.take(catalog)
     with LiveFront(*catalog.models, library=library) as front:

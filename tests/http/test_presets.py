@@ -309,7 +309,8 @@ def test_a_mistake_costs_its_model_alone(tmp_path: Path) -> None:
     assert [spec.name for spec in catalog.models] == ["b"]
     assert catalog.problems == (
         f"model 'a' cannot be used: {place}:3: c: 'x' is not a whole number.",
-        f"model 'c' cannot be used: {place}:6: it names no file and no repository: set model, hf-repo or model-url",
+        f"model 'c' cannot be used: {place}:6: it names no file and no repository: "
+        "set model, hf-repo, docker-repo or model-url",
         f"model 'd' cannot be used: {place}:10: 'nonsense' is no [section] and no key = value",
     )
 

@@ -1,5 +1,6 @@
 """Models of registries in the cache: where it is, what is listed of it, and what a deletion takes and leaves."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,7 @@ def test_what_is_not_whole_or_has_no_name_is_not_listed(tmp_path: Path) -> None:
     (folder.snapshots / ("c" * 64)).mkdir()
     for reference, digest in (("empty", ""), ("out", "../../.."), ("gone", "d" * 64), ("bare", "c" * 64)):
         folder.ref(reference).write_text(digest)
+    os.mkfifo(folder.ref("pipe"))
     (folder.ref("good").with_name(".good.123")).write_text(folder.ref("good").read_text())
     for strange in ("x", "docker.io+..+x", "UPPER+a", "+", "a+b+"):
         write_artifact(tmp_path, strange.replace("+", "/", 1), "t", MODEL)
