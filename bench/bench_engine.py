@@ -9,9 +9,10 @@ the same number of tokens on both sides. Rounds of all sides are interleaved; th
 counted. Figures are medians with the quartiles beside them, ratios are ratios of medians.
 
 * streams: generated tokens per second of wall time, 64-token prompts included, that many requests at once, 96 tokens
-  each; the demo model as shipped (Q4_1), and quantised anew to Q4_0, whose kernels gain more from batches. llama-server
-  gives each slot its share of the cells by default, a sixteenth of the context; with `-kvu` any request may use all of
-  them, as it may with us.
+  each; the demo model as shipped (Q4_1), and quantised anew to Q4_0, whose kernels gain more from batches. Either side
+  can lay out its cache in two ways: one for all, of which each request may use all (our default; `-kvu`), or divided, a
+  sixteenth for each slot (llama-server's default with an explicit `-np`; `-no-kvu`). Compared like with like, and the
+  defaults with each other.
 * prefix: 8 requests at once that share 1,000 tokens and have 24 of their own, 16 tokens each; the wall time when nobody
   has seen the prefix, and again with other endings when it is resident. `cache_prompt` is on, as by default.
 * arrival: four streams run, and a prompt of 1,000 tokens arrives: the longest wait of a running stream for a token, and
@@ -71,15 +72,17 @@ class Bench:
         cells: int,
         *,
         ours_only: bool = False,
-        unified: bool = False,
+        layouts: bool = False,
     ) -> list[Server]:
-        """Start the sides to compare, the reference with one cache for all slots too if asked; the stack stops them."""
+        """Start the sides to compare, in both layouts of the cache if asked; the stack stops them."""
         threads = str(len(os.sched_getaffinity(0)))
         flags = ["-m", str(model), "-np", str(slots), "-c", str(cells), "-t", threads]
         commands = {"llamaherd": our_command(*flags)}
+        if layouts:
+            commands["llamaherd -no-kvu"] = our_command(*flags, "--no-kv-unified")
         if self._llama_server and not ours_only:
             commands["llama-server"] = [self._llama_server, *flags]
-            if unified:
+            if layouts:
                 commands["llama-server -kvu"] = [self._llama_server, *flags, "--kv-unified"]
         servers = [stack.enter_context(running(command, name)) for name, command in commands.items()]
         for server in servers:
@@ -112,7 +115,7 @@ def measure_streams(bench: Bench) -> Samples:
     samples: Samples = {}
     for label, model in (("Q4_0", bench.quantised()), ("Q4_1", bench.model)):
         with ExitStack() as stack:
-            for server, counts in bench.rounds_of(bench.sides(stack, model, max(WIDTHS), 4096, unified=True)):
+            for server, counts in bench.rounds_of(bench.sides(stack, model, max(WIDTHS), 4096, layouts=True)):
                 for width in WIDTHS:
                     rate = tokens_per_second(server, width, 64, 96)
                     if counts:
@@ -215,9 +218,13 @@ def ratios(results: dict[str, dict[str, Any]]) -> list[tuple[str, float, str]]:
     for label in ("Q4_0", "Q4_1"):
         for width in WIDTHS:
             name = f"{label}, {width} streams"
-            compare("streams", f"{name}, llamaherd", f"{name}, llama-server", ">= 1.0", f"tokens per second, {name}")
-            other = f"{name}, llama-server -kvu"
-            compare("streams", f"{name}, llamaherd", other, "", f"tokens per second, {name}, against -kvu")
+            for what, ours, other in (
+                ("divided", "llamaherd -no-kvu", "llama-server"),
+                ("unified", "llamaherd", "llama-server -kvu"),
+                ("defaults", "llamaherd", "llama-server"),
+            ):
+                text = f"tokens per second, {name}, {what}"
+                compare("streams", f"{name}, {ours}", f"{name}, {other}", ">= 1.0", text)
     compare("prefix", "prefix new, llamaherd", "prefix new, llama-server", "<= 0.2")
     compare("prefix", "prefix resident, llamaherd", "prefix new, llama-server", "<= 0.08")
     compare("prefix", "prefix resident, llamaherd", "prefix resident, llama-server", "")

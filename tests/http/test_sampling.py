@@ -9,7 +9,7 @@ import pytest
 
 from live_front import LiveFront, fake, say
 from llamaherd.http.native import DEFAULT_SETTINGS, settings_json
-from llamaherd.http.schema import UNSUPPORTED, ChatBody, ModelBody, NativeBody, SamplingBody, parse
+from llamaherd.http.schema import UNSUPPORTED, ChatBody, NativeBody, QueuedBody, SamplingBody, parse
 from llamaherd.pool import ChatParams, EngineOptions, ModelSpec
 from llamaherd.transport.messages import Sampling
 from tiny_gguf import tiny_model
@@ -22,7 +22,7 @@ ROUTES: Final[dict[str, dict[str, Any]]] = {
     "/v1/completions": {"prompt": WORDS},
     "/completion": {"prompt": WORDS},
 }
-NAMES: Final = set(SamplingBody.__struct_fields__) - set(ModelBody.__struct_fields__)
+NAMES: Final = set(SamplingBody.__struct_fields__) - set(QueuedBody.__struct_fields__)
 
 EFFECTIVE: Final[list[dict[str, Any]]] = [
     {"repeat_penalty": 1.5},
