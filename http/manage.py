@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import click
 import msgspec
@@ -332,10 +332,10 @@ def events(as_json: bool, server: ServerAddress) -> None:
 
 def _state_of(status: Mapping[str, Any]) -> str:
     """Return a state, with how far a load or a download is."""
-    progress = status.get("progress") or {}
-    files = [file for file in progress.values() if isinstance(file, dict)]
+    progress: dict[str, Any] = status.get("progress") or {}
+    files = [cast("dict[str, int]", file) for file in progress.values() if isinstance(file, dict)]
     done, total = (sum(file.get(key, 0) for file in files) for key in ("done", "total"))
-    share = progress.get("value") if not files else done / total if total else None
+    share: float | None = progress.get("value") if not files else done / total if total else None
     return f"{status['value']} {share:.0%}" if isinstance(share, int | float) else str(status["value"])
 
 
