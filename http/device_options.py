@@ -64,7 +64,8 @@ DEVICE_OPTIONS: Final[Sequence[Callable[[_Command], _Command]]] = (
         default=_DEFAULTS.split_mode,
         show_default=True,
         envvar="LLAMA_ARG_SPLIT_MODE",
-        help="How a model is divided among several GPUs: by layers, by the rows of its matrices, or not at all.",
+        help="How a model is divided among several GPUs: by layers, by the rows of its matrices (not with CUDA), or "
+        "not at all.",
     ),
     click.option(
         "-ts",

@@ -118,7 +118,7 @@ class EngineOptions(_Struct, frozen=True, kw_only=True):
         devices: The only GPUs that take layers, by llama.cpp's names such as ``CUDA0``, in their order; all for ``()``,
             none for ``("none",)``.
         split_mode: How a model is divided among several: ``layer`` gives each some layers, ``row`` each some rows of
-            every matrix, ``none`` has it all on ``main_gpu``.
+            every matrix (CUDA's backend cannot, as of this version), ``none`` has it all on ``main_gpu``.
         main_gpu: The place in that order of the GPU that has it all with ``none``, and what is small with ``row``.
         tensor_split: What part each GPU gets, in proportions; ``()`` leaves it to their free memory.
         use_mmap: Map the file instead of reading it.

@@ -134,7 +134,7 @@ def test_the_layers_that_are_asked_for_lie_on_the_gpu(gpus: Gpus, middle: Path) 
         ({"devices": ("CUDA0",)}, True),
         ({"devices": ("none",)}, False),
         ({"split_mode": "none", "main_gpu": 0}, True),
-        ({"split_mode": "row", "tensor_split": (1.0,)}, True),
+        ({"tensor_split": (1.0,)}, True),
     ],
 )
 def test_devices_are_named_and_models_divided_as_llama_cpp_does(
@@ -157,6 +157,7 @@ def test_devices_are_named_and_models_divided_as_llama_cpp_does(
     [
         ({"devices": ("CUDA1",)}, "there is no device 'CUDA1'; known are CUDA0, none"),
         ({"split_mode": "none", "main_gpu": 1}, "invalid value for main_gpu: 1"),
+        ({"split_mode": "row"}, "CUDA0 does not support split buffers"),  # as of llama.cpp's ggml 0.25
     ],
 )
 def test_a_device_that_is_not_there_is_refused(middle: Path, options: dict[str, Any], found: str) -> None:
