@@ -240,7 +240,11 @@ print([name for name in {heavy} if name in sys.modules])
     ("module", "later"),
     [
         # llama.cpp begins to read a model when this is imported; the rest comes on another thread.
-        ("llama_engine", ["asyncio", "jinja2", "llama_cpp.llama", "llguidance", "numpy", "zmq"]),
+        (
+            "llama_engine",
+            ["asyncio", "dataclasses", "inspect", "jinja2", "llama_cpp.llama", "llguidance", "numpy"]
+            + ["socket", "typing_extensions", "zmq"],
+        ),
         # Then it makes the context.
         ("resources", ["asyncio", "jinja2", "llama_cpp.llama", "llguidance", "llamaherd.pool.child.chat", "zmq"]),
         # What few requests need comes with the first of them.

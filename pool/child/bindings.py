@@ -18,8 +18,11 @@ import sys
 import types
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from llamaherd.pool.child.lean import without_typing_extensions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -173,7 +176,8 @@ def import_lowlevel(name: str = "llama_cpp") -> Any:
     package.__path__ = list(spec.submodule_search_locations)
     sys.modules["llama_cpp"] = package
     try:
-        return importlib.import_module(f"llama_cpp.{name}")
+        with without_typing_extensions():
+            return importlib.import_module(f"llama_cpp.{name}")
     finally:
         # A later `import llama_cpp` elsewhere must find the real package.
         del sys.modules["llama_cpp"]
@@ -317,8 +321,7 @@ _model_load = _bind(_long, "llama_model_load_from_file", _ptr, _str, _low.llama_
 _LOAD_READ, _LOAD_MMAP = 0, 1
 
 
-@dataclass(frozen=True, kw_only=True)
-class Division:
+class Division(msgspec.Struct, frozen=True, kw_only=True):
     """How a model is divided among GPUs. The defaults are llama.cpp's.
 
     Attributes:
@@ -333,6 +336,9 @@ class Division:
     main_gpu: int = 0
     tensor_split: tuple[float, ...] = ()
 
+
+#: llama.cpp's own way.
+_UNDIVIDED: Final = Division()
 
 max_devices: Callable[[], int] = _bind(_long, "llama_max_devices", _size)
 _device_count = _bind(_long, "ggml_backend_dev_count", _size)
@@ -356,7 +362,7 @@ def model_load(
     use_mmap: bool,
     progress: Callable[[float], bool],
     no_alloc: bool = False,
-    division: Division = Division(),
+    division: Division = _UNDIVIDED,
 ) -> int | None:
     """Load a model; ``None`` when it failed or ``progress`` returned False. ``progress`` must not raise.
 
@@ -508,8 +514,7 @@ def token_to_piece(vocab: int, token: int, *, special: bool) -> bytes:
 # --- context ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class ContextSettings:
+class ContextSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What a context is created with, in tokens, sequences and threads.
 
     Field names are those of llama.cpp's ``llama_context_params``; ``flash_attn_type`` is -1 auto, 0 off, 1 on;
@@ -550,8 +555,8 @@ _context_create = _bind(_long, "llama_init_from_model", _ptr, _ptr, _low.llama_c
 def context_create(model: int, settings: ContextSettings, abort: AbortFlag) -> int | None:
     """Create a context; ``None`` when it failed. ``abort`` must outlive it."""
     params = _context_defaults()
-    for field in fields(settings):
-        setattr(params, field.name, getattr(settings, field.name))
+    for name in settings.__struct_fields__:
+        setattr(params, name, getattr(settings, name))
     params.no_perf = True
     params.abort_callback = abort.function
     params.abort_callback_data = abort.address
@@ -746,8 +751,7 @@ _dry = _bind(_short, "llama_sampler_init_dry", _ptr, _ptr, _f32, _f32, _i32, _i3
 _logit_bias = _bind(_short, "llama_sampler_init_logit_bias", _ptr, _i32, _i32, ctypes.POINTER(_low.llama_logit_bias))
 
 
-@dataclass(frozen=True, kw_only=True)
-class DryRecipe:
+class DryRecipe(msgspec.Struct, frozen=True, kw_only=True):
     """The arguments of a DRY sampler. ``last_n`` entries are allocated at once."""
 
     multiplier: float

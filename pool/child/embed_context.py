@@ -8,9 +8,10 @@ need, and never disturbs the cache of the generations.
 
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -115,7 +116,7 @@ class EmbedContext:
         abort: AbortFlag,
     ) -> None:
         self.cells: Final = -(-max(cells, shape.n_ubatch) // _CELL_STEP) * _CELL_STEP
-        settings = replace(
+        settings = msgspec.structs.replace(
             settings_for(model, options, threads),
             n_ctx=self.cells,
             n_batch=shape.n_ubatch,
