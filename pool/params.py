@@ -155,6 +155,11 @@ class GenerateParams(TypedDict, total=False):
     whole: bool | None
 
 
+#: Defaults that were found sound, by their looks.
+_SOUND_DEFAULTS: Final[set[str]] = set()
+_MOST_SOUND_DEFAULTS: Final = 1024
+
+
 class ChatParams(GenerateParams, TemplateParams, total=False):
     """Keyword arguments of ``Pool.chat``: those of :class:`GenerateParams` and of
     :class:`~llamaherd.pool.chat_params.TemplateParams`.
@@ -163,11 +168,18 @@ class ChatParams(GenerateParams, TemplateParams, total=False):
 
 def check_defaults(defaults: Mapping[str, Any]) -> None:
     """Raise BadRequest unless these can be the parameters of requests that say nothing else."""
+    # Of a catalogue's models many have the same, and a check takes as long as a request's.
+    looks = repr(defaults)
+    if not defaults or looks in _SOUND_DEFAULTS:
+        return
     known = GenerateParams.__annotations__.keys() - _NEVER_DEFAULTS
     unknown = [name for name in defaults if name not in known]
     if unknown:
         raise BadRequest(f"{unknown[0][:50]!r} cannot be a default of requests")
     completion_request(0, "", cast(GenerateParams, defaults))
+    if len(_SOUND_DEFAULTS) >= _MOST_SOUND_DEFAULTS:
+        _SOUND_DEFAULTS.clear()
+    _SOUND_DEFAULTS.add(looks)
 
 
 def with_defaults(params: Params, defaults: Mapping[str, Any]) -> Params:
