@@ -139,7 +139,7 @@ class ChildChannel(ABC):
 
     @abstractmethod
     def receive(self) -> Sequence[PoolMessage]:
-        """Return all messages that have arrived, at least one, in order; block if there are none.
+        """Return messages that have arrived, at least one, in order; block if there are none.
 
         Raises:
             ChannelClosed: another thread called :meth:`close`.

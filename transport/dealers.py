@@ -35,9 +35,7 @@ _EVENTS: Final = int(zmq.EVENTS)
 _POLLIN: Final = int(zmq.POLLIN)
 _RCVMORE: Final = int(zmq.RCVMORE)
 _WAKE_ENDPOINT: Final = "inproc://wake"
-_WAKE: Final = b"wake"
-#: What the waker sends, and its greeting if it has one.
-_WAKING: Final = (b"", _WAKE)
+_WAKE: Final = b"\x01wake"
 #: Without pyzmq's outer layer, which costs as much again.
 _send: Final = Bare.send
 _get: Final = Bare.get
@@ -74,22 +72,6 @@ class _Lane:
     def connected(self) -> bool:
         return bool(int(self.dealer.getsockopt(zmq.EVENTS)) & zmq.POLLOUT)
 
-    def take(self, flags: int = _LAST) -> list[bytes]:
-        """Return one multipart message; raises :class:`zmq.Again` if there is none."""
-        dealer = self.dealer
-        parts = [dealer.recv(flags)]
-        while _get(dealer, _RCVMORE):
-            parts.append(dealer.recv(_LAST))
-        return parts
-
-    def drain(self) -> list[list[bytes]]:
-        """Return every multipart message that is there."""
-        messages: list[list[bytes]] = []
-        # Asking for the events first is cheaper than one receive that fails.
-        while int(_get(self.dealer, _EVENTS)) & _POLLIN:
-            messages.append(self.take())
-        return messages
-
     def send(self, kind: bytes, body: bytes) -> None:
         """Queue one message; raises :class:`zmq.Again` if the connection is lost, and then only."""
         _send(self.dealer, kind, _MORE)
@@ -109,6 +91,18 @@ class _Speaking(_Lane):
     def wait(self) -> bool:
         """Wait until there is something to receive or to look at; False if the connection is lost."""
         return bool(self._poller.poll(_LOOK_MS)) or self.connected
+
+    def drain(self) -> list[list[bytes]]:
+        """Return every multipart message that is there."""
+        messages: list[list[bytes]] = []
+        dealer = self.dealer
+        # Asking for the events first is cheaper than one receive that fails.
+        while int(_get(dealer, _EVENTS)) & _POLLIN:
+            parts = [dealer.recv(_LAST)]
+            while _get(dealer, _RCVMORE):
+                parts.append(dealer.recv(_LAST))
+            messages.append(parts)
+        return messages
 
     def wake(self) -> None:
         """From another thread: make every wait return."""
@@ -130,22 +124,29 @@ class _Hearing(_Lane):
         dealer.rcvtimeo = _LOOK_MS
         dealer.bind(_WAKE_ENDPOINT)
 
-    def wait(self) -> list[list[bytes]] | None:
-        """Wait for messages and return them, none if it is time to look at something else; None if the connection is
-        lost.
+    def wait(self) -> list[bytes] | None:
+        """Wait for a message and return its frames, none if it is time to look at something else; None if the
+        connection is lost.
+
+        Whether there is another one is not asked, which is dearer than to receive it.
         """
         try:
-            first = self.take(0)
+            parts = [self.dealer.recv()]
         except zmq.Again:
             return [] if self.connected else None
-        return [first, *self.drain()]
+        # Everything that comes here has two frames at least; one that has not is found out by what follows it.
+        with suppress(zmq.Again):
+            parts.append(self.dealer.recv(_LAST))
+            while _get(self.dealer, _RCVMORE):
+                parts.append(self.dealer.recv(_LAST))
+        return parts
 
     def wake(self, context: "zmq.Context[zmq.Socket[bytes]]") -> None:
         """From another thread: make the wait return. What is sent in this lane afterwards may be lost."""
         with context.socket(zmq.DEALER) as waker:
             waker.linger = _LINGER_MS
             waker.connect(_WAKE_ENDPOINT)
-            waker.send(_WAKE)
+            waker.send_multipart((_WAKE, b""))
 
     def close(self) -> None:
         self.dealer.close(linger=0)
@@ -223,33 +224,32 @@ class FrameChild(ChildChannel):
                     raise ChannelClosed("this side closed the channel")
                 if self._ending is not None:
                     raise type(self._ending)(*self._ending.args)
-                arrived = self._down.wait()
-                if arrived is None:
+                frames = self._down.wait()
+                if frames is None:
                     self._ending = EndOfChannel(_LOST)
-                elif messages := self._take(arrived):
-                    return messages
+                elif frames and (message := self._take(frames)) is not None:
+                    return [message]
 
-    def _take(self, arrived: list[list[bytes]]) -> list[PoolMessage]:
-        messages: list[PoolMessage] = []
-        for frames in arrived:
-            if len(frames) == 1 and frames[0] in _WAKING:
-                continue
-            if len(frames) != 2:
-                self._ending = BrokenChannel(f"not a record: {len(frames)} frames instead of 2")
-                break
-            kind, body = frames
-            if kind == BYE:
-                self._send_failure = _POOL_CLOSED
-                self._ending = EndOfChannel(_POOL_CLOSED)
-                break
-            if not kind.startswith(b"\x01"):
-                messages.append(from_pool(kind, body))
-                self._consumed += wire_size(body)
+    def _take(self, frames: list[bytes]) -> PoolMessage | None:
+        """Return a message; or None for what is the transport's own, or ends the channel."""
+        kind, body = frames[0], frames[-1]
+        if kind == _WAKE:
+            return None
+        if len(frames) != 2:
+            self._ending = BrokenChannel(f"not a record: {len(frames)} frames instead of 2")
+            return None
+        if kind == BYE:
+            self._send_failure = _POOL_CLOSED
+            self._ending = EndOfChannel(_POOL_CLOSED)
+            return None
+        if kind.startswith(b"\x01"):
+            return None
+        self._consumed += wire_size(body)
         credit = self._meter.due(self._consumed)
         if credit is not None:
             with suppress(zmq.Again):
                 self._down.send(CREDIT, credit)
-        return messages
+        return from_pool(kind, body)
 
     def close(self) -> None:
         with self._close_lock:
