@@ -1,6 +1,6 @@
 """Measures the front end: what it adds to a request, beside llama-server's router, and how much it carries.
 
-    python bench/bench_http.py [--llama-server PATH] [--rounds N] [--only front,router,crowd,limit] [--quick]
+    python bench/bench_http.py [--llama-server PATH] [--rounds N] [--only front,router,crowd,pace,limit] [--quick]
 
 Method. The server is a process of its own (`http_subject.py`: pool and front end on one uvloop), its workers are
 processes as always, and this process is the clients. What goes without HTTP is asked of the same pool in the same
@@ -12,11 +12,12 @@ greatest beside them.
   alone. The client's own time is in the former.
 * router: completions of one token by the demo model with a cached prompt, at 1, 8 and 64 clients: through the front end
   and by the pool alone; llama-server's router and the same llama-server straight. Overhead is the difference of the
-  median durations of one round.
+  median durations of one round. All four run all the time; those that are not asked are idle.
 * crowd: 1,000 idle subscribers of `/models/sse`, and 200 streams of scripted engines, eight models with a step every
   50 ms. Added delay is the time between two tokens, above a step, as a client sees it.
-* limit: 64 streams of one scripted engine that does not wait, by the pool alone and through the front end, on each
-  transport; and the processor time that the server spends on a token.
+* pace: 64 streams of one scripted engine that makes somewhat more than 20,000 tokens a second, by the pool alone and
+  through the front end, on each transport: what arrives, and how much of one core the server takes for it.
+* limit: the same with an engine that does not wait; and the processor time that the server spends on a token.
 """
 
 import argparse
@@ -27,24 +28,29 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
 import uvloop
 
-from bench_pool import running
 from http_clients import Connection, closed_loop, subscribe
 from llamaherd.pool import find_model
 from machine import describe
 from samples import percentile
+from servers import Server, running
 
 __all__ = ["main"]
 
 TRANSPORTS: Final = ("pipe", "zmq", "stdio")
 PROMPT: Final = "Write a long story about a llama that crosses the mountains."
 STEP: Final = 0.05
+STREAMS: Final = 64
+PARTS: Final = ("front", "router", "crowd", "pace", "limit")
+#: Tokens a second that must go through, and that the engine is told to make: its steps take a little longer than told.
+RATE: Final = 20_000
+TOLD_RATE: Final = 23_000
 
 Row = dict[str, float]
 
@@ -130,41 +136,40 @@ def measure_front(rounds: int, requests: int) -> dict[str, Any]:
 
 def measure_router(llama_server: str, rounds: int, requests: int) -> dict[str, Any]:
     """Compare both servers with their engines, at several numbers of clients."""
-    path = find_model("demo").path
-    assert path is not None
-    answers: dict[str, Any] = {}
-    for clients in (1, 8, 64):
-        each = max(1, requests // clients)
-        rows = _router_rounds(str(path), llama_server, rounds, clients, each)
-        answers[f"{clients} clients"] = middle(rows)
+    path = str(find_model("demo").path)
+    common = ["-c", "4096", "-np", "4"]
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        (Path(folder) / "m0.gguf").symlink_to(path)
+        ours = stack.enter_context(subject(transport="pipe", slots=4, file=path))
+        theirs: list[Server] = []
+        if llama_server:
+            theirs.append(stack.enter_context(running([llama_server, "-m", path, *common], "direct")))
+            theirs.append(stack.enter_context(running([llama_server, "--models-dir", folder, *common], "router")))
+        answers: dict[str, Any] = {}
+        for clients in (1, 8, 64):
+            each = max(1, requests // clients)
+            rows = [_router_round(ours, theirs, clients, each) for _ in range(rounds + 1)]
+            answers[f"{clients} clients"] = middle(rows)
     return answers
 
 
-def _router_rounds(file: str, llama_server: str, rounds: int, clients: int, each: int) -> list[Row]:
-    rows: list[Row] = []
-    body = {"prompt": PROMPT, "max_tokens": 1, "temperature": 0, "cache_prompt": True}
-    with tempfile.TemporaryDirectory() as folder, subject(transport="pipe", slots=4, file=file) as server:
-        (Path(folder) / "m0.gguf").symlink_to(file)
-        common = ["-c", "4096", "-np", "4"]
-        for number in range(rounds + 1):
-            alone = server.order(do="pool", models=1, clients=clients, requests=each, prompt=PROMPT, max_tokens=1)
-            through = run(closed_loop(server.url, clients, each, [{**body, "model": "m0"}]))
-            row = _pair("ours", alone["durations"], through["durations"])
-            if llama_server:
-                with running([llama_server, "-m", file, *common], "direct") as direct:
-                    straight = _reference(direct.port, clients, each, body)
-                with running([llama_server, "--models-dir", folder, *common], "router") as router:
-                    routed = _reference(router.port, clients, each, body)
-                row |= _pair("llama-server", straight, routed)
-            rows.append(row)
-            print(f"router, {clients} clients, round {number}: {json.dumps(row)}", flush=True)
-    return rows
+def _router_round(ours: Subject, theirs: list[Server], clients: int, each: int) -> Row:
+    body = {"model": "m0", "prompt": PROMPT, "max_tokens": 1, "temperature": 0, "cache_prompt": True}
+    alone = ours.order(do="pool", models=1, clients=clients, requests=each, prompt=PROMPT, max_tokens=1)
+    through = run(closed_loop(ours.url, clients, each, [body]))
+    row = _pair("ours", alone["durations"], through["durations"])
+    if theirs:
+        straight, routed = (_reference(server.port, clients, each, body) for server in theirs)
+        row |= _pair("llama-server", straight, routed)
+    print(f"router, {clients} clients: {json.dumps(row)}", flush=True)
+    return row
 
 
 def _reference(port: int, clients: int, each: int, body: dict[str, Any]) -> list[int]:
     url = f"http://127.0.0.1:{port}"
-    run(closed_loop(url, 1, 2, [{**body, "model": "m0"}]))  # loads the model
-    durations: list[int] = run(closed_loop(url, clients, each, [{**body, "model": "m0"}]))["durations"]
+    run(closed_loop(url, 1, 2, [body]))  # loads the model
+    durations: list[int] = run(closed_loop(url, clients, each, [body]))["durations"]
     return durations
 
 
@@ -219,37 +224,46 @@ async def _crowd(server: Subject, listeners: int, streams: int, models: int, tok
     }
 
 
-# --- limit ------------------------------------------------------------------------------------------------------------
+# --- pace and limit -------------------------------------------------------------------------------------------------
+
+
+def measure_pace(rounds: int, tokens: int) -> dict[str, Any]:
+    """Have an engine make 20,000 tokens a second, and see what arrives, on each transport."""
+    return _on_every_transport(rounds, tokens, STREAMS / TOLD_RATE)
 
 
 def measure_limit(rounds: int, tokens: int) -> dict[str, Any]:
     """Find how many tokens a second go through, on each transport."""
+    return _on_every_transport(rounds, tokens, 0.0)
+
+
+def _on_every_transport(rounds: int, tokens: int, step: float) -> dict[str, Any]:
     answers: dict[str, Any] = {}
     for transport in TRANSPORTS:
-        rows: list[Row] = []
-        script = {"pieces": ["word "], "repeat": tokens}
-        with subject(transport=transport, models=1, slots=64, script=script) as server:
-            for _ in range(rounds + 1):
-                rows.append(_limit_round(server, tokens))
-        answers[transport] = middle(rows)
+        script = {"pieces": ["word "], "repeat": tokens, "step_seconds": step}
+        with subject(transport=transport, models=1, slots=STREAMS, script=script) as server:
+            answers[transport] = middle([_flood_round(server, tokens) for _ in range(rounds + 1)])
     return answers
 
 
-def _limit_round(server: Subject, tokens: int) -> Row:
-    alone = server.order(do="pool", models=1, clients=64, requests=1, prompt="x", max_tokens=-1)
+def _flood_round(server: Subject, tokens: int) -> Row:
+    alone = server.order(do="pool", models=1, clients=STREAMS, requests=1, prompt="x", max_tokens=-1)
     before = server.order(do="usage")
-    seconds: float = run(_flood(server.url, tokens))
+    seconds: float = run(_flood(server.url))
     spent = server.order(do="usage")["cpu"] - before["cpu"]
+    count = STREAMS * tokens
     return {
         "pool tokens/s": alone["tokens"] / alone["seconds"],
         "pool µs per token": alone["cpu"] / alone["tokens"] * 1e6,
-        "front end tokens/s": 64 * tokens / seconds,
-        "front end µs per token": spent / (64 * tokens) * 1e6,
+        "front end tokens/s": count / seconds,
+        "front end µs per token": spent / count * 1e6,
+        "front end % of a core": spent / seconds * 100,
+        "front end tokens/s, share of the pool's": count / seconds * alone["seconds"] / alone["tokens"],
     }
 
 
-async def _flood(url: str, tokens: int) -> float:
-    connections = [await Connection(url).open() for _ in range(64)]
+async def _flood(url: str) -> float:
+    connections = [await Connection(url).open() for _ in range(STREAMS)]
     body = {"model": "m0", "prompt": "x", "stream": True}
     loop = asyncio.get_running_loop()
     began = loop.time()
@@ -263,12 +277,42 @@ async def _flood(url: str, tokens: int) -> float:
 # --- report -----------------------------------------------------------------------------------------------------------
 
 
+def targets(results: dict[str, Any]) -> list[tuple[str, float, str]]:
+    """Return what was promised: each with its median and what is wanted."""
+    rows: list[tuple[str, float, str]] = []
+
+    def row(what: str, part: str, case: str, figure: str, wanted: str) -> None:
+        figures = results.get(part, {}).get(case, {})
+        if figure in figures:
+            rows.append((what, figures[figure][0], wanted))
+
+    row("added to a request, p50, ms", "front", "one client", "added p50 ms", "<= 1")
+    row("added to a request, p99, ms", "front", "one client", "added p99 ms", "<= 4")
+    for case, figures in results.get("router", {}).items():
+        theirs = figures.get("llama-server: added p50 ms")
+        wanted = "" if theirs is None else f"<= {theirs[0]:.2f}, the reference's"
+        row(f"router overhead, {case}, p50, ms", "router", case, "ours: added p50 ms", wanted)
+    for case in results.get("crowd", {}):
+        row("crowd: tokens lost", "crowd", case, "tokens lost", "0")
+        row("crowd: added between tokens, p99, ms", "crowd", case, "added delay p99 ms", "< 20")
+        row("crowd: kB per idle stream", "crowd", case, "kB per idle listener", "< 60")
+    for case in results.get("pace", {}):
+        row(f"{case}: tokens/s that arrive", "pace", case, "front end tokens/s", f">= {RATE:,}")
+        row(f"{case}: % of a core for that", "pace", case, "front end % of a core", "< 100")
+    for case in results.get("limit", {}):
+        row(f"{case}: most tokens/s", "limit", case, "front end tokens/s", f">= {RATE:,}")
+    return rows
+
+
 def report(results: dict[str, Any]) -> str:
     """Return the results as Markdown, method first."""
     method = (__doc__ or "").split("Method. ")[1].strip()
     machine = "; ".join(f"{name} {value}" for name, value in results["machine"].items())
     lines = ["# The front end", "", method, "", f"Machine: {machine}.", ""]
-    for part in ("front", "router", "crowd", "limit"):
+    lines += ["## Targets", "", "| what | measured | wanted |", "|---|--:|--:|"]
+    lines += [f"| {what} | {value:,.2f} | {wanted} |" for what, value, wanted in targets(results)]
+    lines.append("")
+    for part in PARTS:
         for case, figures in results.get(part, {}).items():
             lines += [f"## {part}: {case}", "", "| figure | median | least | greatest |", "|---|--:|--:|--:|"]
             lines += [
@@ -283,8 +327,8 @@ def main() -> None:
     """Run the parts that are asked for, print the report and write it."""
     parser = argparse.ArgumentParser(description="Measure the front end.")
     parser.add_argument("--llama-server", default="", help="path of the reference; without it only this project")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--only", default="front,router,crowd,limit")
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--only", default=",".join(PARTS))
     parser.add_argument("--quick", action="store_true", help="two rounds and small counts: shows that it works")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
@@ -292,9 +336,10 @@ def main() -> None:
     rounds: int = 1 if quick else arguments.rounds
     parts: dict[str, Callable[[], Any]] = {
         "front": lambda: measure_front(rounds, 200 if quick else 2_000),
-        "router": lambda: measure_router(arguments.llama_server, rounds, 64 if quick else 512),
-        "crowd": lambda: measure_crowd(rounds, *((50, 20, 40) if quick else (1_000, 200, 200))),
-        "limit": lambda: measure_limit(rounds, 200 if quick else 4_000),
+        "router": lambda: measure_router(arguments.llama_server, rounds, 64 if quick else 256),
+        "crowd": lambda: measure_crowd(rounds, *((50, 20, 40) if quick else (1_000, 200, 150))),
+        "pace": lambda: measure_pace(rounds, 200 if quick else 1_000),
+        "limit": lambda: measure_limit(rounds, 200 if quick else 2_000),
     }
     results: dict[str, Any] = {"machine": describe()}
     for part in arguments.only.split(","):
