@@ -26,13 +26,14 @@ __all__ = [
 FINGERPRINT: Final = f"llamaherd-{version('llamaherd')}"
 
 
-def usage_json(usage: Usage) -> dict[str, Any]:
-    """Return token counts in OpenAI's shape."""
+def usage_json(usage: Usage, reasoning: int = 0) -> dict[str, Any]:
+    """Return token counts in OpenAI's shape; so many of the answer's were reasoning."""
     return {
         "completion_tokens": usage.completion_tokens,
         "prompt_tokens": usage.prompt_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": reasoning},
     }
 
 
@@ -117,11 +118,13 @@ class Summary(NamedTuple):
         usage: Each prompt counts once, as OpenAI has it.
         timings: None where several generations ran side by side.
         wanted: Whether the client has asked for the usage.
+        reasoning: Tokens of all answers that were reasoning.
     """
 
     usage: Usage
     timings: Timings | None
     wanted: bool = False
+    reasoning: int = 0
 
     @classmethod
     def of(cls, ends: Sequence[Completion | Piece], *, per_prompt: int = 1, wanted: bool = False) -> "Summary":
@@ -133,11 +136,16 @@ class Summary(NamedTuple):
             cached_tokens=sum(usage.cached_tokens for usage in prompts),
             completion_tokens=sum(usage.completion_tokens for usage in usages),
         )
-        return cls(usage, (ends[0].timings or Timings()) if len(ends) == 1 else None, wanted)
+        timings = (ends[0].timings or Timings()) if len(ends) == 1 else None
+        return cls(usage, timings, wanted, sum(end.reasoning_tokens for end in ends))
+
+    def usage_json(self) -> dict[str, Any]:
+        """Return the content of ``usage``."""
+        return usage_json(self.usage, self.reasoning)
 
     def to_json(self) -> dict[str, Any]:
         """Return ``usage``, and ``timings`` where there are some."""
-        return {"usage": usage_json(self.usage), **self.timings_json()}
+        return {"usage": self.usage_json(), **self.timings_json()}
 
     def timings_json(self) -> dict[str, Any]:
         """Return ``timings`` where there are some."""

@@ -6,7 +6,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from llamaherd.http.answers import OpenAIAnswer, Summary, progress_json, timed, usage_json
+from llamaherd.http.answers import OpenAIAnswer, Summary, progress_json, timed
 from llamaherd.http.choices import start_all
 from llamaherd.http.delivery import respond
 from llamaherd.http.front import Front
@@ -124,7 +124,7 @@ class ChatAnswer(OpenAIAnswer):
         chunks = [self._chunk(index, {}, finish_reason=piece.finish_reason)]
         if summary is not None:
             if summary.wanted:
-                chunks.append(self._object("chat.completion.chunk", [], usage=usage_json(summary.usage)))
+                chunks.append(self._object("chat.completion.chunk", [], usage=summary.usage_json()))
             chunks[-1] |= summary.timings_json()
         return chunks
 

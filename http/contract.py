@@ -10,6 +10,8 @@ import msgspec
 
 __all__ = [
     "ChatCompletion",
+    "Adapter",
+    "AdapterScale",
     "Content",
     "EmbeddingList",
     "ErrorBody",
@@ -18,6 +20,7 @@ __all__ = [
     "MessageTokens",
     "Messages",
     "ModelList",
+    "ModelLogs",
     "NativeCompletion",
     "NativeEmbedding",
     "Prompt",
@@ -53,6 +56,30 @@ class Health(msgspec.Struct):
     """The server answers."""
 
     status: Literal["ok"]
+
+
+class Adapter(msgspec.Struct):
+    """A LoRA adapter of a model."""
+
+    id: int
+    path: str
+    scale: float
+    task_name: str
+    prompt_prefix: str
+
+
+class AdapterScale(msgspec.Struct):
+    """How strongly an adapter is applied to requests that name none."""
+
+    id: int
+    scale: float
+
+
+class ModelLogs(msgspec.Struct):
+    """The last lines that a model's workers printed."""
+
+    model: str
+    lines: list[str]
 
 
 class Success(msgspec.Struct):
@@ -106,6 +133,12 @@ class PromptDetails(msgspec.Struct):
     cached_tokens: int
 
 
+class CompletionDetails(msgspec.Struct):
+    """What the answer's tokens were."""
+
+    reasoning_tokens: int
+
+
 class Usage(msgspec.Struct):
     """Token counts of an answer."""
 
@@ -113,6 +146,7 @@ class Usage(msgspec.Struct):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptDetails
+    completion_tokens_details: CompletionDetails
 
 
 class ChatMessage(msgspec.Struct):

@@ -24,6 +24,7 @@ __all__ = ["LoadWatch", "Metrics", "metrics"]
 
 _CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _MODEL: Final = ("model",)
+_REPLICA: Final = ("model", "replica")
 
 #: Counters of one number per model: name, help, value.
 _COUNTERS: Final[Mapping[str, tuple[str, Callable[[Tally], float]]]] = MappingProxyType(
@@ -45,7 +46,7 @@ _GAUGES: Final[Mapping[str, tuple[str, Callable[[ModelStatus], float]]]] = Mappi
         "llamaherd_memory_bytes": ("What the model takes, or is expected to.", lambda status: status.memory),
     }
 )
-#: What the workers tell of themselves, summed over a model's replicas; absent while none of them has told.
+#: What the workers tell of themselves, each replica its own; absent while it has not told.
 _WORK_COUNTERS: Final[Mapping[str, tuple[str, Callable[[EngineLoad], float]]]] = MappingProxyType(
     {
         "llamacpp:n_decode": ("Calls of llama_decode since the load.", lambda load: load.decodes),
@@ -113,6 +114,7 @@ class Metrics(Collector):
         rows = [(status, self._tallies.get(status.name) or Tally()) for status in statuses]
         yield from _of_one_number(rows)
         yield from _of_work(statuses)
+        yield from _of_replicas(statuses)
         yield from _of_more(rows)
         yield from _of_pool(self._pool.counts(), statuses)
 
@@ -137,26 +139,33 @@ def _of_one_number(rows: list[tuple[ModelStatus, Tally]]) -> Iterator[Metric]:
 
 
 def _of_work(statuses: list[ModelStatus]) -> Iterator[Metric]:
-    told = [(status.name, load) for status in statuses if (load := _together(status)) is not None]
+    told = [
+        ((status.name, str(replica.index)), replica.load)
+        for status in statuses
+        for replica in status.replicas
+        if replica.load is not None
+    ]
     for name, (text, value) in _WORK_COUNTERS.items():
-        counter = CounterMetricFamily(name, text, labels=_MODEL)
-        for model, load in told:
-            counter.add_metric([model], value(load))
+        counter = CounterMetricFamily(name, text, labels=_REPLICA)
+        for labels, load in told:
+            counter.add_metric(labels, value(load))
         yield counter
     for name, (text, value) in _WORK_GAUGES.items():
-        gauge = GaugeMetricFamily(name, text, labels=_MODEL)
-        for model, load in told:
-            gauge.add_metric([model], value(load))
+        gauge = GaugeMetricFamily(name, text, labels=_REPLICA)
+        for labels, load in told:
+            gauge.add_metric(labels, value(load))
         yield gauge
 
 
-def _together(status: ModelStatus) -> EngineLoad | None:
-    """Return the figures of all replicas; None while none has told its own."""
-    loads = [replica.load for replica in status.replicas if replica.load is not None]
-    if not loads:
-        return None
-    sums = {name: sum(getattr(load, name) for load in loads) for name in EngineLoad.__struct_fields__}
-    return EngineLoad(**sums | {"longest": max(load.longest for load in loads)})
+def _of_replicas(statuses: list[ModelStatus]) -> Iterator[Metric]:
+    running = GaugeMetricFamily("llamaherd_replica_requests", "Requests in each worker.", labels=_REPLICA)
+    memory = GaugeMetricFamily("llamaherd_replica_memory_bytes", "What each worker takes.", labels=_REPLICA)
+    for status in statuses:
+        for replica in status.replicas:
+            labels = (status.name, str(replica.index))
+            running.add_metric(labels, replica.in_flight)
+            memory.add_metric(labels, replica.memory)
+    yield from (running, memory)
 
 
 def _of_more(rows: list[tuple[ModelStatus, Tally]]) -> Iterator[Metric]:

@@ -40,6 +40,7 @@ _QUERIES: Final[Mapping[str, dict[str, Any]]] = MappingProxyType(
             "schema": {"type": "string", "enum": ["save", "restore", "erase"]},
         },
         "fail_on_no_slot": {"description": "Answer 503 if all are busy.", "schema": {"type": "string", "enum": ["1"]}},
+        "follow": {"description": "Stream the lines that follow too.", "schema": {"type": "string", "enum": ["1"]}},
         "reload": {"description": "Look for models again.", "schema": {"type": "string", "enum": ["1"]}},
     }
 )

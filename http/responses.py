@@ -157,7 +157,7 @@ class ResponseAnswer(Answer):
             "status": "incomplete" if cut else "completed",
             "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
             "completed_at": None if cut else int(time.time()),
-            "usage": _usage_json(end.usage or Usage()),
+            "usage": _usage_json(end.usage or Usage(), end.reasoning_tokens),
         }
 
 
@@ -186,11 +186,11 @@ def _common_json(model: str, body: ResponsesBody, chat: ChatBody) -> dict[str, A
     }
 
 
-def _usage_json(usage: Usage) -> dict[str, Any]:
+def _usage_json(usage: Usage, reasoning: int) -> dict[str, Any]:
     return {
         "input_tokens": usage.prompt_tokens,
         "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
         "output_tokens": usage.completion_tokens,
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": reasoning},
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
     }

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from llamaherd.http.problems import INVALID_REQUEST, NOT_SUPPORTED, Problem
-from llamaherd.http.schema import ModelBody
+from llamaherd.http.schema import MAX_TOP_LOGPROBS, ModelBody
 
 __all__ = ["ResponsesBody", "to_chat"]
 
@@ -159,6 +159,9 @@ def to_chat(body: ResponsesBody, raw: Mapping[str, Any]) -> dict[str, Any]:
         chat["max_tokens"] = body.max_output_tokens
     if body.reasoning is not None and body.reasoning.effort is not None:
         chat["reasoning_effort"] = body.reasoning.effort
+    if body.top_logprobs is not None and not 0 <= body.top_logprobs <= MAX_TOP_LOGPROBS:
+        message = f"top_logprobs must be an integer from 0 to {MAX_TOP_LOGPROBS}"
+        raise Problem(INVALID_REQUEST, message, param="top_logprobs")
     if body.include and _LOGPROBS in body.include:
         chat |= {"logprobs": True, "top_logprobs": body.top_logprobs or 0}
     return chat | _tools(body) | _format(body)

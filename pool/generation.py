@@ -46,6 +46,7 @@ class Piece(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         stopping_word: The stop text that ended the generation, if one did.
         truncated: On the last piece: the context was full, so the answer ended there, or a part of it was dropped.
         slot: On the last piece: where it ran; -1 if it never did.
+        reasoning_tokens: On the last piece: tokens that brought reasoning and no text.
         progress: How far the prompt is, where that was asked for; such a piece has nothing else.
     """
 
@@ -60,6 +61,7 @@ class Piece(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     stopping_word: str = ""
     truncated: bool = False
     slot: int = -1
+    reasoning_tokens: int = 0
     progress: PromptProgress | None = None
 
 
@@ -96,6 +98,7 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
     slot: int = -1
+    reasoning_tokens: int = 0
 
     @classmethod
     def join(cls, pieces: Sequence[Piece]) -> Self:
@@ -113,6 +116,7 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
             probs=tuple(prob for piece in pieces for prob in piece.probs),
             truncated=last.truncated,
             slot=last.slot,
+            reasoning_tokens=last.reasoning_tokens,
             reasoning="".join(piece.reasoning for piece in pieces),
             tool_calls=ToolCall.join(delta for piece in pieces for delta in piece.calls),
         )
@@ -144,6 +148,7 @@ class Generation(AsyncIterator[Piece]):
         self._surplus: list[Delta] = []
         self._error: Exception | None = None
         self._ended = False
+        self._reasoned = 0
         self._waiter: asyncio.Future[None] | None = None
         self._on_news: Callable[[], None] | None = None
 
@@ -157,6 +162,8 @@ class Generation(AsyncIterator[Piece]):
         """Add what one decode step brought. Called by the pool."""
         if self._ended:
             return
+        if isinstance(delta, TypedDelta) and delta.reasoning and not delta.text:
+            self._reasoned += len(delta.tokens)
         pieces = self._pieces
         # What follows a surplus belongs behind it, however much was read meanwhile.
         if self._surplus or len(pieces) >= MAX_WAITING_PIECES:
@@ -202,6 +209,7 @@ class Generation(AsyncIterator[Piece]):
                 stopping_word=done.stopping_word,
                 truncated=done.truncated,
                 slot=done.slot,
+                reasoning_tokens=self._reasoned,
             )
         )
         self._end()

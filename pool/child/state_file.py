@@ -82,8 +82,14 @@ def write_state(folder: Path, name: str, header: Header, tokens: "array[int]", d
     """Write a file and return its size. It appears under its name when it is complete.
 
     Raises:
-        RequestError: it cannot be written, with the reason; nothing is left of it.
+        RequestError: it cannot be written, with the reason, or would take the place of another model's; nothing is left
+            of it.
     """
+    if (other := _model_of(folder / name)) is not None and other != header.model:
+        raise RequestError(
+            f"{name!r} holds a slot of another model, which saving would destroy: choose another name",
+            code="slot_file_of_another_model",
+        )
     temporary = folder / f".{name}.{secrets.token_hex(4)}.tmp"
     encoded = msgspec.json.encode(header)
     parts = (_MAGIC, len(encoded).to_bytes(4, "little"), encoded, np.array(tokens, "<i4").data.cast("B"), data.data)
@@ -103,6 +109,18 @@ def write_state(folder: Path, name: str, header: Header, tokens: "array[int]", d
             temporary.unlink()
         raise RequestError(f"{name!r} cannot be saved: {error.strerror}", code="slot_file_unwritable") from error
     return size
+
+
+def _model_of(path: Path) -> str | None:
+    """Return the fingerprint of the model whose state a file holds; None if there is none that can be read."""
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+            if file.read(len(_MAGIC)) != _MAGIC:
+                return None
+            length = int.from_bytes(file.read(4), "little")
+            return msgspec.json.decode(file.read(min(length, _MOST_HEADER)), type=Header).model
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def _private(path: str, flags: int) -> int:

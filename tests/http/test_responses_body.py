@@ -7,6 +7,7 @@ import pytest
 
 from llamaherd.http.problems import Problem
 from llamaherd.http.responses_body import ResponsesBody, to_chat
+from llamaherd.http.schema import parse
 
 
 def chat(**raw: Any) -> dict[str, Any]:
@@ -123,3 +124,11 @@ def test_limits_have_a_chats_names_and_the_rest_goes_on_as_it_is() -> None:
 def test_nothing_is_kept_between_requests(name: str) -> None:
     with pytest.raises(Problem, match=name):
         chat(**{name: "x"})
+
+
+@pytest.mark.parametrize("top", [-1, 21])
+def test_top_logprobs_are_checked_whether_they_are_shown_or_not(top: int) -> None:
+    raw = {"model": "m", "input": "hi", "top_logprobs": top}
+    with pytest.raises(Problem, match="top_logprobs must be an integer from 0 to 20") as caught:
+        to_chat(parse(raw, ResponsesBody), raw)
+    assert caught.value.param == "top_logprobs"

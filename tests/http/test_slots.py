@@ -140,10 +140,10 @@ def test_streams_tell_how_far_the_prompt_is(path: str) -> None:
 def test_metrics_tell_of_the_workers_own_figures(client: httpx2.Client) -> None:
     complete(client)
     wanted = (
-        'llamacpp:n_decode_total{model="tiny"}',
-        'llamaherd_kv_cells{model="tiny"} 512.0',
-        'llamacpp:n_busy_slots_per_decode{model="tiny"}',
-        'llamacpp:n_tokens_max{model="tiny"}',
+        'llamacpp:n_decode_total{model="tiny",replica="0"}',
+        'llamaherd_kv_cells{model="tiny",replica="0"} 512.0',
+        'llamacpp:n_busy_slots_per_decode{model="tiny",replica="0"}',
+        'llamacpp:n_tokens_max{model="tiny",replica="0"}',
     )
     text = ""
     while not all(one in text for one in wanted):  # within a second, or the test's own limit

@@ -193,3 +193,18 @@ def test_calls_and_reasoning_are_whole_even_for_a_slow_reader() -> None:
             assert answer.finish_reason == "tool_calls"
 
     run(scene())
+
+
+def test_tokens_of_reasoning_are_counted_however_slow_the_reader() -> None:
+    async def scene() -> None:
+        for ahead in (0, MAX_WAITING_PIECES):
+            generation = Caller().generation
+            for number in range(ahead):
+                generation.feed(TypedDelta(1, "", (number,), (), "Hm "))
+            generation.feed(TypedDelta(1, "", (1, 2), (), "so."))
+            generation.feed(TypedDelta(1, "text", (3,)))
+            generation.feed(Delta(1, "more", (4,)))
+            generation.finish(DONE)
+            assert (await generation.collect()).reasoning_tokens == ahead + 2
+
+    run(scene())

@@ -4,6 +4,7 @@ import os
 from array import array
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -36,6 +37,15 @@ def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
     (tmp_path / "a.bin").write_bytes(b"old")
     write_state(tmp_path, "a.bin", HEADER, TOKENS, DATA)
     assert read_state(tmp_path, "a.bin", most_tokens=100)[1] == TOKENS
+
+
+def test_a_file_of_another_model_is_not_destroyed(tmp_path: Path) -> None:
+    write_state(tmp_path, "a.bin", HEADER, TOKENS, DATA)
+    with pytest.raises(RequestError, match="'a.bin' holds a slot of another model") as caught:
+        write_state(tmp_path, "a.bin", msgspec.structs.replace(HEADER, model="other"), TOKENS, DATA)
+    assert caught.value.code == "slot_file_of_another_model"
+    assert read_state(tmp_path, "a.bin", most_tokens=100)[0] == HEADER
+    write_state(tmp_path, "a.bin", msgspec.structs.replace(HEADER, settings="other"), TOKENS, DATA)
 
 
 def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
