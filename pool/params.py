@@ -339,8 +339,13 @@ def detokenize_request(request: int, tokens: object) -> Detokenize:
     return check_command(Detokenize(request=request, tokens=checked))
 
 
+_PARAMETERS: Final = frozenset(ChatParams.__annotations__)
+
+
 def _generate(request: int, subject: dict[str, Any], params: GenerateParams) -> Generate:
-    unknown = set(params) - set(ChatParams.__annotations__)
+    if not params:
+        return check_command(Generate(request=request, **subject))
+    unknown = params.keys() - _PARAMETERS
     if unknown:
         raise BadRequest(f"unknown parameter {sorted(unknown)[0]!r}")
     grammar, json_schema = check_constraint(
@@ -372,11 +377,20 @@ def _generate(request: int, subject: dict[str, Any], params: GenerateParams) -> 
     return check_command(command)
 
 
+#: Most requests leave most of it as it is, which need not be checked each time.
+_DEFAULTS: Final = Sampling()
+#: What belongs to sampling and is no number.
+_UNNUMBERED: Final = frozenset({"post_sampling_probs", "samplers", "dry_sequence_breakers", "logit_bias"})
+
+
 def _sampling(params: GenerateParams) -> Sampling:
-    defaults = Sampling()
+    given = [name for name in LIMITS if name in params]
+    if not given and params.keys().isdisjoint(_UNNUMBERED):
+        return _DEFAULTS
     values: dict[str, Any] = {"post_sampling_probs": _flag(params, "post_sampling_probs", False)}
-    for name, (low, high) in LIMITS.items():
-        default = getattr(defaults, name)
+    for name in given:
+        low, high = LIMITS[name]
+        default = getattr(_DEFAULTS, name)
         if name == "seed":
             seed = _integer(params, name, -1, low=-1, high=RANDOM_SEED)
             values[name] = default if seed == -1 else seed
