@@ -11,8 +11,9 @@ counted. Figures are medians with the quartiles beside them, ratios are ratios o
   Our server runs from an environment made for this, in which the project is installed from a wheel (``--here``: from
   where this program runs). A process of an editable install starts more slowly, and a swap starts one.
 * busy: generated tokens per second, all streams together, 4 streams on one model and 2 + 2 on two models at once.
-* herd: workers with the scripted engine; requests per second through one manager, its CPU time while idle, its memory
-  per worker, and the time from a worker's state message to a listener.
+* herd: workers with the scripted engine; requests per second through one manager with 64 at once, its CPU time per
+  request, also with 10 at once so that no two share a worker's message, and while idle, its memory per worker, and the
+  time from a worker's state message to a listener.
 
 llama-server is built from the llama-cpp-python source package, so that both sides run the same ggml; see
 bench/README.md.
@@ -168,8 +169,13 @@ async def measure_herd(workers: int, requests: int) -> dict[str, Any]:
         await asyncio.sleep(3)
         idle = (_cpu() - cpu) / (time.perf_counter() - idle_began)
         cpu, began = _cpu(), time.perf_counter()
-        await _put_through(pool, names, requests)
+        await _put_through(pool, names, requests, at_once=64)
         wall, spent = time.perf_counter() - began, _cpu() - cpu
+        # With no more at once than the smallest herd has workers, every request has its messages for itself: then
+        # nothing but the herd's size differs between the rows.
+        cpu, heard = _cpu(), pool.counts().received
+        await _put_through(pool, names, requests, at_once=10)
+        alone, messages = _cpu() - cpu, pool.counts().received - heard
         assert all(status.state is State.LOADED for status in pool.models())
     return {
         "workers": workers,
@@ -178,6 +184,8 @@ async def measure_herd(workers: int, requests: int) -> dict[str, Any]:
         "idle_cpu_percent": round(100 * idle, 2),
         "requests_per_s": round(requests / wall),
         "manager_us_per_request": round(spent / requests * 1e6),
+        "us_with_10_at_once": round(alone / requests * 1e6),
+        "messages_with_10_at_once": round(messages / requests, 1),
         "state_latency_ms": summary(latency, 1e3),
     }
 
@@ -187,8 +195,8 @@ def _cpu() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-async def _put_through(pool: Pool, names: Sequence[str], requests: int) -> None:
-    gate = asyncio.Semaphore(64)
+async def _put_through(pool: Pool, names: Sequence[str], requests: int, *, at_once: int) -> None:
+    gate = asyncio.Semaphore(at_once)
 
     async def ask(number: int) -> None:
         async with gate:

@@ -27,8 +27,8 @@ CALLERS = 10
 ROUND_SECONDS = 15.0
 #: Seconds after which a request counts as lost, and the disorder as stuck.
 PATIENCE = 60.0
-#: Descriptors of a spare worker, which may or may not have connected when a rest is measured.
-SPARE_DESCRIPTORS = 4
+#: Most descriptors of a spare worker, which may or may not have connected when a rest is measured.
+SPARE_DESCRIPTORS = 6
 #: Most seconds between two doings of one actor.
 PAUSE = 0.05
 
