@@ -487,7 +487,7 @@ class Batcher:
             parts.append(_Part(sequence, 1, row))
         prompts = [one for one in texts if one.pending != 1]
         if prompts:
-            self._add_prompts(prompts, parts, min(self._pace.tokens(shared=bool(parts)), batch.room))
+            self._add_prompts(prompts, parts, min(self._pace.tokens(shared=bool(parts), beside=len(parts)), batch.room))
         return parts
 
     def _next(self) -> list[Sequence]:

@@ -12,6 +12,11 @@ _LONE_STEP: Final = 1.0
 _AMORTISED: Final = 20
 #: A step's fixed cost is worth at least so many tokens.
 _LEAST: Final = 16
+#: Rows that ggml's attention on CPUs computes together (``GGML_FA_TILE_Q``): a tile that is not full costs as much as
+#: one that is. GPUs have smaller ones.
+_TILE: Final = 64
+#: Least share of the wanted tokens that is left when the last tile is dropped; below that steps would become too many.
+_WORTH: Final = 0.8
 #: Weight of the newest measurement.
 _WEIGHT: Final = 0.5
 
@@ -44,13 +49,17 @@ class PrefillPace:
             return self._first
         return int(max(min(seconds / self._seconds_per_token, self._most), min(_LEAST, self._most)))
 
-    def tokens(self, *, shared: bool) -> int:
-        """Return the prompt tokens for the next step; ``shared``: some request waits for its next token meanwhile."""
-        if self._seconds_per_token <= 0.0:
-            return self._first
-        wanted = self._shared_step() if shared else _LONE_STEP
-        wanted /= self._seconds_per_token
-        return int(max(min(wanted, self._most), min(_LEAST, self._most)))
+    def tokens(self, *, shared: bool, beside: int = 0) -> int:
+        """Return the prompt tokens for the next step.
+
+        Args:
+            shared: Some request waits for its next token meanwhile.
+            beside: Rows that the batch has already.
+        """
+        wanted = float(self._first)
+        if self._seconds_per_token > 0.0:
+            wanted = (self._shared_step() if shared else _LONE_STEP) / self._seconds_per_token
+        return _in_whole_tiles(int(max(min(wanted, self._most), min(_LEAST, self._most))), beside)
 
     def note(self, rows: int, seconds: float) -> None:
         """Learn from a step of ``rows`` tokens; steps too small to tell are ignored."""
@@ -64,6 +73,11 @@ class PrefillPace:
 
     def _shared_step(self) -> float:
         return min(_SHARED_STEP, _AMORTISED * self._plain_step) if self._plain_step else _SHARED_STEP
+
+
+def _in_whole_tiles(tokens: int, beside: int) -> int:
+    whole = tokens - (tokens + beside) % _TILE
+    return whole if whole >= _WORTH * tokens else tokens
 
 
 def _moved(known: float, measured: float) -> float:

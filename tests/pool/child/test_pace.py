@@ -1,5 +1,7 @@
 """How many prompt tokens go into a step."""
 
+import pytest
+
 from llamaherd.pool.child.pace import PrefillPace
 
 
@@ -15,7 +17,7 @@ def test_a_slow_machine_gets_small_steps_while_others_wait() -> None:
     pace = PrefillPace(2048, 512)
     pace.note(rows=512, seconds=1.024)
     assert pace.tokens(shared=True) == 165
-    assert pace.tokens(shared=False) == 500
+    assert pace.tokens(shared=False) == 448, "500 in whole tiles"
 
 
 def test_a_fast_machine_fills_the_batch() -> None:
@@ -47,8 +49,28 @@ def test_where_tokens_come_fast_a_prompt_does_not_hold_them_up_for_long() -> Non
     pace = PrefillPace(4096, 512)
     pace.note(rows=1000, seconds=0.1)
     pace.note_plain(0.005)
-    assert pace.tokens(shared=True) == 1000
+    assert pace.tokens(shared=True) == 960
     assert pace.tokens(shared=False) == 4096
+
+
+@pytest.mark.parametrize(
+    ("wanted", "beside", "tokens"),
+    [
+        (142, 4, 124),  # two tiles with the rows that are there already
+        (128, 0, 128),
+        (124, 4, 124),
+        (130, 0, 128),
+        (165, 0, 165),  # 128 would be too few
+        (100, 4, 100),
+        (64, 2, 62),
+        (40, 4, 40),
+        (16, 60, 16),
+    ],
+)
+def test_a_last_tile_that_would_be_nearly_empty_is_dropped(wanted: int, beside: int, tokens: int) -> None:
+    pace = PrefillPace(2048, 512)
+    pace.note(rows=100, seconds=0.33 * 100 / (wanted + 0.5))
+    assert pace.tokens(shared=True, beside=beside) == tokens
 
 
 def test_where_tokens_come_slowly_a_prompt_holds_them_up_no_longer_than_before() -> None:
