@@ -9,6 +9,7 @@ from chat_templates import ALWAYS_THINKS, HARMONY, QWEN3
 from llamaherd.pool.child import bindings
 from llamaherd.pool.child.budget import Budget, BudgetedThoughts
 from llamaherd.pool.child.chat import Chats
+from llamaherd.pool.child.constraint import Constraint
 from llamaherd.pool.child.grammars import Grammars
 from llamaherd.pool.child.model import Model
 from llamaherd.pool.child.vocab import Vocab
@@ -29,7 +30,8 @@ def vocab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vocab]:
 
 
 def budget(tokens: int, **fields: Any) -> Budget:
-    return Budget(**{"tokens": tokens, "start": "<think>", "end": "</think>", "closing": "</think>", **fields})
+    given: dict[str, Any] = {"tokens": tokens, "start": "<think>", "end": "</think>", "closing": "</think>", **fields}
+    return Budget(**given)
 
 
 def controls(tokens: int, **fields: Any) -> Budget:
@@ -58,7 +60,10 @@ def say(vocab: Vocab, constraint: Any, text: str | Sequence[int], most: int = 60
 
 
 def make(vocab: Vocab) -> Callable[..., BudgetedThoughts]:
-    return lambda limit, inner=None: BudgetedThoughts(limit, inner, vocab)
+    def limited(limit: Budget, inner: Constraint | None = None) -> BudgetedThoughts:
+        return BudgetedThoughts(limit, inner, vocab)
+
+    return limited
 
 
 @pytest.mark.parametrize(
