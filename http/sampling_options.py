@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import click
+import msgspec
 
 from llamaherd.http.options import Whole
 
@@ -26,6 +27,8 @@ _LETTERS: Final[Mapping[str, str]] = {
     "a": "adaptive_p",
 }
 _PREFIX: Final = "default_"
+#: Most characters of a file that are read; grammars have a lower limit of their own.
+_MOST_CONTENT: Final = 1024 * 1024
 _LETTERS_OPTION: Final = "sampler_letters"
 _BIAS: Final = re.compile(r"\s*(\d{1,10})\s*([+-])\s*(\d+(?:\.\d*)?|\.\d+|inf)\s*")
 
@@ -51,6 +54,40 @@ class _Letters(click.ParamType[tuple[str, ...]]):
         if unknown:
             self.fail(f"no sampler is called {unknown[0]!r}; known are {''.join(_LETTERS)}.", param, ctx)
         return tuple(_LETTERS[letter] for letter in value)
+
+
+class _Content(click.ParamType[str]):
+    """A file, as the text in it."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            with open(value, encoding="utf-8") as file:
+                return file.read(_MOST_CONTENT)
+        except (OSError, ValueError) as error:
+            self.fail(f"{value} cannot be read: {getattr(error, 'strerror', None) or error}.", param, ctx)
+
+
+class _Schema(click.ParamType[dict[str, Any]]):
+    """A JSON Schema, as JSON."""
+
+    name = "json"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
+        try:
+            return msgspec.json.decode(value, type=dict[str, Any])
+        except (msgspec.DecodeError, RecursionError) as error:
+            self.fail(f"it is no JSON Schema: {error}.", param, ctx)
+
+
+class _SchemaFile(_Schema):
+    """A JSON Schema, in a file."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
+        return super().convert(_Content().convert(value, param, ctx), param, ctx)
 
 
 class _Bias(click.ParamType[tuple[int, float]]):
@@ -152,6 +189,24 @@ SAMPLING_OPTIONS: Final[Sequence[Callable[[_Command], _Command]]] = (
         metavar="ID±BIAS",
         help="Change a token's logit: 15043+1, 15043-inf. May be repeated.",
     ),
+    click.option("--grammar", "default_grammar", metavar="GBNF", help="What answers must follow, beginning at root."),
+    click.option("--grammar-file", "default_grammar_file", type=_Content(), metavar="PATH", help="The same in a file."),
+    click.option(
+        "-j",
+        "--json-schema",
+        "default_json_schema",
+        type=_Schema(),
+        metavar="JSON",
+        help="The JSON Schema that answers must follow; {} is any object.",
+    ),
+    click.option(
+        "-jf",
+        "--json-schema-file",
+        "default_json_schema_file",
+        type=_SchemaFile(),
+        metavar="PATH",
+        help="The same in a file.",
+    ),
 )
 
 
@@ -166,6 +221,9 @@ def sampling_defaults(values: dict[str, Any]) -> dict[str, Any]:
     found = {name.removeprefix(_PREFIX): values.pop(name) for name in names}
     letters = found.pop(_LETTERS_OPTION, None)
     found["samplers"] = found.get("samplers") or letters
+    for name in ("grammar", "json_schema"):
+        from_file = found.pop(f"{name}_file", None)
+        found[name] = found.get(name) if from_file is None else from_file
     defaults = {name: value for name, value in found.items() if value is not None and value != ()}
     breakers = defaults.get("dry_sequence_breakers")
     if breakers is not None:
