@@ -79,9 +79,9 @@ class Volley:
     """Round trips without a task: each answer is the next message's cause, as news of a worker is in the pool."""
 
     def __init__(self, peer: Peer, size: int, trips: int) -> None:
-        self._peer = peer
+        self._send = peer.channel.send_nowait
         self._ping = command(size)
-        self._trips = trips
+        self._left = trips
         self._before = 0
         self.durations: list[int] = []
         self.report: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
@@ -89,15 +89,17 @@ class Volley:
 
     def serve(self) -> None:
         self._before = time.perf_counter_ns()
-        self._peer.channel.send_nowait(self._ping)
+        self._send(self._ping)
 
     def _on_messages(self, messages: Sequence[ChildMessage]) -> None:
-        if len(self.durations) < self._trips:
+        if self._left:
             self.durations.append(time.perf_counter_ns() - self._before)
-            if len(self.durations) < self._trips:
-                self.serve()
+            self._left -= 1
+            if self._left:
+                self._before = time.perf_counter_ns()
+                self._send(self._ping)
             else:
-                self._peer.channel.send_nowait(Threads(n=0))
+                self._send(Threads(n=0))
         elif isinstance(messages[0], Result):
             self.report.set_result(messages[0])
 

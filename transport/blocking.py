@@ -50,12 +50,12 @@ class PipeWire:
 
     def read(self, size: int) -> bytes:
         """Block for the next bytes, at most ``size``; empty at the end of the stream and after :meth:`interrupt`."""
+        if self._interrupted:
+            return b""
         if self._readable is not None:
             for fd, _ in self._readable.poll():
                 if fd == self._wake_read:
                     return b""
-        elif self._interrupted:
-            return b""
         data = os.read(self._read_fd, size)
         return b"" if self._interrupted else data
 
