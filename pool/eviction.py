@@ -1,13 +1,13 @@
 """What can go for something else to start, and in which order. Pure questions about the scheduler's records."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from llamaherd.pool.errors import QueueFull
 from llamaherd.pool.room import Limits, Room
 from llamaherd.pool.roster import Instance, Model, Phase
 
-__all__ = ["dispensable", "drainable", "hopeless"]
+__all__ = ["dispensable", "drainable", "hopeless", "victims"]
 
 _MIB: Final = 1024 * 1024
 
@@ -31,6 +31,30 @@ def dispensable(idle: Iterable[Instance]) -> list[Instance]:
         live[model.name] = left - 1
         found[0 if instance.drained_for is not None else 2 if last else 1].append(instance)
     return [instance for group in found for instance in group]
+
+
+def victims(candidates: Sequence[Instance], left: Room, limits: Limits) -> list[Instance]:
+    """Return which of the candidates have to go, the first ones first and no more than it takes; none if the end of all
+    of them would not do.
+
+    Args:
+        left: What would be taken if none went; more than the limits allow.
+    """
+    for count, instance in enumerate(candidates, start=1):
+        left -= instance.room
+        if limits.allow(left):
+            return _needed(candidates[:count], left, limits)
+    return []
+
+
+def _needed(found: Sequence[Instance], left: Room, limits: Limits) -> list[Instance]:
+    """Return those without whose end it would not do: one on another GPU may help nothing."""
+    needed = list(found)
+    for instance in reversed(found):
+        if limits.allow(left + instance.room):
+            left += instance.room
+            needed.remove(instance)
+    return needed
 
 
 def drainable(models: Iterable[Model], count: int) -> list[Instance]:

@@ -40,7 +40,7 @@ from typing import Final
 
 from llamaherd.pool.effects import Effects
 from llamaherd.pool.errors import PoolError, QueueFull
-from llamaherd.pool.eviction import dispensable, drainable, hopeless
+from llamaherd.pool.eviction import dispensable, drainable, hopeless, victims
 from llamaherd.pool.line import Line
 from llamaherd.pool.room import Ledger, Limits, Room
 from llamaherd.pool.roster import Instance, Key, Model, Phase, Waiting
@@ -508,24 +508,10 @@ class Scheduler:
 
     def _make_room(self, need: Room) -> bool:
         """Stop idle instances, as many as it takes; none if all of them do not do. Rule 4."""
-        idle = dispensable(self._idle.values())
-        left = self._ledger.after_exits(need)
-        for count, instance in enumerate(idle, start=1):
-            left -= instance.room
-            if self._limits.allow(left):
-                for victim in self._needed(idle[:count], left):
-                    self._evict(victim)
-                return True
-        return False
-
-    def _needed(self, victims: list[Instance], left: Room) -> list[Instance]:
-        """Return the victims without those whose end would not help, such as those on another GPU."""
-        needed = list(victims)
-        for victim in reversed(victims):
-            if self._limits.allow(left + victim.room):
-                left += victim.room
-                needed.remove(victim)
-        return needed
+        found = victims(dispensable(self._idle.values()), self._ledger.after_exits(need), self._limits)
+        for victim in found:
+            self._evict(victim)
+        return bool(found)
 
     def _stop(self, instance: Instance) -> None:
         self._release(instance)

@@ -8,7 +8,7 @@ import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -246,7 +246,7 @@ class OneOnly(LocalLauncher):
 
 
 def _timers(loop: asyncio.AbstractEventLoop) -> list[asyncio.TimerHandle]:
-    scheduled: list[asyncio.TimerHandle] = loop._scheduled  # type: ignore[attr-defined] # pyright: ignore
+    scheduled = cast("list[asyncio.TimerHandle]", vars(loop)["_scheduled"])
     return [timer for timer in scheduled if not timer.cancelled()]
 
 
