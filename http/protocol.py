@@ -72,7 +72,8 @@ class BoundedProtocol(HttpToolsProtocol):
         if size > self.limits.head_bytes:
             self.app = _refuser(_head_too_large(self.limits.head_bytes))
         super().on_headers_complete()
-        if self.cycle is not None and self.cycle.scope is self.scope:
+        # There is none where the connection is to be another protocol's.
+        if getattr(self.cycle, "scope", None) is self.scope:
             cast("dict[str, Any]", self.scope)[DIRECT] = partial(_write_part, self.cycle)
 
     def on_message_complete(self) -> None:
