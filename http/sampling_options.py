@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import click
 import msgspec
@@ -39,7 +39,9 @@ class _Names(click.ParamType[tuple[str, ...]]):
     name = "names"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
-        return value if isinstance(value, tuple) else tuple(word.strip() for word in value.split(";") if word.strip())
+        if isinstance(value, tuple):
+            return cast("tuple[str, ...]", value)
+        return tuple(word.strip() for word in str(value).split(";") if word.strip())
 
 
 class _Letters(click.ParamType[tuple[str, ...]]):
@@ -49,7 +51,7 @@ class _Letters(click.ParamType[tuple[str, ...]]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
         if isinstance(value, tuple):
-            return value
+            return cast("tuple[str, ...]", value)
         unknown = [letter for letter in value if letter not in _LETTERS]
         if unknown:
             self.fail(f"no sampler is called {unknown[0]!r}; known are {''.join(_LETTERS)}.", param, ctx)
@@ -97,7 +99,7 @@ class _Bias(click.ParamType[tuple[int, float]]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, float]:
         if isinstance(value, tuple):
-            return value
+            return cast("tuple[int, float]", value)
         match = _BIAS.fullmatch(value)
         if match is None or match[2] + match[3] == "+inf":
             self.fail(f"{value!r} is not a token's id and a bias, such as 15043+1 or 15043-inf.", param, ctx)

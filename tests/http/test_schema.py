@@ -106,7 +106,10 @@ def test_one_prompt_comes_in_many_forms(prompt: Any, expected: object) -> None:
     assert parse({"prompt": prompt}, CompletionBody).to_prompts() == [expected]
 
 
-@pytest.mark.parametrize("prompt", [None, [], [None], [[{}]], {"a": 1}])
+NO_PROMPTS: list[Any] = [None, [], [None], [[{}]], {"a": 1}]
+
+
+@pytest.mark.parametrize("prompt", NO_PROMPTS)
 def test_what_is_no_prompt_is_refused(prompt: Any) -> None:
     with pytest.raises(Problem) as caught:
         parse({"prompt": prompt}, CompletionBody).to_prompts()

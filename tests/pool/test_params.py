@@ -152,9 +152,15 @@ def test_a_request_has_the_models_defaults_where_it_says_nothing() -> None:
     assert found == {"temperature": 0.0, "top_k": 9, "seed": 3, "stop": ["x"]}
 
 
-@pytest.mark.parametrize(
-    "own", [{"grammar": "root ::= [a-z]"}, {"json_schema": {}}, {"response_format": {"type": "text"}}, {"tools": [{}]}]
-)
+OWN_FORMS: list[dict[str, Any]] = [
+    {"grammar": "root ::= [a-z]"},
+    {"json_schema": {}},
+    {"response_format": {"type": "text"}},
+    {"tools": [{}]},
+]
+
+
+@pytest.mark.parametrize("own", OWN_FORMS)
 def test_a_default_grammar_is_for_requests_that_have_no_form_of_their_own(own: dict[str, Any]) -> None:
     default = {"grammar": 'root ::= "yes" | "no"'}
 

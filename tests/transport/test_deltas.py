@@ -8,7 +8,7 @@ from llamaherd.transport.deltas import join, join_calls
 from llamaherd.transport.messages import CallDelta, Delta, TokenProb, TokenProbs, TypedDelta
 
 TEXTS = st.text(max_size=4)
-PROBS = st.builds(lambda token: TokenProbs(TokenProb(token, -1.0, b"x"), ()), st.integers(0, 9))
+PROBS = st.integers(0, 9).map(lambda token: TokenProbs(TokenProb(token, -1.0, b"x"), ()))
 CALLS = st.builds(CallDelta, st.integers(0, 2), TEXTS, TEXTS, TEXTS)
 PLAIN = st.builds(
     Delta,
