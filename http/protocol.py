@@ -30,6 +30,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._received = 0
         self._head_size = 0
         self._timer: asyncio.TimerHandle | None = None
+        #: Requests whose answers have not ended: with pipelining there are several, and ``cycle`` is the last of them.
+        self._unanswered: list[RequestResponseCycle] = []
         super().connection_made(transport)
         surplus = len(self.connections) - self.limits.max_connections
         if surplus > _COURTESY:
@@ -44,6 +46,11 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
         super().connection_lost(exc)
+        # The base class tells the last request alone, and not the one that is being answered.
+        for cycle in self._unanswered:
+            if not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
 
     def data_received(self, data: bytes) -> None:
         if self._in_head:
@@ -75,6 +82,8 @@ class BoundedProtocol(HttpToolsProtocol):
         # There is none where the connection is to be another protocol's.
         if getattr(self.cycle, "scope", None) is self.scope:
             cast("dict[str, Any]", self.scope)[DIRECT] = partial(_write_part, self.cycle)
+            self._unanswered = [cycle for cycle in self._unanswered if not cycle.response_complete]
+            self._unanswered.append(self.cycle)
 
     def on_message_complete(self) -> None:
         self._in_head = True
@@ -104,7 +113,10 @@ class BoundedProtocol(HttpToolsProtocol):
     def _on_timeout(self) -> None:
         if self.transport.is_closing():
             return
-        if self._received:
+        if any(not cycle.response_complete for cycle in self._unanswered):
+            # What came behind a request, be it a stray line break, must not end the answer to it.
+            self._start_timer()
+        elif self._received:
             message = f"the request's headers did not arrive within {self.limits.head_seconds:g} seconds"
             self._refuse(Problem(Kind(408, INVALID_REQUEST.type), message))
         else:

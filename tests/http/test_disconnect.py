@@ -1,11 +1,12 @@
 """A client that leaves frees what it held, wherever its request is: queued, loading or generating; streamed or not."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from live_front import LiveFront, fake, say
+from live_front import LiveFront, RawRequest, fake, say
 
 CHAT = "/v1/chat/completions"
 STREAMED = pytest.mark.parametrize("streamed", [False, True])
@@ -67,6 +68,15 @@ def test_leaving_the_queue_gives_the_place_up(front: LiveFront, streamed: bool) 
 
 def test_a_completion_is_stopped_as_a_chat_is(front: LiveFront) -> None:
     with front.raw("/v1/completions", {"model": "talker", "prompt": "hi", "stream": True}) as request:
+        request.read_until(b"word")
+        request.leave()
+        front.wait_for_requests("talker", 0)
+
+
+def test_leaving_with_a_second_request_behind_the_first_stops_it(front: LiveFront) -> None:
+    body = json.dumps(say("hi", model="talker", stream=True)).encode()
+    behind = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with RawRequest(front.url, CHAT, body + behind, announced=len(body)) as request:
         request.read_until(b"word")
         request.leave()
         front.wait_for_requests("talker", 0)

@@ -72,6 +72,22 @@ def test_a_second_head_has_its_own_time_and_an_answer_as_much_as_it_needs() -> N
         request.read_until(b"[DONE]")
 
 
+def test_a_stray_line_break_behind_a_request_does_not_end_its_answer() -> None:
+    slow = fake("slow", pieces=("word ",), repeat=20, step_seconds=0.01)
+    body = json.dumps(say("hi", model="slow", stream=True)).encode()
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    with LiveFront(slow, server={"limits": Limits(head_seconds=0.05)}) as front, connected(front) as connection:
+        connection.sendall(head + body)
+        answer = connection.recv(65536)
+        connection.sendall(b"\r\n")
+        while chunk := connection.recv(65536):
+            answer += chunk
+            if answer.endswith(b"[DONE]\n\n\r\n0\r\n\r\n"):
+                break
+    assert answer.count(b"HTTP/1.1") == 1
+    assert b"[DONE]" in answer
+
+
 def test_a_body_that_stays_away_is_refused() -> None:
     with LiveFront(fake("echo"), body_seconds=0.05) as front, RawRequest(front.url, CHAT, b"{", announced=9) as request:
         answer = request.read_until(b'"type"')
