@@ -66,7 +66,7 @@ _MOST_BIAS: Final = 1e9
 
 #: Of one request only.
 _NEVER_DEFAULTS: Final = {"id_slot", "return_progress", "timings_per_token", "whole"}
-_CONSTRAINTS: Final = ("grammar", "json_schema")
+_CONSTRAINTS: Final = ("grammar", "json_schema", "response_format")
 
 
 class GenerateParams(TypedDict, total=False):
@@ -187,7 +187,8 @@ def with_defaults(params: Params, defaults: Mapping[str, Any]) -> Params:
     if not defaults:
         return params
     given: dict[str, Any] = {name: value for name, value in params.items() if value is not None}
-    constrained = any(given.get(name) for name in (*_CONSTRAINTS, "response_format", "tools"))
+    # An empty schema lets any JSON pass, and nothing else.
+    constrained = "json_schema" in given or any(given.get(name) for name in (*_CONSTRAINTS, "tools"))
     taken = {name: value for name, value in defaults.items() if not (constrained and name in _CONSTRAINTS)}
     return cast(Params, taken | given)
 
