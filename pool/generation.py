@@ -9,7 +9,7 @@ from typing import Self
 
 import msgspec
 
-from llamaherd.transport.deltas import join, join_calls
+from llamaherd.transport.deltas import join, join_calls, thinks
 from llamaherd.transport.messages import (
     CallDelta,
     Delta,
@@ -162,7 +162,7 @@ class Generation(AsyncIterator[Piece]):
         """Add what one decode step brought. Called by the pool."""
         if self._ended:
             return
-        if isinstance(delta, TypedDelta) and delta.reasoning and not delta.text:
+        if type(delta) is not Delta and thinks(delta):
             self._reasoned += len(delta.tokens)
         pieces = self._pieces
         # What follows a surplus belongs behind it, however much was read meanwhile.

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from llamaherd.transport.messages import CallDelta, Delta, TypedDelta
 
-__all__ = ["join", "join_calls"]
+__all__ = ["join", "join_calls", "thinks", "typed"]
 
 
 def join(deltas: Sequence[Delta]) -> Delta:
@@ -15,13 +15,27 @@ def join(deltas: Sequence[Delta]) -> Delta:
     text = "".join([delta.text for delta in deltas])
     tokens = tuple([token for delta in deltas for token in delta.tokens])
     probs = tuple([prob for delta in deltas for prob in delta.probs])
-    typed = [delta for delta in deltas if isinstance(delta, TypedDelta)]
-    if not typed:
+    more = [delta for delta in deltas if isinstance(delta, TypedDelta)]
+    if not more:
         return Delta(request, text, tokens, probs)
-    reasoning = "".join([delta.reasoning for delta in typed])
-    return TypedDelta(
-        request, text, tokens, probs, reasoning, join_calls(call for delta in typed for call in delta.calls)
-    )
+    reasoning = "".join([delta.reasoning for delta in more])
+    calls = join_calls(call for delta in more for call in delta.calls)
+    # Counts and times are so far, so the last ones hold for all.
+    usage = next((delta.usage for delta in reversed(more) if delta.usage is not None), None)
+    timings = next((delta.timings for delta in reversed(more) if delta.timings is not None), None)
+    return TypedDelta(request, text, tokens, probs, reasoning, calls, usage, timings)
+
+
+def thinks(delta: Delta) -> bool:
+    """Whether a delta brings reasoning and no text: its tokens are those that count as reasoning."""
+    return isinstance(delta, TypedDelta) and bool(delta.reasoning) and not delta.text
+
+
+def typed(delta: Delta) -> TypedDelta:
+    """Return a delta as one of those that may bring more than text."""
+    if isinstance(delta, TypedDelta):
+        return delta
+    return TypedDelta(delta.request, delta.text, delta.tokens, delta.probs)
 
 
 def join_calls(deltas: Iterable[CallDelta]) -> tuple[CallDelta, ...]:

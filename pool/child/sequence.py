@@ -1,6 +1,7 @@
 """One generation: its tokens, how much of them is computed, and how it ends."""
 
 from array import array
+from itertools import groupby
 from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
@@ -14,7 +15,7 @@ from llamaherd.pool.child.sampler import Chain
 from llamaherd.pool.child.store import State
 from llamaherd.pool.child.text import TextStream
 from llamaherd.pool.child.vocab import Vocab
-from llamaherd.transport.deltas import join
+from llamaherd.transport.deltas import join, thinks, typed
 from llamaherd.transport.messages import (
     Delta,
     Done,
@@ -260,9 +261,13 @@ class Sequence:
         return self.gathered() if last or self.n_generated == 1 or len(self._held) == _MOST_HELD else ()
 
     def gathered(self) -> tuple[Delta, ...]:
-        """Return what was held back, as one."""
+        """Return what was held back as one, but for reasoning, whose tokens are counted: it stays apart from all else.
+
+        Several are all typed, since a message keeps the order only among those of a kind.
+        """
         held, self._held = self._held, []
-        return (join(held),) if held else ()
+        runs = [join(list(run)) for _, run in groupby(held, key=thinks)]
+        return tuple(runs) if len(runs) < 2 else tuple(map(typed, runs))
 
     def done(self, reason: FinishReason) -> Done:
         """Return the message that ends the request."""

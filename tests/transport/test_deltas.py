@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llamaherd.transport.deltas import join, join_calls
-from llamaherd.transport.messages import CallDelta, Delta, TokenProb, TokenProbs, TypedDelta
+from llamaherd.transport.messages import CallDelta, Delta, Timings, TokenProb, TokenProbs, TypedDelta, Usage
 
 TEXTS = st.text(max_size=4)
 PROBS = st.integers(0, 9).map(lambda token: TokenProbs(TokenProb(token, -1.0, b"x"), ()))
@@ -62,6 +62,17 @@ def test_portions_do_not_matter(deltas: list[Delta], data: st.DataObject) -> Non
 
     assert (one.text, one.tokens, one.probs) == (other.text, other.tokens, other.probs)
     assert getattr(one, "reasoning", "") == getattr(other, "reasoning", "")
+
+
+def test_of_counts_and_times_the_last_ones_are_told() -> None:
+    timed = [
+        TypedDelta(7, str(count), (count,), usage=Usage(completion_tokens=count), timings=Timings(predicted_ms=count))
+        for count in (1, 2, 3)
+    ]
+
+    assert join(timed) == TypedDelta(
+        7, "123", (1, 2, 3), usage=Usage(completion_tokens=3), timings=Timings(predicted_ms=3)
+    )
 
 
 def test_nothing_cannot_be_joined() -> None:

@@ -3,6 +3,7 @@
 import msgspec
 import pytest
 
+from chat_templates import ALWAYS_THINKS
 from engine_driver import GREEDY, Collected, ask, collect, drain, load_command, loaded
 from llamaherd.pool.child import bindings
 from llamaherd.pool.child.lazy import LazyConstraint
@@ -11,8 +12,8 @@ from llamaherd.pool.child.loaded import Loaded, make_chats
 from llamaherd.pool.child.model import Model
 from llamaherd.pool.child.resources import Resources
 from llamaherd.pool.child.sequence import Sequence
-from llamaherd.transport.deltas import join
-from llamaherd.transport.messages import Delta, Done, Generate, GrammarTrigger, Sampling, Tokens
+from llamaherd.transport.deltas import join, thinks
+from llamaherd.transport.messages import ChatOptions, Delta, Done, Generate, GrammarTrigger, Sampling, Tokens
 from tiny_gguf import SCRIPT_TEXT
 
 PROMPTS = ["abc", "a longer prompt than the others " * 8, "x", "The quick brown fox. " * 3, "né 😀"]
@@ -329,3 +330,29 @@ def test_streams_are_told_each_step_beside_answers_that_are_read_whole() -> None
         engine.submit(msgspec.structs.replace(request(1, max_tokens=20), whole=True))
         engine.submit(request(2, "x", max_tokens=20))
         assert [len(delta.tokens) for delta in deltas_of(engine, 2)] == [1] * 20
+
+
+def test_of_an_answer_that_is_read_whole_the_tokens_of_reasoning_can_be_counted() -> None:
+    messages = ({"role": "user", "content": "Why?"},)
+    asked = Generate(
+        request=1,
+        messages=messages,
+        sampling=GREEDY,
+        max_tokens=60,
+        ignore_eos=True,
+        chat=ChatOptions(reasoning_budget=10, reasoning_budget_message=" So:\n"),
+    )
+    with loaded("random", n_ctx=2048, chat_template=ALWAYS_THINKS) as engine:
+        found: list[list[Delta]] = []
+        for whole in (False, True):
+            engine.submit(msgspec.structs.replace(asked, whole=whole))
+            found.append([])
+            while engine.busy:
+                for message in engine.step():
+                    if isinstance(message, Tokens):
+                        found[-1] += [*message.deltas, *message.typed]
+    single, gathered = found
+    counts = [sum(len(delta.tokens) for delta in deltas if thinks(delta)) for deltas in found]
+    assert counts[1] == counts[0] > 5
+    assert len(gathered) < len(single) / 2
+    assert join(gathered) == join(single)
