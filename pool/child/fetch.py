@@ -34,8 +34,8 @@ TIMEOUT: Final = httpx2.Timeout(30.0, connect=15.0)
 RANGE_UNSATISFIABLE: Final = 416
 _PARTIAL: Final = 206
 _GIT_SHA1: Final = 40
-_HASH_BLOCK: Final = 1024 * 1024
-#: Blocks that may wait for the thread that hashes, of at most 64 KiB each.
+_HASH_BLOCK: Final = 64 * 1024
+#: Blocks that may wait for the thread that hashes, of about that size each.
 _HASH_BACKLOG: Final = 256
 _LOCK_SECONDS: Final = 0.5
 #: Seconds until a pause sees that it is cancelled.

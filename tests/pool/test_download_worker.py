@@ -3,8 +3,10 @@ huggingface_hub, and never anything in the cache's list that is not whole.
 """
 
 import errno
+import hashlib
 import os
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from llamaherd.transport.messages import Download
 from stand_in_hub import Fault, StandInHub
 
 CONTENT = b"GGUF" + os.urandom(200_000)
+#: Bytes of a file that is more than may wait to be hashed.
+LARGE = 96 * 1024 * 1024
 REPO = "u/r"
 FILES = {"README.md": b"# r", "m-Q4_K_M.gguf": CONTENT, "m-Q8_0.gguf": b"GGUF eight", "mmproj-f16.gguf": b"GGUF eyes"}
 
@@ -216,6 +220,25 @@ def test_a_connection_that_breaks_is_taken_up_again(download: Run, hub: StandInH
 
     assert [request.range for request in hub.downloads("m-Q4_K_M.gguf")] == ["", "bytes=70000-", "bytes=140000-"]
     assert listed(cache) == ["u/r:Q4_K_M"]
+
+
+def test_what_is_there_already_is_checked_in_little_memory(download: Run, hub: StandInHub, cache: Path) -> None:
+    content = b"GGUF" + bytes(LARGE)
+    hub.add("u/large", {"m-Q8_0.gguf": content})
+    digest = hashlib.sha256(content).hexdigest()
+    blobs = cache / "models--u--large" / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / f"{digest}.incomplete").write_bytes(content[:-1])
+
+    tracemalloc.start()
+    try:
+        end = download("u/large")
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+    assert end["result"] == "download_finished"
+    assert most < LARGE // 3
 
 
 def test_a_connection_that_always_breaks_is_given_up_and_a_repeat_goes_on(
