@@ -16,7 +16,7 @@ from llamaherd.transport.messages import Download
 __all__ = ["Found", "Origin", "file_of_url"]
 
 _SCHEMES: Final = ("http", "https")
-#: Longest name of a file that an address may have.
+#: Longest name of a file that an address may have, in bytes: with what is put after it, file systems still take it.
 _MAX_NAME: Final = 200
 #: Most parts of a split model.
 _MAX_PARTS: Final = 1000
@@ -61,8 +61,7 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
     token: str = ""
 
     def __repr__(self) -> str:
-        # What follows ``?`` in an address may be a secret as well.
-        return f"Origin({self.url.partition('?')[0] or self.repo!r}{f', {self.file!r}' if self.file else ''})"
+        return f"Origin({_shown(self.url) or self.repo!r}{f', {self.file!r}' if self.file else ''})"
 
     def check(self) -> None:
         """Raise :class:`~llamaherd.pool.errors.BadRequest` if it names nothing that could be downloaded."""
@@ -142,11 +141,19 @@ def file_of_url(url: str) -> str:
     try:
         parts = urlsplit(url)
     except ValueError as error:
-        raise BadRequest(f"{ascii(url[:200])} is no address: {error}", code="bad_url") from None
+        raise BadRequest(f"{ascii(_shown(url))} is no address: {error}", code="bad_url") from None
     if parts.scheme not in _SCHEMES or not parts.hostname or not url.isprintable():
-        raise BadRequest(f"{ascii(url[:200])} is no http or https address", code="bad_url")
+        raise BadRequest(f"{ascii(_shown(url))} is no http or https address", code="bad_url")
     name = unquote(parts.path.rpartition("/")[2])
-    within = name.isprintable() and not {"/", "\\"} & set(name) and not name.startswith(".") and len(name) <= _MAX_NAME
+    within = name.isprintable() and not {"/", "\\"} & set(name) and not name.startswith(".")
+    within = within and len(name.encode()) <= _MAX_NAME
     if not within or split_of(name) is None:
-        raise BadRequest(f"{ascii(url[:200])} does not end in the name of a .gguf file", code="bad_url")
+        raise BadRequest(f"{ascii(_shown(url))} does not end in the name of a .gguf file", code="bad_url")
     return name
+
+
+def _shown(url: str) -> str:
+    """Return an address as messages have it: what follows ``?`` or ``#`` or stands before ``@`` may be a secret."""
+    scheme, separator, rest = url.partition("?")[0].partition("#")[0].partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}"[:200]

@@ -195,7 +195,7 @@ class _Gathering:
                 raise BadRequest(f"{preset.place if preset else spec.path}: another model is called {name!r} already")
             if draft.dedup and spec.repo and spec.path is not None:
                 self._hidden.setdefault(spec.path, name)
-        except PoolError as error:
+        except (PoolError, OSError) as error:  # a folder on the way to its files may be closed to us
             self._problems.append(f"model {name!r} cannot be used: {error}")
             if preset is not None and name not in self._models and is_name(name):
                 self._broken.append(BrokenModel(name=name, reason=str(error)))

@@ -211,6 +211,30 @@ def test_a_model_of_an_address_goes_where_its_model_says(tmp_path: Path, monkeyp
     assert "no http or https address" in catalog.broken[0].reason
 
 
+def test_an_address_that_is_none_is_told_without_its_secrets(tmp_path: Path) -> None:
+    catalog = read(tmp_path, "[m]\nmodel-url = https://user:pass@h/api/models/123?token=secret\n")
+
+    (reason,) = [model.reason for model in catalog.broken]
+    assert reason == "'https://h/api/models/123' does not end in the name of a .gguf file"
+
+
+def test_a_file_that_cannot_be_looked_for_costs_its_model_alone(tmp_path: Path) -> None:
+    text = f"""
+        [no file has such a name]
+        model-url = http://h/a.gguf
+        model = {tmp_path}/{"x" * 300}.gguf
+        [no file has such a name in bytes]
+        model-url = http://h/{"%E9%95%BF" * 90}.gguf
+        [sound]
+        model = {gguf(tmp_path / "m.gguf")}
+    """
+
+    catalog = read(tmp_path, text)
+
+    assert [model.name for model in catalog.models] == ["sound"]
+    assert ["name too long" in catalog.broken[0].reason, ".gguf file" in catalog.broken[1].reason] == [True, True]
+
+
 def test_what_only_llama_server_knows_is_one_warning_per_flag() -> None:
     presets = PresetOptions()
     for _ in range(2):
