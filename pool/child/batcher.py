@@ -227,6 +227,8 @@ class Batcher:
     # --- who runs ---
 
     def _admit(self) -> None:
+        if self._waiting:
+            self._begin_followers()  # whoever comes in now may go on with what they wait for, or cost it its place
         while self._waiting and len(self._running) < len(self.slots):
             # One that wants a slot which is busy is passed by; it comes first when that slot is idle.
             sequence = next((one for one in self._waiting if self.slots.can_take(one)), None)
@@ -250,6 +252,8 @@ class Batcher:
     def _takes_over(self, sequence: Sequence, reuse: Reuse | None) -> bool:
         if reuse is None or not reuse.ready or sequence.saved is not None:
             return False
+        if any(slot.kept is reuse.donor for slot in self.slots):
+            return False  # another slot's, and what that one has may yet be saved
         stored = self._store.find(sequence.tokens, sequence.adapters)
         better = stored is not None and stored[1] > reuse.length
         return not better and self.cache.take_over(reuse.donor, reuse.length)

@@ -79,7 +79,12 @@ class Loaded:
             undo.callback(self.embedder.free)
             if self.unfit:
                 self.embedder.prepare()
-            rules = Rules(whole=self.model.recurrent, window=self.model.window, first=self.context.first)
+            rules = Rules(
+                whole=self.model.recurrent,
+                window=self.model.window,
+                first=self.context.first,
+                copies=not self.context.unified,
+            )
             store = _store(options, rules)
             self.batcher: Final = Batcher(
                 self.context,

@@ -15,6 +15,10 @@ __all__ = ["Donor", "Reuse", "Rules", "common_length", "find"]
 
 #: Tokens that make it worth waiting for a sequence which is about to compute them. Waiting costs at least a step.
 _WORTH_WAITING: Final = 32
+#: Tokens that are copied, at most, for each that need not be computed, and how many are whatever they spare: prompts
+#: often have but their first token in common, and a long sequence has gigabytes.
+_COPIED_IN_VAIN: Final = 16
+_LITTLE: Final = 128
 
 
 class Donor(Protocol):
@@ -44,11 +48,13 @@ class Rules:
         whole: Only a donor's entire state can be taken over (recurrent layers).
         window: Tokens that sliding-window attention sees; 0 when there is no such attention.
         first: Returns the lowest position that a sequence id still has.
+        copies: Taking over costs a copy of everything that the donor has, as no cell can be shared.
     """
 
     whole: bool
     window: int
     first: Callable[[int], int]
+    copies: bool = False
 
     @property
     def exact(self) -> bool:
@@ -59,6 +65,8 @@ class Rules:
         """Return how many of the ``common`` first tokens can be taken over now."""
         length = min(common, donor.computed)
         if length == 0 or (self.whole and length != donor.computed):
+            return 0
+        if self.copies and donor.computed > max(_LITTLE, _COPIED_IN_VAIN * length):
             return 0
         # Cells that have left the window get overwritten. The next token sees itself and the window - 1 before it.
         if self.window and self.first(donor.slot) > max(0, length - self.window + 1):

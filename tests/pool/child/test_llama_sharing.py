@@ -371,6 +371,40 @@ def test_a_conversation_in_a_divided_cache_goes_on_in_place(model: str) -> None:
     assert cached(second) == 57
 
 
+@LAYOUTS
+def test_whoever_waits_for_a_beginning_gets_it_before_a_newcomer_goes_on_with_it(unified: bool) -> None:
+    prompts = [tokens(100) + tokens(5, seed) for seed in (2, 3, 4)]
+    with loaded("random", n_parallel=2, n_cached=0, n_ctx=2048, kv_unified=unified) as engine:
+        expected = [alone(engine, prompt) for prompt in prompts]
+        for number, prompt in enumerate(prompts):
+            engine.submit(request(number, prompt, max_tokens=8 if number else 1))
+        got = drain(engine)
+    assert [got[number].tokens for number in (1, 2)] == expected[1:]
+    assert [cached(got[number]) for number in range(3)] == [0, 100, 100]
+
+
+@LAYOUTS
+def test_a_slot_keeps_what_it_has_when_another_one_goes_on_with_it(unified: bool) -> None:
+    longer = tokens(100) + tokens(30, 5)
+    with loaded("random", n_parallel=2, n_ctx=2048, kv_unified=unified) as engine:
+        engine.submit(request(1, tokens(100), max_tokens=0, slot=0))
+        drain(engine)
+        engine.submit(request(2, longer, max_tokens=30, slot=1))
+        got: dict[int, Collected] = {}
+        collect(engine.step(), got)
+        assert [slot.n_tokens for slot in engine.slots()] == [100, 130]
+        drain(engine, got)
+        assert got[2].tokens == alone(engine, longer, max_tokens=30)
+    assert cached(got[2]) == 100
+
+
+def test_in_a_divided_cache_much_is_not_copied_for_little() -> None:
+    with loaded("random", n_ctx=4096, n_parallel=2, kv_unified=False) as engine:
+        run(engine, tokens(1000))
+        got = [run(engine, tokens(common) + tokens(40, seed=3), max_tokens=0) for common in (10, 200)]
+    assert [cached(one) for one in got] == [0, 200]
+
+
 @pytest.mark.parametrize("unified", [True, False])
 def test_the_only_place_of_a_prefix_is_given_to_whoever_goes_on_with_it(unified: bool) -> None:
     branch = tokens(100) + tokens(30, 5)
