@@ -128,7 +128,7 @@ class Library:
     async def _try_reload(self, pool: Pool) -> None:
         try:
             await self.reload(pool)
-        except PoolError as error:
+        except (PoolError, OSError) as error:  # something may vanish while it is being read
             logger.warning("the catalogue stays as it is: %s", error)
 
 

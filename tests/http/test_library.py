@@ -227,6 +227,21 @@ def test_a_catalogue_that_is_watched_takes_up_changes_by_itself(start: Start, ca
         until_listed(front, lambda listed: list(listed) == [NAME])
 
 
+def test_a_reading_that_breaks_does_not_end_the_watch(cache: Path) -> None:
+    errors = [OSError("gone while it was read")]
+
+    def read_or_break(sources: Sources) -> Catalog:
+        if errors:
+            raise errors.pop()
+        return read(sources)
+
+    library = Library(Sources(cache=cache), read_or_break, Caches(cache, cache), watch=True, watch_seconds=0.05)
+    with LiveFront(library=library) as front:
+        until_listed(front, lambda _: not errors)
+        write_repo(cache, "u/r", ["m-Q8_0.gguf"])
+        until_listed(front, lambda listed: list(listed) == [NAME])
+
+
 def test_without_management_nothing_is_downloaded_deleted_or_reloaded(start: Start) -> None:
     with start(manage=False) as front:
         answers = [post(front, "/models", model=NAME), delete(front, NAME), httpx2.get(f"{front.url}/models?reload=1")]
