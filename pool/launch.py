@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Protocol
 
@@ -194,15 +195,21 @@ class LocalProcess:
         if pidfd >= 0:
             self._loop.add_reader(pidfd, self._on_pidfd, pidfd)
         else:
-            self._loop.run_in_executor(None, self._wait_without_reaping).add_done_callback(lambda _: self._on_end())
+            # Not one of the loop's executor: those are few, and everyone else would wait for the end of workers.
+            threading.Thread(target=self._wait_in_thread, name=f"end of {self._popen.pid}", daemon=True).start()
 
     def _on_pidfd(self, pidfd: int) -> None:
         self._loop.remove_reader(pidfd)
         os.close(pidfd)
         self._on_end()
 
-    def _wait_without_reaping(self) -> None:
-        os.waitid(os.P_PID, self._popen.pid, os.WEXITED | os.WNOWAIT)
+    def _wait_in_thread(self) -> None:
+        if hasattr(os, "waitid"):
+            os.waitid(os.P_PID, self._popen.pid, os.WEXITED | os.WNOWAIT)
+        else:  # macOS before Python 3.13. The group keeps its number for as long as anyone is left in it
+            self._popen.wait()
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._on_end)
 
     def _on_end(self) -> None:
         self._kill_group()  # grandchildren end with the worker

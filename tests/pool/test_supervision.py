@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -393,5 +394,26 @@ def test_a_spec_travels_to_the_worker_as_it_was_given() -> None:
             info = pool.status("x").info
             assert info is not None
             assert (info["id"], info["aliases"], info["tags"]) == ("owner/model:Q4_0", ["x"], ["t"])
+
+    run(scene())
+
+
+@pytest.mark.parametrize("calls", [("pidfd_open",), ("pidfd_open", "waitid")])
+def test_where_the_system_has_no_pidfds_ends_are_noticed_and_no_others_wait_for_them(
+    calls: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for call in calls:
+        monkeypatch.delattr(os, call)
+
+    async def scene() -> None:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        async with Pool([fake("a"), fake("b")]) as pool:
+            for name in ("a", "b"):
+                assert (await pool.complete(name, "hello").collect()).text == "hello"
+            assert await asyncio.to_thread(lambda: "done") == "done"
+            os.kill(pid_of(pool, "a"), signal.SIGKILL)
+            await reach(pool, "a", State.UNLOADED)
+            assert pool.status("a").exit_code == -signal.SIGKILL
+            assert (await pool.unload("b")).exit_code == 0
 
     run(scene())
