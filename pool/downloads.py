@@ -232,7 +232,7 @@ class Downloads:
             _resolve(job.begun)
             _resolve(job.ended)
         else:
-            self._fail(job, end.detail)
+            self._fail(job, worker.kill_reason or end.detail)
         if self._waiting and not self._closing:
             self._run(*self._waiting.popleft())
 

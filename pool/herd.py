@@ -350,7 +350,7 @@ class Herd:
         rooms: list[Room] | None = None
         while spec is not entry.spec:  # a reload may change it meanwhile
             spec = entry.spec
-            failure = await self._supply.bring(entry)
+            failure = await self._bring(entry)
             if self._entries.get(entry.name) is not entry:
                 break
             if failure is not None and spec is entry.spec:
@@ -371,6 +371,13 @@ class Herd:
             request = self._requests.get(number)
             if request is not None:
                 self._put(request)
+
+    async def _bring(self, entry: Entry) -> DownloadFailed | None:
+        try:
+            return await self._supply.bring(entry)
+        except Exception as error:  # whatever it is, those who wait have to be told
+            _log.exception("the files of model %r could not be looked for", entry.name)
+            return DownloadFailed(f"what it needs could not be looked for: {error}", code="not_looked_for")
 
     async def _read_needs(self, spec: ModelSpec) -> Expected:
         try:

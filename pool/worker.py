@@ -14,7 +14,7 @@ from typing import Final, Protocol
 from llamaherd.pool.launch import Exit, Launcher, LaunchSpec, Process
 from llamaherd.transport import Traffic
 from llamaherd.transport.channel import Channel, Endpoint, Transport
-from llamaherd.transport.errors import BrokenChannel, ChannelError, ChannelFull
+from llamaherd.transport.errors import BrokenChannel, ChannelError, ChannelFull, MessageTooLarge
 from llamaherd.transport.messages import ChildMessage, PoolMessage
 from llamaherd.transport.messages import Exit as ExitCommand
 
@@ -135,8 +135,8 @@ class Worker:
         except ChannelFull:
             self._backlog.append(message)
             self._start_pump(self._channel)
-        except ChannelError as error:
-            _log.debug("%r did not take a message: %s", self, error)
+        except Exception as error:
+            self._not_sent(error)
 
     def _start_pump(self, channel: Channel) -> None:
         if self._backlog and not self._pumping:
@@ -147,11 +147,19 @@ class Worker:
         try:
             while self._backlog:
                 await channel.send(self._backlog.popleft())
-        except ChannelError as error:
-            _log.debug("%r did not take a message: %s", self, error)
+        except Exception as error:
             self._backlog.clear()
+            self._not_sent(error)
         finally:
             self._pumping = False
+
+    def _not_sent(self, error: Exception) -> None:
+        if isinstance(error, ChannelError) and not isinstance(error, MessageTooLarge):
+            _log.debug("%r did not take a message: %s", self, error)
+            return
+        # Nothing is wrong with the worker, but it would never do what somebody waits for.
+        _log.error("%r cannot be told something: %s", self, error)
+        self.fail(f"what it was to be told cannot be written: {error}")
 
     def _on_messages(self, messages: Sequence[ChildMessage]) -> None:
         if self._silent.is_set():

@@ -394,3 +394,45 @@ def test_more_models_than_may_be_downloaded_at_a_time_come_one_after_the_other(h
             assert [str(one) for one in done if isinstance(one, Exception)] == [f"model '{names[-1]}' was unloaded"]
 
     run(scene())
+
+
+def test_who_waits_is_told_when_the_place_of_its_files_cannot_be_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMA_CACHE", "~nobody-has-this-name/cache")
+
+    async def scene() -> None:
+        async with Pool([absent(origin=Origin(url="http://127.0.0.1:9/m.gguf"))]) as pool:
+            for _ in range(2):
+                with pytest.raises(LoadFailed, match=r"could not be looked for: .*home directory") as failure:
+                    await pool.load("m")
+                assert failure.value.code == "not_looked_for"
+            assert pool.status("m").state is State.UNLOADED
+
+    run(scene())
+
+
+def test_who_waits_is_told_when_a_download_cannot_be_described(tmp_path: Path) -> None:
+    origin = Origin(url="http://127.0.0.1:9/m.gguf", path=tmp_path / os.fsdecode(b"\xff.gguf"))
+
+    async def scene() -> None:
+        async with Pool([absent(origin=origin)]) as pool:
+            with pytest.raises(LoadFailed, match="cannot be written: .*surrogates"):
+                await pool.load("m")
+            assert pool.status("m").state is State.UNLOADED
+
+    run(scene())
+
+
+@pytest.mark.parametrize("spare", [False, True])
+def test_who_waits_is_told_when_a_load_cannot_be_described(spare: bool, tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"\xff.gguf")
+    path.write_bytes(CONTENT)
+    origin = Origin(url="http://127.0.0.1:9/m.gguf", path=path)
+
+    async def scene() -> None:
+        async with Pool([absent(origin=origin), fake("other")], spare=spare) as pool:
+            with pytest.raises(LoadFailed, match="cannot be written: .*surrogates"):
+                await pool.load("m")
+            assert pool.status("m").state is State.UNLOADED
+            await pool.load("other")
+
+    run(scene())
