@@ -122,7 +122,7 @@ class Registry:
         finishes what it has.
         """
         if broken or entry.broken or not spec.runs_as(entry.spec) or spec.memory != entry.spec.memory:
-            entry.sized = False
+            entry.sized, entry.cache_bytes = False, 0
             entry.backoff = Backoff()
         if spec.options.adapters != entry.spec.options.adapters:
             entry.scales = None

@@ -310,3 +310,19 @@ def test_a_worker_that_was_told_to_stop_and_could_not_be_started_leaves_no_timer
         assert len(_timers(loop)) == before
 
     run(scene())
+
+
+def test_a_worker_is_not_told_of_the_cache_that_its_model_had_before_a_reload() -> None:
+    large = ModelSpec(name="m", engine="fake", path=tiny_model("random"), options=EngineOptions(n_ctx=65_536))
+    small = ModelSpec(name="m", engine="fake", path=large.path, options=EngineOptions(n_ctx=256), memory=1)
+
+    async def scene() -> None:
+        async with Pool([large], memory_budget=2**40) as pool:
+            await pool.load("m")
+            entry = herd_of(pool).find("m")
+            assert entry is not None and entry.cache_bytes > 0
+            pool.reload([small])
+            await pool.load("m")
+            assert entry.spec.memory == 1 and entry.cache_bytes == 0
+
+    run(scene())
