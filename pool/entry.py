@@ -82,6 +82,7 @@ class Entry:
 
     Attributes:
         spec: How it is to be run from now on.
+        catalogued: What the catalogue says, where the spec also has files that were found since; else None.
         replicas: By their number; as many as any of its specs has had.
         info: Its facts from the last ``ready``.
         backoff: When it may be tried again after failed loads.
@@ -99,6 +100,7 @@ class Entry:
     """
 
     spec: ModelSpec
+    catalogued: ModelSpec | None = None
     replicas: list[Replica] = field(default_factory=list[Replica])
     info: dict[str, Any] | None = None
     backoff: Backoff = field(default_factory=Backoff)

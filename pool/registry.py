@@ -78,7 +78,9 @@ class Registry:
 
     def adopt(self, entry: Entry, spec: ModelSpec) -> None:
         """A model that has no worker has its files now."""
+        catalogued = entry.spec
         self._change(entry, spec, "")
+        entry.catalogued = catalogued
 
     def forget_if_gone(self, entry: Entry) -> None:
         """Forget a removed model whose last worker is gone."""
@@ -95,7 +97,10 @@ class Registry:
         if known is None:
             self._insert(spec, broken)
             return "added"
-        if (known.spec, known.broken, known.removed) == (spec, broken, False):
+        # What was found for a model since counts as long as it is there.
+        found = known.spec.path if spec == known.catalogued else None
+        same = spec == known.spec or (found is not None and found.is_file())
+        if same and (known.broken, known.removed) == (broken, False):
             return "unchanged"
         was_removed = known.removed
         self._change(known, spec, broken)
@@ -126,7 +131,7 @@ class Registry:
             entry.backoff = Backoff()
         if spec.options.adapters != entry.spec.options.adapters:
             entry.scales = None
-        entry.spec, entry.broken, entry.removed = spec, broken, False
+        entry.spec, entry.catalogued, entry.broken, entry.removed = spec, None, broken, False
         entry.resize()
         if entry.info is not None:
             entry.info = {**entry.info, "aliases": list(spec.aliases), "tags": list(spec.tags)}

@@ -436,3 +436,20 @@ def test_who_waits_is_told_when_a_load_cannot_be_described(spare: bool, tmp_path
             await pool.load("other")
 
     run(scene())
+
+
+def test_a_reload_that_says_the_same_leaves_alone_what_was_downloaded_as_long_as_it_is_there(hub: StandInHub) -> None:
+    async def scene() -> None:
+        async with Pool([absent()]) as pool:
+            pid = (await pool.load("m")).pid
+            report = pool.reload([absent()])
+            assert (report.unchanged, report.changed) == (("m",), ())
+            assert (pool.status("m").state, pool.status("m").pid) == (State.LOADED, pid)
+            path = pool.status("m").path
+            assert path is not None
+            Path(path).unlink()
+            assert pool.reload([absent()]).changed == ("m",)
+            assert (await pool.load("m")).path == path and Path(path).is_file()
+            assert pool.status("m").pid != pid
+
+    run(scene())
