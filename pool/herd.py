@@ -359,7 +359,7 @@ class Herd:
             if spec is entry.spec and not self._size_is_told(entry):
                 needs = await self._read_needs(spec)
                 rooms = [self._fit(Room(1, needs.host, share)) for share in needs.gpus]
-                entry.cache_bytes = needs.cache
+                entry.cache_bytes = needs.cache if spec is entry.spec else 0
         entry.preparing = False
         if self._entries.get(entry.name) is not entry:
             return  # it was removed, and those who waited for it were told

@@ -6,7 +6,9 @@ import asyncio
 import os
 import re
 import signal
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
@@ -326,3 +328,28 @@ def test_a_worker_is_not_told_of_the_cache_that_its_model_had_before_a_reload() 
             assert entry.spec.memory == 1 and entry.cache_bytes == 0
 
     run(scene())
+
+
+def test_nor_is_it_told_of_one_that_was_computed_while_the_reload_came() -> None:
+    large = ModelSpec(name="m", engine="fake", path=tiny_model("random"), options=EngineOptions(n_ctx=65_536))
+    small = ModelSpec(name="m", engine="fake", path=large.path, options=EngineOptions(n_ctx=256), memory=1)
+    gate = threading.Event()
+
+    async def scene() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(1))
+        async with Pool([large], memory_budget=2**40) as pool:
+            entry = herd_of(pool).find("m")
+            assert entry is not None
+            held = loop.run_in_executor(None, gate.wait)  # the header is read behind it
+            load = asyncio.ensure_future(pool.load("m"))
+            await until(lambda: entry.preparing)
+            pool.reload([small])
+            gate.set()
+            await asyncio.gather(held, load)
+            assert entry.spec.memory == 1 and entry.cache_bytes == 0
+
+    try:
+        run(scene())
+    finally:
+        gate.set()
