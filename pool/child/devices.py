@@ -15,6 +15,7 @@ __all__ = ["division", "on_device"]
 _SPLIT_MODES: Final = {"none": 0, "layer": 1, "row": 2}
 #: What the reference calls the absence of devices.
 NO_DEVICE: Final = ("none",)
+_MOST_LAYERS: Final = 2**31 - 1
 
 
 def on_device(options: EngineOptions) -> bool:
@@ -34,8 +35,13 @@ def division(options: EngineOptions) -> Division:
         raise EngineError(f"tensor_split has {len(shares)} parts; it may have {most}", code="invalid_option")
     if any(not math.isfinite(share) or share < 0 for share in shares) or (shares and not any(shares)):
         raise EngineError("the parts of tensor_split must be 0 or more, and one above 0", code="invalid_option")
-    if options.main_gpu < 0:
-        raise EngineError(f"main_gpu is {options.main_gpu}; it must be 0 or more", code="invalid_option")
+    # ctypes cuts numbers down to 32 bits, and what is left may mean something else.
+    for name, value, low, high in (
+        ("main_gpu", options.main_gpu, 0, most - 1),
+        ("n_gpu_layers", options.n_gpu_layers, -_MOST_LAYERS, _MOST_LAYERS),
+    ):
+        if not low <= value <= high:
+            raise EngineError(f"{name} is {value}; it must be {low} to {high}", code="invalid_option")
     return Division(
         devices=_devices(options.devices) if options.devices else None,
         split_mode=_SPLIT_MODES[options.split_mode],
