@@ -125,9 +125,10 @@ class EngineOptions(_Struct, frozen=True, kw_only=True):
         flash_attn: ``auto``, ``on`` or ``off``.
         kv_unified: One cache of ``n_ctx`` cells, all of which any sequence may use, and which sequences that begin
             alike share. Off, each has its part of the cells for itself, and a common beginning is copied, unless it
-            is a small part of what comes with it; llama.cpp then goes over nobody else's cells for a token, which tells
-            where many long sequences run at once.
-        swa_full: Keep what has left the window of a sliding-window model: more memory, and any prefix can be reused.
+            is a small part of what comes with it, or its end has left a sliding window; llama.cpp then goes over nobody
+            else's cells for a token, which tells where many long sequences run at once.
+        swa_full: Keep what has left the window of a sliding-window model: more memory, and any prefix can be reused,
+            except of copies.
         cache_type_k, cache_type_v: Element types of the KV cache. Quantised values need flash attention.
         cache_ram: MiB of RAM for the states of sequences that had to leave the KV cache, which come back from there
             instead of being computed again; -1 sets no limit, 0 is off.

@@ -278,11 +278,13 @@ class Cache:
         self._seconds_per_byte += _WEIGHT * (min(seconds / size, _MOST_RISE * known) - known)
 
     def share(self, donor: Donor, slot: int, length: int) -> bool:
-        """Let an empty sequence begin with the first ``length`` tokens of a donor; False leaves it empty."""
+        """Let an empty sequence begin with the first ``length`` tokens of a donor; False, where that must be a copy and
+        cannot be had, leaves it empty.
+        """
         if self._context.unified:
             self._context.share(donor.slot, slot, length)
             self.cells.share(donor.slot, slot, length)
-        elif self._context.copy(donor.slot, slot, length):
+        elif self._rules.survives(donor.computed, length) and self._context.copy(donor.slot, slot, length):
             self.cells.grow(slot, length)
         else:
             return False

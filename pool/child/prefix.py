@@ -68,10 +68,17 @@ class Rules:
             return 0
         if self.copies and donor.computed > max(_LITTLE, _COPIED_IN_VAIN * length):
             return 0
-        # Cells that have left the window get overwritten. The next token sees itself and the window - 1 before it.
-        if self.window and self.first(donor.slot) > max(0, length - self.window + 1):
+        # Cells that have left the window get overwritten, and are no part of a state: one that came back and was cut
+        # down may have none. The next token sees itself and the window - 1 before it.
+        if self.window and not 0 <= self.first(donor.slot) <= max(0, length - self.window + 1):
             return 0
         return length
+
+    def survives(self, computed: int, length: int) -> bool:
+        """Whether a copy of so many tokens serves for its first ``length``: llama.cpp leaves out what the window of the
+        last one does not see, also where the cache keeps it (``swa_full``).
+        """
+        return not self.window or computed <= max(self.window, length + 1)
 
 
 def common_length(one: "array[int]", other: "array[int]") -> int:

@@ -68,7 +68,8 @@ def test_any_common_beginning_is_taken_over(unified: bool, model: str, common: i
         expected = alone(engine, prompt)
         got = run(engine, prompt)
     assert got.tokens == expected
-    assert cached(got) == common
+    lost = model == "gemma2" and not unified and common < 64
+    assert cached(got) == (0 if lost else common), "of a sliding window a copy has the end alone"
 
 
 @LAYOUTS
@@ -396,6 +397,17 @@ def test_a_slot_keeps_what_it_has_when_another_one_goes_on_with_it(unified: bool
         drain(engine, got)
         assert got[2].tokens == alone(engine, longer, max_tokens=30)
     assert cached(got[2]) == 100
+
+
+@pytest.mark.parametrize(("common", "taken"), [(100, 0), (240, 0), (280, 280), (307, 307)])
+def test_a_sliding_window_that_was_not_copied_is_not_missed(common: int, taken: int) -> None:
+    with loaded("gemma2", n_ctx=2048, n_parallel=2, kv_unified=False) as engine:
+        first = run(engine, tokens(300))
+        prompt = (tokens(300) + tuple(first.tokens))[:common] + tokens(40, seed=3)
+        expected = alone(engine, prompt)
+        got = run(engine, prompt)
+    assert got.tokens == expected
+    assert cached(got) == taken
 
 
 def test_in_a_divided_cache_much_is_not_copied_for_little() -> None:

@@ -80,7 +80,7 @@ def test_a_few_tokens_are_not_worth_waiting_for() -> None:
 def test_what_left_the_window_is_lost_unless_it_is_needed_no_more() -> None:
     donor = sequence(1, range(100))
     prompt = array("i", [*range(60), 7, 7])
-    for first, length in ((0, 60), (45, 60), (46, 0), (99, 0)):
+    for first, length in ((0, 60), (45, 60), (46, 0), (99, 0), (-1, 0)):
         rules = Rules(whole=False, window=16, first=lambda _slot, first=first: first)  # type: ignore[misc]
         found = find(prompt, (), [donor], rules)
         assert (found.length if found is not None else 0) == length
