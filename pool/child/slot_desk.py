@@ -224,13 +224,17 @@ class SlotDesk:
         return self._batcher.cache.copy(found) if isinstance(found, Kept) else found
 
     def _erase(self, number: int) -> int:
-        found = self._found(number)
+        kept, found = self._batcher.slots[number].kept, self._found(number)
         self._batcher.slots[number].kept = None
+        if kept is None or found is None:
+            return 0
+        if any(self._found(other.id) is found for other in self._batcher.slots):
+            return kept.computed  # it is the beginning of what another slot has
         if isinstance(found, Kept):
             self._batcher.cache.drop(found)
-        elif found is not None:
+        else:
             self._store.drop(found)
-        return 0 if found is None else found.computed
+        return found.computed
 
     # --- in the thread ---
 

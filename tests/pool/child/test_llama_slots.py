@@ -161,6 +161,16 @@ def test_an_erased_slot_is_empty_and_its_prompt_computed_again(tmp_path: Path) -
         assert failure(engine, "save", 3, "x").code == "slot_empty"
 
 
+def test_an_erased_slot_takes_nothing_from_one_that_went_on_with_it(tmp_path: Path) -> None:
+    with loaded("random", n_parallel=2, slot_save_path=str(tmp_path)) as engine:
+        run(engine, tokens(50), max_tokens=0, slot=0)
+        run(engine, tokens(60), max_tokens=0, slot=1)
+        assert done(engine, "erase", 0).n_tokens == 50
+        assert [slot.n_tokens for slot in engine.slots()] == [0, 60]
+        assert done(engine, "erase", 1).n_tokens == 60
+        assert engine.figures.cells == 0
+
+
 def test_what_left_the_cache_is_saved_and_erased_in_ram(tmp_path: Path) -> None:
     with loaded("random", n_parallel=2, n_ctx=256, slot_save_path=str(tmp_path)) as engine:
         slot = slot_of(run(engine, tokens(100)))
