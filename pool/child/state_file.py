@@ -114,7 +114,7 @@ def write_state(folder: Path, name: str, header: Header, tokens: "array[int]", d
 def _model_of(path: Path) -> str | None:
     """Return the fingerprint of the model whose state a file holds; None if there is none that can be read."""
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+        with open(path, "rb", opener=_plain) as file:
             if file.read(len(_MAGIC)) != _MAGIC:
                 return None
             length = int.from_bytes(file.read(4), "little")
@@ -127,6 +127,11 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
+def _plain(path: str, flags: int) -> int:
+    # Neither a link out of the folder, nor a pipe that nobody writes to.
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+
+
 def read_state(folder: Path, name: str, *, most_tokens: int) -> tuple[Header, "array[int]", npt.NDArray[np.uint8], int]:
     """Return header, tokens and state of a file, and its size.
 
@@ -134,12 +139,11 @@ def read_state(folder: Path, name: str, *, most_tokens: int) -> tuple[Header, "a
         RequestError: there is no such file, or it is not whole, with the reason.
     """
     try:
-        # Neither a link out of the folder, nor a pipe that nobody writes to.
-        descriptor = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        with open(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        with open(folder / name, "rb", opener=_plain) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
                 raise _damaged(name, "it is no regular file")
-            return _read(file, name, os.fstat(descriptor).st_size, most_tokens)
+            return _read(file, name, status.st_size, most_tokens)
     except FileNotFoundError:
         raise RequestError(f"there is no saved slot called {name!r}", code="slot_file_not_found") from None
     except OSError as error:

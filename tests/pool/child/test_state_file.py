@@ -96,6 +96,21 @@ def test_other_files_are_not_taken_for_saved_slots(tmp_path: Path) -> None:
     assert refusal(tmp_path, "folder").code in ("slot_file_invalid", "slot_file_unreadable")
 
 
+def next_descriptor() -> int:
+    descriptor = os.open(os.devnull, os.O_RDONLY)
+    os.close(descriptor)
+    return descriptor
+
+
+def test_a_folder_in_the_place_of_a_file_is_not_left_open(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    before = next_descriptor()
+    with pytest.raises(RequestError):
+        write_state(tmp_path, "folder", HEADER, TOKENS, DATA)
+    refusal(tmp_path, "folder")
+    assert next_descriptor() == before
+
+
 def test_more_tokens_than_the_context_has_are_refused(tmp_path: Path) -> None:
     write_state(tmp_path, "a.bin", HEADER, TOKENS, DATA)
     assert refusal(tmp_path, "a.bin", most_tokens=3).code == "slot_file_too_long"
