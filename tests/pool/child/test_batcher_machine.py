@@ -15,6 +15,7 @@ from llamaherd.pool.child.model import Model
 from llamaherd.pool.child.resources import Resources
 from prompts import request, tokens
 
+#: Most tokens of a sequence, and slots.
 N_CTX, N_SLOTS = 256, 3
 #: Far more steps than the longest mix of requests needs.
 PATIENCE = 5000
@@ -24,6 +25,7 @@ class BatcherMachine(RuleBasedStateMachine):
     """Requests come, go and are cancelled in a cache that is too small for them."""
 
     model_name = "random"
+    unified = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,9 +38,10 @@ class BatcherMachine(RuleBasedStateMachine):
         bindings.init_backend()
         command = load_command(
             self.model_name,
-            n_ctx=N_CTX,
+            n_ctx=N_CTX if self.unified else N_CTX * N_SLOTS,
             n_parallel=N_SLOTS,
-            n_cached=n_cached,
+            n_cached=n_cached if self.unified else 0,
+            kv_unified=self.unified,
             cache_ram=cache_ram,
             context_shift=shifts,
             n_batch=64,
@@ -98,7 +101,7 @@ class BatcherMachine(RuleBasedStateMachine):
             held.add(kept.slot)
             assert cells.held_by([kept.slot]) == context.length(kept.slot) == kept.computed
         assert all(context.length(other) == 0 for other in range(context.n_sequences) if other not in held)
-        assert cells.used == cells.held_by(held) <= N_CTX
+        assert cells.used == cells.held_by(held) <= context.n_ctx
 
     def teardown(self) -> None:
         if not hasattr(self, "engine"):
@@ -131,7 +134,7 @@ class BatcherMachine(RuleBasedStateMachine):
             pass
         self.check_books()
         assert batcher.cache.cells.used == 0
-        assert batcher.cache.room == N_CTX
+        assert batcher.cache.room == self.engine.context.n_ctx
 
 
 class WindowMachine(BatcherMachine):
@@ -140,7 +143,15 @@ class WindowMachine(BatcherMachine):
     model_name = "gemma2"
 
 
+class DividedMachine(BatcherMachine):
+    """The same where each sequence has a part of the cache for itself."""
+
+    unified = False
+
+
 TestBatcher = BatcherMachine.TestCase
 TestBatcher.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
 TestWindow = WindowMachine.TestCase
 TestWindow.settings = settings(max_examples=8, stateful_step_count=25, deadline=None)
+TestDivided = DividedMachine.TestCase
+TestDivided.settings = settings(max_examples=8, stateful_step_count=25, deadline=None)
