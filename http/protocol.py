@@ -5,6 +5,7 @@ import http
 from functools import partial
 from typing import Any, ClassVar, Final, cast
 
+import httptools
 import msgspec
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -18,10 +19,16 @@ __all__ = ["BoundedProtocol", "bounded_protocol"]
 #: Connections above the limit that are still told so; further ones are cut off.
 _COURTESY: Final = 64
 _CLOSE: Final = {"Connection": "close"}
+#: Headers that say where a body ends.
+_FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, within its limits. Trailers are dropped: nothing here reads them."""
+    """uvicorn's protocol, within its limits. Trailers are dropped: nothing here reads them.
+
+    A wish for another protocol is passed over, as HTTP allows. Java's clients wish for HTTP/2 with their requests, and
+    the parser would take what comes behind such a head, the body, for the other protocol's.
+    """
 
     limits: ClassVar[Limits] = Limits()
 
@@ -32,6 +39,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._timer: asyncio.TimerHandle | None = None
         #: Requests whose answers have not ended: with pipelining there are several, and ``cycle`` is the last of them.
         self._unanswered: list[RequestResponseCycle] = []
+        #: Whether a head is parsed that was parsed before.
+        self._again = False
         super().connection_made(transport)
         surplus = len(self.connections) - self.limits.max_connections
         if surplus > _COURTESY:
@@ -57,14 +66,37 @@ class BoundedProtocol(HttpToolsProtocol):
             if self._timer is None:
                 self._start_timer()
             self._received += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self._parse(memoryview(data))
+        except httptools.HttpParserError:
+            self.logger.warning("Invalid HTTP request received.")
+            self.send_400_response("Invalid HTTP request received.")
         # The parser keeps a header that has no end yet to itself, so the bytes are counted too.
         if self._in_head and self._received > self.limits.head_bytes and not self.transport.is_closing():
             self._refuse(_head_too_large(self.limits.head_bytes))
 
+    def _parse(self, data: memoryview) -> None:
+        while data:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as end:
+                data = data[end.args[0] :]
+                framing = b"".join(b"%b: %b\r\n" % one for one in self.headers if one[0] in _FRAMING)
+                self.parser = httptools.HttpRequestParser(self)
+                self._again = True
+                self.parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n" % framing)
+            else:
+                return
+
+    def on_message_begin(self) -> None:
+        if not self._again:
+            super().on_message_begin()
+
     def on_url(self, url: bytes) -> None:
-        self._head_size += len(url)
-        super().on_url(url)
+        if not self._again:
+            self._head_size += len(url)
+            super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._in_head:
@@ -72,6 +104,9 @@ class BoundedProtocol(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        if self._again:
+            self._again = False
+            return
         self._stop_timer()
         size, self._head_size = self._head_size, 0
         self._in_head = False
@@ -86,6 +121,8 @@ class BoundedProtocol(HttpToolsProtocol):
             self._unanswered.append(self.cycle)
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return  # its body is still to come
         self._in_head = True
         super().on_message_complete()
 

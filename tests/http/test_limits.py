@@ -5,6 +5,8 @@ import json
 import socket
 from collections.abc import Generator
 
+import pytest
+
 from live_front import DEADLINE, LiveFront, RawRequest, fake, say
 from llamaherd.http.limits import Limits
 
@@ -128,3 +130,24 @@ def test_trailers_are_dropped() -> None:
     with LiveFront(fake("echo")) as front, connected(front) as connection:
         connection.sendall(head + b"%x\r\n%b\r\n0\r\nX-Trailer: x\r\n\r\n" % (len(body), body))
         assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("pieces", [1, 1000])
+def test_a_wish_for_another_protocol_is_passed_over(chunked: bool, pieces: int) -> None:
+    wish = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
+    body = json.dumps(say("one two", model="echo")).encode()
+    framing = b"Transfer-Encoding: chunked\r\n" if chunked else b"Content-Length: %d\r\n" % len(body)
+    sent = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if chunked else body
+    post = b"POST %b HTTP/1.1\r\nHost: localhost\r\n%b%b\r\n%b" % (CHAT.encode(), wish, framing, sent)
+    get = b"GET /health HTTP/1.1\r\nHost: localhost\r\n%b\r\n" % wish
+    last = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    request = post + get + post + last
+    with LiveFront(fake("echo")) as front, connected(front) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        size = -(-len(request) // pieces)
+        for start in range(0, len(request), size):
+            connection.sendall(request[start : start + size])
+        answers = read_all(connection)
+    assert answers.count(b"HTTP/1.1 200 OK") == 4
+    assert answers.count(b'"content":"one two"') == 2
