@@ -91,8 +91,13 @@ _OWN: Final[Mapping[str, Any]] = {
     "alias": "",
     "mmproj": None,
 }
-#: Two options for one thing: the one that is set last takes the place of the other.
-_EXCLUSIVE: Final = {"template_source": "template_file", "template_file": "template_source"}
+#: Options for one thing: the one that is set last takes the place of the others.
+_ONE_THING: Final = (
+    ("template_source", "template_file"),
+    ("default_samplers", "sampler_letters"),
+    ("default_grammar", "default_grammar_file", "default_json_schema", "default_json_schema_file"),
+)
+_EXCLUSIVE: Final = {option: options for options in _ONE_THING for option in options}
 #: Keys of earlier llama-servers, which ``load-mode`` has replaced there; ``mmap`` still counts here.
 _FORMER: Final = frozenset(
     ["mlock", "LLAMA_ARG_MLOCK", "direct-io", "no-direct-io", "dio", "ndio", "LLAMA_ARG_DIO", "LLAMA_ARG_NO_DIO"]
@@ -199,6 +204,8 @@ class PresetOptions:
             with command.make_context("preset", [], resilient_parsing=False) as context:
                 self._defaults |= context.params
         self._defaults |= _OWN
+        #: What the environment says of requests; there is no other default of them.
+        self._sampling = {name: value for name, value in self._defaults.items() if is_sampling(name)}
         #: Names without effect, each with the places that it stands at.
         self._idle: dict[str, dict[str, None]] = {}
         self._engines: dict[tuple[tuple[str, str], ...], EngineOptions] = {}
@@ -227,7 +234,8 @@ class PresetOptions:
         for option, value in self._explicit.items():
             _set(changed, option, value)
         draft = _draft(name, self._defaults | changed, self._engine_of(changed, settings))
-        defaults = sampling_defaults({name: value for name, value in changed.items() if is_sampling(name)})
+        own = {name: value for name, value in changed.items() if is_sampling(name)}
+        defaults = sampling_defaults(self._sampling | own)
         if not defaults:
             return draft
         try:
@@ -309,9 +317,8 @@ def _convert(option: click.Option, negated: bool, text: str, context: click.Cont
 
 
 def _set(values: dict[str, Any], option: str, value: Any) -> None:
+    values.update(dict.fromkeys(_EXCLUSIVE.get(option, ())))
     values[option] = value
-    if option in _EXCLUSIVE:
-        values[_EXCLUSIVE[option]] = None
 
 
 def _reason(error: click.ClickException) -> str:

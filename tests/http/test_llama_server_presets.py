@@ -82,7 +82,7 @@ numa = distribute
 rpc = 10.0.0.2:50052
 lora = {folder}/style.gguf
 slot-save-path = /tmp
-grammar-file = /models/g.gbnf
+grammar-file = {folder}/g.gbnf
 
 [embedder]
 m = {folder}/model.gguf
@@ -117,7 +117,7 @@ OF_THE_SERVER = {"host", "port", "api-key", "models-max", "metrics", "slots", "w
 #: And what the engine has nothing for.
 NOT_HERE = {
     *("cont-batching", "prio", "cache-reuse", "warmup", "n-cpu-moe", "override-tensor", "model-draft", "draft-max"),
-    *("cache-type-k-draft", "numa", "rpc", "grammar-file"),
+    *("cache-type-k-draft", "numa", "rpc"),
 }
 
 
@@ -134,6 +134,7 @@ def read(tmp_path: Path) -> tuple[Catalog, list[str]]:
     """Return the catalogue of the file, and its warnings."""
     for name in ("model.gguf", "mmproj.gguf", "style.gguf"):
         (tmp_path / name).write_bytes(b"GGUF")
+    (tmp_path / "g.gbnf").write_text("root ::= [a-z]+")
     write_repo(tmp_path / "cache", "ggml-org/g", ["g-Q8_0.gguf"])
     (tmp_path / "p.ini").write_text(FILE.format(folder=tmp_path))
     options = PresetOptions()
@@ -179,6 +180,7 @@ def test_what_has_an_effect_has_it(tmp_path: Path) -> None:
     assert (coder.options.n_batch, coder.options.n_ubatch, coder.options.use_mmap) == (1024, 512, True)
     assert coder.sleep_idle_seconds == 300.0
     assert (coder.defaults["temperature"], coder.defaults["top_k"], coder.defaults["max_tokens"]) == (0.7, 20, 4096)
+    assert vision.defaults == {"grammar": "root ::= [a-z]+"}
     assert (vision.options.split_mode, vision.options.tensor_split) == ("row", (3.0, 1.0))
     assert (vision.mmproj, vision.options.n_gpu_layers, vision.options.flash_attn) == (
         tmp_path / "mmproj.gguf",

@@ -1,5 +1,6 @@
 """Preset files in use: what a setting does to a model, which of several wins, and what a mistake costs."""
 
+import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -211,6 +212,14 @@ def test_a_model_of_an_address_goes_where_its_model_says(tmp_path: Path, monkeyp
     assert "no http or https address" in catalog.broken[0].reason
 
 
+def test_the_environment_says_how_requests_are_sampled_where_nothing_else_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMA_ARG_TOP_K", "7")
+    monkeypatch.setenv("LLAMA_ARG_N_PREDICT", "50")
+
+    assert spec_of().defaults == {"top_k": 7, "max_tokens": 50}
+    assert spec_of("top-k=9", "temp=0.5").defaults == {"top_k": 9, "max_tokens": 50, "temperature": 0.5}
+
+
 def test_an_address_that_is_none_is_told_without_its_secrets(tmp_path: Path) -> None:
     catalog = read(tmp_path, "[m]\nmodel-url = https://user:pass@h/api/models/123?token=secret\n")
 
@@ -261,6 +270,18 @@ def test_the_later_of_two_ways_to_give_a_template_counts(tmp_path: Path) -> None
 
 
 # --- which wins ---
+
+
+def test_the_later_of_several_ways_to_give_a_form_or_samplers_counts(tmp_path: Path) -> None:
+    (tmp_path / "g").write_text('root ::= "file"')
+    schema = ('json-schema={"type": "object"}', {"json_schema": {"type": "object"}})
+    grammar = ('grammar=root ::= "own"', {"grammar": 'root ::= "own"'})
+    file = (f"grammar-file={tmp_path}/g", {"grammar": 'root ::= "file"'})
+
+    for (first, _), (second, defaults) in itertools.permutations((schema, grammar, file), 2):
+        assert spec_of(first, second).defaults == defaults
+    assert spec_of("samplers=top_k", "sampler-seq=t").defaults == {"samplers": ("temperature",)}
+    assert spec_of("sampler-seq=t", "samplers=top_k").defaults == {"samplers": ("top_k",)}
 
 
 def test_the_command_line_wins_over_the_section_and_that_over_all_and_that_over_the_environment(
