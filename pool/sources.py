@@ -149,6 +149,8 @@ class _Gathering:
         #: Files whose cached models are not listed, and the models that hide them.
         self._hidden: dict[Path, str] = {}
         self._broken: list[BrokenModel] = []
+        #: Files of addresses, each with the model that it belongs to and its address, without what may be a secret.
+        self._fetched: dict[Path, tuple[str, str]] = {}
         self._seen: Seen = {}
 
     def run(self) -> Catalog:
@@ -226,6 +228,13 @@ class _Gathering:
         """Return an origin with its places filled in, and the files that are there of it."""
         if origin.url:
             origin = msgspec.structs.replace(origin, path=draft.model)
+            mine = draft.spec.name, origin.url.partition("?")[0]
+            owner = self._fetched.setdefault(origin.target, mine)
+            if owner[1] != mine[1]:
+                raise BadRequest(
+                    f"its file {origin.target} is that of model {owner[0]!r}, which comes from another address: "
+                    "set model to where it shall lie"
+                )
         else:
             wanted = draft.mmproj is None and not draft.no_mmproj
             folders = Caches(self._sources.cache, self._sources.docker)

@@ -220,6 +220,29 @@ def test_the_environment_says_how_requests_are_sampled_where_nothing_else_does(m
     assert spec_of("top-k=9", "temp=0.5").defaults == {"top_k": 9, "max_tokens": 50, "temperature": 0.5}
 
 
+def test_two_addresses_of_one_file_name_are_not_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMA_CACHE", str(tmp_path / "cache"))
+    text = f"""
+        [a]
+        model-url = http://h/a/m.gguf
+        [a again]
+        model-url = http://h/a/m.gguf?token=other
+        [b]
+        model-url = http://h/b/m.gguf
+        [c]
+        model-url = http://h/b/m.gguf
+        model = {tmp_path}/c.gguf
+    """
+
+    catalog = read(tmp_path, text)
+
+    assert [model.name for model in catalog.models] == ["a", "a again", "c"]
+    assert catalog.broken[0].reason == (
+        f"its file {tmp_path}/cache/m.gguf is that of model 'a', which comes from another address: "
+        "set model to where it shall lie"
+    )
+
+
 def test_an_address_that_is_none_is_told_without_its_secrets(tmp_path: Path) -> None:
     catalog = read(tmp_path, "[m]\nmodel-url = https://user:pass@h/api/models/123?token=secret\n")
 
