@@ -176,6 +176,8 @@ def without_folders(text: str) -> str:
 
 def _from_pool(error: PoolError) -> Problem:
     kind = _BY_CODE.get(error.code) or next(TABLE[cls] for cls in type(error).__mro__ if cls in TABLE)
+    if isinstance(error, DownloadFailed) and error.retry and error.code != "cancelled" and kind is INVALID_REQUEST:
+        kind = UNAVAILABLE  # it is not the request that is wrong, but the hub, the registry or the worker
     headers: dict[str, str] = {}
     if error.retry_after is not None:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))

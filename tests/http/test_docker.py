@@ -202,6 +202,7 @@ def test_a_download_that_is_deleted_is_cancelled_and_leaves_nothing(
     ("fault", "status", "header"),
     [
         (RegistryFault(status=429, retry_after="17"), 503, "17"),
+        (RegistryFault(status=502), 503, None),
         (RegistryFault(status=404), 400, None),
         (RegistryFault(status=403), 400, None),
         (RegistryFault(manifest=b"{"), 400, None),

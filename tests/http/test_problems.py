@@ -9,9 +9,10 @@ import pytest
 from starlette.exceptions import HTTPException
 
 from llamaherd import pool
-from llamaherd.http.problems import INVALID_REQUEST, TABLE, Problem, problem_of
+from llamaherd.http.problems import INVALID_REQUEST, TABLE, UNAVAILABLE, Problem, problem_of
 from llamaherd.pool import (
     BadRequest,
+    DownloadFailed,
     LoadFailed,
     ModelNotFound,
     PoolClosed,
@@ -73,6 +74,12 @@ def test_retry_after_is_never_zero() -> None:
 def test_a_load_that_failed_is_500_but_503_while_the_pool_waits_to_try_again() -> None:
     assert problem_of(LoadFailed("bad file")).kind == (500, "server_error")
     assert problem_of(LoadFailed("bad file", retry_after=4.0)).kind == (503, "unavailable_error")
+
+
+def test_a_download_that_failed_is_400_but_503_where_a_repeat_may_help() -> None:
+    assert problem_of(DownloadFailed("no such file", code="no_such_file")).kind == INVALID_REQUEST
+    assert problem_of(DownloadFailed("the hub answered 502", code="hub_error", retry=True)).kind == UNAVAILABLE
+    assert problem_of(DownloadFailed("cancelled", code="cancelled", retry=True)).kind == INVALID_REQUEST
 
 
 def test_errors_of_the_server_tell_clients_whether_a_retry_helps() -> None:
