@@ -189,8 +189,10 @@ class _AddressDownload:
                 raise self._refusal(answer)
             if not (answer.status_code == _PARTIAL and _starts_at(answer, have)):
                 have = _emptied(target)
+                self._version.unlink(missing_ok=True)
             etag = answer.headers.get("ETag", "")
-            if etag and not etag.startswith("W/"):
+            # A weak one may be of other bytes, and what is not ASCII cannot be sent back.
+            if etag.isascii() and etag and not etag.startswith("W/"):
                 self._version.write_text(etag)
             total = have + _length(answer) if _length(answer) else 0
             progress(have)

@@ -155,6 +155,28 @@ def test_another_version_is_not_mixed_with_what_is_there_of_the_last(
     assert target.read_bytes() == newer
 
 
+def test_a_version_that_has_no_name_of_its_own_is_not_mixed_with_one_that_has(
+    download: Run, hub: StandInHub, target: Path
+) -> None:
+    hub.fault = Fault(etag='"one"', cut_after=50_000, ignore_range=True)
+    assert download()["code"] == "cut_off"
+    hub.add("u/r", {"m.gguf": b"GGUF" + os.urandom(len(CONTENT))})
+    hub.fault = Fault(etag='W/"two"', cut_after=50_000, ignore_range=True)
+    assert download()["code"] == "cut_off"
+    hub.add("u/r", {"m.gguf": CONTENT})
+    hub.fault = Fault(etag='"one"')
+
+    assert download()["result"] == "download_finished"
+    assert target.read_bytes() == CONTENT
+
+
+def test_a_version_whose_name_cannot_be_sent_back_begins_anew(download: Run, hub: StandInHub, target: Path) -> None:
+    hub.fault = Fault(etag='"\xe4"', cut_after=50_000, cuts=1)
+
+    assert download()["result"] == "download_finished"
+    assert target.read_bytes() == CONTENT
+
+
 def test_a_download_that_is_cancelled_goes_on_where_it_ended(download: Run, hub: StandInHub, target: Path) -> None:
     have = cancel_at(download, hub, target)
     assert Origin(url=address(hub)).find() is None

@@ -45,6 +45,7 @@ class Fault:
         paths: Further files that a repository claims to have, by their paths.
         no_head: Refuse ``HEAD``, as signed addresses do.
         digest: Name this as the contents' SHA-256.
+        etag: Name this as the version of every file.
     """
 
     status: int = 0
@@ -60,6 +61,7 @@ class Fault:
     paths: tuple[str, ...] = ()
     no_head: bool = False
     digest: str = ""
+    etag: str = ""
 
 
 @dataclass
@@ -213,7 +215,7 @@ class _Handler(BaseHTTPRequestHandler):
         whole = found.files[path]
         content = bytes(len(whole)) if fault.wrong_bytes else whole
         content = content[: len(content) - fault.short_by]
-        etag = found.etags[path]
+        etag = fault.etag or found.etags[path]
         other = self.headers.get("If-Range", etag) != etag
         start = 0 if fault.ignore_range or other else int(request.range.removeprefix("bytes=").rstrip("-") or 0)
         if start >= len(content) > 0:
