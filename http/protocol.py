@@ -2,6 +2,7 @@
 
 import asyncio
 import http
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, ClassVar, Final, cast
 
@@ -119,6 +120,9 @@ class BoundedProtocol(HttpToolsProtocol):
             cast("dict[str, Any]", self.scope)[DIRECT] = partial(_write_part, self.cycle)
             self._unanswered = [cycle for cycle in self._unanswered if not cycle.response_complete]
             self._unanswered.append(self.cycle)
+            if self.scope["http_version"] == "1.0":
+                self.cycle.chunked_encoding = False
+                vars(self.cycle)["send"] = partial(_send_plain, self.cycle, self.cycle.send)
 
     def on_message_complete(self) -> None:
         if self.parser.should_upgrade():
@@ -171,6 +175,15 @@ def _write_part(cycle: RequestResponseCycle, body: bytes) -> bool:
         return False
     cycle.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
     return True
+
+
+async def _send_plain(
+    cycle: RequestResponseCycle, send: Callable[[Any], Awaitable[None]], message: dict[str, Any]
+) -> None:
+    """Send to a client of HTTP/1.0, which knows no chunks: an answer without a length ends with its connection."""
+    if message["type"] == "http.response.body":
+        cycle.expected_content_length = len(message.get("body", b""))
+    await send(message)
 
 
 def _refuser(problem: Problem) -> Any:

@@ -151,3 +151,25 @@ def test_a_wish_for_another_protocol_is_passed_over(chunked: bool, pieces: int) 
         answers = read_all(connection)
     assert answers.count(b"HTTP/1.1 200 OK") == 4
     assert answers.count(b'"content":"one two"') == 2
+
+
+@pytest.mark.parametrize("method", ["POST", "HEAD"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_of_the_first_http_gets_no_chunks(method: str, stream: bool) -> None:
+    path = CHAT if method == "POST" else "/models/sse" if stream else "/health"
+    body = json.dumps(say("one two", model="echo", stream=stream)).encode() if method == "POST" else b""
+    head = f"{method} {path} HTTP/1.0\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    with LiveFront(fake("echo")) as front, connected(front) as connection:
+        connection.sendall(head + body)
+        head, _, answer = read_all(connection).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert b"transfer-encoding" not in head.lower()
+    assert (b"content-length: %d" % len(answer) in head.lower()) is (method == "POST" and not stream)
+    if method == "HEAD":
+        assert answer == b""
+    elif stream:
+        lines = [line for line in answer.decode().split("\n\n") if line]
+        assert all(line.startswith("data: ") for line in lines)
+        assert lines[-1] == "data: [DONE]"
+    else:
+        assert json.loads(answer)["choices"][0]["message"]["content"] == "one two"
