@@ -7,7 +7,7 @@ quietly another one than was asked for. Values out of range are for the pool to 
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Final, TypeVar, cast
+from typing import Annotated, Any, Final, TypeVar, cast
 
 import msgspec
 
@@ -62,6 +62,9 @@ MAX_TOP_LOGPROBS: Final = 20
 MAX_PROBS: Final = 100
 #: The seed that draws one at random; a seed that is counted up must not become it.
 RANDOM_SEED: Final = 0xFFFFFFFF
+
+
+_Field = Annotated[str, msgspec.Meta(max_length=256)]
 
 
 class StreamOptions(msgspec.Struct, frozen=True):
@@ -336,11 +339,12 @@ class NativeBody(CompletionBody, frozen=True, kw_only=True):
 
     Attributes:
         return_tokens: Give the ids of the answer's tokens too; a stream always does.
-        response_fields: The fields to answer with; ``a/b`` takes the field ``b`` out of the object ``a``.
+        response_fields: The fields to answer with; ``a/b`` takes the field ``b`` out of the object ``a``. More than 256,
+            or longer ones, are refused: they are looked for in every answer.
     """
 
     return_tokens: bool | None = None
-    response_fields: list[str] | None = None
+    response_fields: Annotated[list[_Field], msgspec.Meta(max_length=256)] | None = None
 
     def shown_prompts(self) -> list[str | None]:
         """Return the prompts that the answers repeat; None for one that is not known as a text."""

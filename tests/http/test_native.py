@@ -137,6 +137,8 @@ def test_a_stream_has_parts_and_a_last_chunk_with_everything_else(client: httpx2
         ({"grammar": "root ::= x"}, "invalid_request_error"),
         ({"samplers": ["no_such"]}, "invalid_request_error"),
         ({"response_fields": "content"}, "invalid_request_error"),
+        ({"response_fields": ["content"] * 257}, "invalid_request_error"),
+        ({"response_fields": ["a/" * 129]}, "invalid_request_error"),
         ({"model": "nobody"}, "invalid_request_error"),
         ({"model": ""}, "invalid_request_error"),
     ],
