@@ -241,11 +241,13 @@ class Herd:
         """Return every model's public status, in the catalogue's order; removed ones that still run come last,
         and downloads after all."""
         downloads = {status.name: status for status in self.downloads.statuses()}
-        # A model that is downloaded at last is in the list already.
-        models = [
-            downloads.pop(entry.name) if entry.name in downloads else self.status(entry)
-            for entry in self._entries.values()
-        ]
+        models: list[ModelStatus] = []
+        for entry in self._entries.values():
+            # A model that is being downloaded at last is in the list already, and its own again once it is there.
+            download = downloads.pop(entry.name, None)
+            if download is None or download.state is State.DOWNLOADED:
+                download = self.status(entry)
+            models.append(download)
         return [*models, *downloads.values()]
 
     def _next_generation(self) -> int:

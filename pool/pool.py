@@ -630,7 +630,9 @@ class Pool:
     def status(self, model: str) -> ModelStatus:
         """Return one model's status, by name or alias. Raises ModelNotFound."""
         job = self._herd.downloads.find(model)
-        return self._herd.downloads.status(job) if job is not None else self._herd.status(self._entry(model))
+        if job is not None and (job.state is not State.DOWNLOADED or self._herd.find(model) is None):
+            return self._herd.downloads.status(job)
+        return self._herd.status(self._entry(model))
 
     def logs(self, model: str) -> tuple[str, ...]:
         """Return the last lines that the model's workers printed, oldest first: at most 1,000 of each replica, which

@@ -94,6 +94,20 @@ def test_a_request_downloads_its_model_loads_it_and_is_answered(hub: StandInHub,
     ]
 
 
+def test_a_model_that_was_downloaded_by_its_name_tells_its_own_state_again(hub: StandInHub) -> None:
+    name = "u/r:Q8_0"
+
+    async def scene() -> None:
+        async with Pool([absent(name)]) as pool:
+            await pool.download(name)
+            assert pool.status(name).state is State.UNLOADED
+            await pool.load(name)
+            assert pool.status(name).state is State.LOADED
+            assert [status.state for status in pool.models()] == [State.LOADED]
+
+    run(scene())
+
+
 def test_a_projector_comes_with_it_unless_it_is_not_wanted(hub: StandInHub, tmp_path: Path) -> None:
     async def scene() -> None:
         plain = msgspec.structs.replace(ORIGIN, mmproj=False)
