@@ -2,6 +2,7 @@
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from urllib.parse import urlsplit
 
 import httpx2
 from huggingface_hub import hf_hub_url
@@ -31,12 +32,17 @@ class HubFiles:
         self._headers = build_hf_headers() | {"Accept-Encoding": "identity"}
 
     def url(self, file: RemoteFile) -> str:
+        # Of a mirror what stands before ``@`` is a secret.
+        address = urlsplit(self._address(file))
+        return address._replace(netloc=address.netloc.rpartition("@")[2]).geturl()
+
+    def _address(self, file: RemoteFile) -> str:
         return hf_hub_url(self._repo, file.path, revision=self._commit, endpoint=self._endpoint)
 
     @contextmanager
     def open(self, file: RemoteFile, start: int) -> Generator[httpx2.Response]:
         headers = dict(self._headers) | ({"Range": f"bytes={start}-"} if start else {})
-        with get_session().stream("GET", self.url(file), headers=headers, timeout=TIMEOUT) as response:
+        with get_session().stream("GET", self._address(file), headers=headers, timeout=TIMEOUT) as response:
             if response.status_code != RANGE_UNSATISFIABLE:
                 hf_raise_for_status(response)
             yield response

@@ -55,7 +55,8 @@ def download(hub: StandInHub, cache: Path) -> Run:
     def run(repo: str = REPO, cancelled: threading.Event | None = None, **more: Any) -> dict[str, Any]:
         reports: list[dict[str, Any]] = []
         report: Callable[[Any], None] = reports.append
-        command = Download(model=repo, repo=repo, cache=str(cache), endpoint=hub.url, **more)
+        fields: dict[str, Any] = {"model": repo, "repo": repo, "cache": str(cache), "endpoint": hub.url, **more}
+        command = Download(**fields)
         run_download(command, report, cancelled or threading.Event(), pause=0.01)
         return {**reports[-1], "reports": reports}
 
@@ -92,6 +93,14 @@ def test_progress_is_told_from_plan_to_end(download: Run) -> None:
         steps = [report["downloaded"] for report in reports if report.get("url") == url]
         assert steps == sorted(steps) and steps[-1] == total
     assert reports[-1] == {"result": "download_finished"}
+
+
+def test_progress_is_told_without_what_opens_a_mirror(download: Run, hub: StandInHub) -> None:
+    end = download(endpoint=hub.url.replace("://", "://user:pass@"))
+
+    assert end["result"] == "download_finished"
+    assert "m-Q4_K_M.gguf" in str(end["reports"])
+    assert "pass" not in str(end["reports"])
 
 
 @pytest.mark.parametrize(
