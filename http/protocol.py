@@ -2,6 +2,7 @@
 
 import asyncio
 import http
+from collections import deque
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, ClassVar, Final, cast
@@ -19,6 +20,8 @@ __all__ = ["BoundedProtocol", "bounded_protocol"]
 
 #: Connections above the limit that are still told so; further ones are cut off.
 _COURTESY: Final = 64
+#: Most requests that one connection may send behind the one that is being answered.
+_MOST_BEHIND: Final = 128
 _CLOSE: Final = {"Connection": "close"}
 #: Headers that say where a body ends.
 _FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
@@ -38,8 +41,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._received = 0
         self._head_size = 0
         self._timer: asyncio.TimerHandle | None = None
-        #: Requests whose answers have not ended: with pipelining there are several, and ``cycle`` is the last of them.
-        self._unanswered: list[RequestResponseCycle] = []
+        #: Requests whose answers have not ended, in their order: with pipelining there are several, ``cycle`` the last.
+        self._unanswered: deque[RequestResponseCycle] = deque()
         #: Whether a head is parsed that was parsed before.
         self._again = False
         super().connection_made(transport)
@@ -118,11 +121,15 @@ class BoundedProtocol(HttpToolsProtocol):
         # There is none where the connection is to be another protocol's.
         if getattr(self.cycle, "scope", None) is self.scope:
             cast("dict[str, Any]", self.scope)[DIRECT] = partial(_write_part, self.cycle)
-            self._unanswered = [cycle for cycle in self._unanswered if not cycle.response_complete]
+            while self._unanswered and self._unanswered[0].response_complete:
+                self._unanswered.popleft()
             self._unanswered.append(self.cycle)
             if self.scope["http_version"] == "1.0":
                 self.cycle.chunked_encoding = False
                 vars(self.cycle)["send"] = partial(_send_plain, self.cycle, self.cycle.send)
+        if len(self.pipeline) > _MOST_BEHIND:
+            # Each answer lets in as much as is read at a time, so what waits here would grow without end.
+            self.transport.abort()
 
     def on_message_complete(self) -> None:
         if self.parser.should_upgrade():
@@ -154,7 +161,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def _on_timeout(self) -> None:
         if self.transport.is_closing():
             return
-        if any(not cycle.response_complete for cycle in self._unanswered):
+        if self._unanswered and not self._unanswered[-1].response_complete:
             # What came behind a request, be it a stray line break, must not end the answer to it.
             self._start_timer()
         elif self._received:

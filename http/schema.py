@@ -339,8 +339,8 @@ class NativeBody(CompletionBody, frozen=True, kw_only=True):
 
     Attributes:
         return_tokens: Give the ids of the answer's tokens too; a stream always does.
-        response_fields: The fields to answer with; ``a/b`` takes the field ``b`` out of the object ``a``. More than 256,
-            or longer ones, are refused: they are looked for in every answer.
+        response_fields: The fields to answer with; ``a/b`` takes the field ``b`` out of the object ``a``. More than 256
+            are refused, and longer ones: each is looked for in every answer.
     """
 
     return_tokens: bool | None = None

@@ -82,6 +82,15 @@ def test_leaving_with_a_second_request_behind_the_first_stops_it(front: LiveFron
         front.wait_for_requests("talker", 0)
 
 
+def test_a_client_that_sends_requests_without_end_is_cut_off(front: LiveFront) -> None:
+    body = json.dumps(say("hi", model="talker", stream=True)).encode()
+    behind = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n" * 200
+    with RawRequest(front.url, CHAT, body + behind, announced=len(body)) as request:
+        with pytest.raises((AssertionError, ConnectionResetError)):
+            request.read_until(b"no model says this")
+        front.wait_for_requests("talker", 0)
+
+
 def test_one_client_that_leaves_does_not_disturb_another(front: LiveFront) -> None:
     with (
         front.raw(CHAT, say("hi", model="talker", stream=True)) as staying,
