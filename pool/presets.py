@@ -28,6 +28,7 @@ DEFAULT: Final = "default"
 _HEADER: Final = re.compile(r"\[(?P<name>[^\]]+)\][ \t]*(?:[;#].*)?")
 _SETTING: Final = re.compile(r"(?P<key>[A-Za-z_][A-Za-z0-9_.-]*)[ \t]*=[ \t]*(?P<value>[^;#]*)(?:[;#].*)?")
 _LINE_END: Final = re.compile(r"\r\n|\n|\r")
+_WORD: Final = re.compile(r"[^\s:=]+|.", re.DOTALL)
 _IGNORED_KEY: Final = "version"
 _SHOWN: Final = 60
 
@@ -133,8 +134,7 @@ class _Parser:
         found = _SETTING.fullmatch(line)
         settings = self._current.settings
         if found is None:
-            shown = ascii(line[:_SHOWN])
-            problem = f"{self._source}:{number}: {shown} is no [section] and no key = value"
+            problem = f"{self._source}:{number}: {_beginning(line)} is no [section] and no key = value"
             self._current.error = self._current.error or problem
         elif (key := found["key"]) != _IGNORED_KEY:
             # Written anew, a key moves to the end: of two spellings of one flag, the later line counts.
@@ -164,3 +164,10 @@ class _Parser:
             ),
             warnings=tuple(self._warnings),
         )
+
+
+def _beginning(line: str) -> str:
+    """Return a line's first word, in quotes: a value that stands behind it may be a secret, and clients read errors."""
+    found = _WORD.match(line)
+    word = found[0] if found is not None else ""
+    return ascii(word[:_SHOWN]) + (" ..." if len(word) < len(line) else "")

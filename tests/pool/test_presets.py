@@ -93,6 +93,15 @@ def test_a_line_that_means_nothing_costs_its_section_alone(line: str) -> None:
     assert [(preset.name, preset.error.partition(" ")[0]) for preset in file.presets] == [("a", "p.ini:3:"), ("b", "")]
 
 
+def test_a_line_that_means_nothing_is_told_by_its_first_word() -> None:
+    file = parse_presets("[a]\nhf-token: hf_secret\n[b]\n= hf_secret\n", "p.ini")
+
+    assert [preset.error for preset in file.presets] == [
+        "p.ini:2: 'hf-token' ... is no [section] and no key = value",
+        "p.ini:4: '=' ... is no [section] and no key = value",
+    ]
+
+
 def test_a_line_that_means_nothing_for_all_models_is_an_error() -> None:
     with pytest.raises(BadRequest, match=r"p\.ini:2: 'what' .* of all models"):
         parse_presets("[*]\nwhat\n", "p.ini")
