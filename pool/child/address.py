@@ -194,6 +194,8 @@ class _AddressDownload:
             # A weak one may be of other bytes, and what is not ASCII cannot be sent back.
             if etag.isascii() and etag and not etag.startswith("W/"):
                 self._version.write_text(etag)
+            # Of a server that says nothing to HEAD this is the first that is known of the size.
+            check_disk(self._file.parent, _length(answer))
             total = have + _length(answer) if _length(answer) else 0
             progress(have)
             for chunk in answer.iter_bytes():

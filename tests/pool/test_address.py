@@ -6,9 +6,11 @@ import asyncio
 import hashlib
 import os
 import re
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -17,6 +19,7 @@ import pytest
 from herding import fake, run
 from llamaherd.pool import LoadFailed, Origin, Pool
 from llamaherd.pool.child.download import run_download
+from llamaherd.pool.child.transfer import SPARE_BYTES
 from llamaherd.pool.hub import url_folder
 from stand_in_hub import Fault, StandInHub
 
@@ -121,6 +124,18 @@ def test_an_address_that_is_for_get_alone_is_fetched_all_the_same(download: Run,
 
     assert download()["result"] == "download_finished"
     assert target.read_bytes() == CONTENT
+
+
+def test_what_does_not_fit_on_the_disk_is_not_begun_even_if_only_the_answer_says_its_size(
+    download: Run, hub: StandInHub, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.fault = Fault(no_head=True)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=SPARE_BYTES + len(CONTENT) // 2))
+
+    end = download()
+
+    assert (end["result"], end["code"]) == ("download_failed", "disk_full")
+    assert target.with_name("m.gguf.downloadInProgress").stat().st_size == 0
 
 
 def test_a_connection_that_breaks_is_taken_up_again(download: Run, hub: StandInHub, target: Path) -> None:
