@@ -110,9 +110,12 @@ class Library:
                 tasks.create_task(self._watch(pool))
 
     async def _follow(self, pool: Pool) -> None:
+        begun = False
         async for event in pool.events():
-            if event.event == "download_finished":
+            # A second snapshot stands for events that were too many to wait here, and one may have been of a download.
+            if event.event == "download_finished" or (begun and event.event == "snapshot"):
                 await self._try_reload(pool)
+            begun = True
 
     async def _watch(self, pool: Pool) -> None:
         seen = await asyncio.to_thread(fingerprint, self._sources)

@@ -17,7 +17,7 @@ from llamaherd.http.grants import Grant
 from llamaherd.http.library import Library
 from llamaherd.http.presets import PresetOptions
 from llamaherd.http.security import ApiKeys, Security
-from llamaherd.pool import Caches, Catalog, ModelSpec, Sources, gather, scan_cache
+from llamaherd.pool import Caches, Catalog, ModelSpec, Pool, Sources, gather, scan_cache
 from stand_in_hub import Fault, StandInHub
 from tiny_gguf import tiny_model
 
@@ -240,6 +240,29 @@ def test_a_reading_that_breaks_does_not_end_the_watch(cache: Path) -> None:
         until_listed(front, lambda _: not errors)
         write_repo(cache, "u/r", ["m-Q8_0.gguf"])
         until_listed(front, lambda listed: list(listed) == [NAME])
+
+
+def test_a_download_that_ends_among_too_many_events_is_taken_up(cache: Path) -> None:
+    begun: list[int] = []
+    gate = threading.Event()
+
+    def read_slowly(sources: Sources) -> Catalog:
+        begun.append(1)
+        gate.wait(30)
+        return read(sources)
+
+    def tell(pool: Pool, others: int) -> None:
+        events = pool._herd.events  # pyright: ignore[reportPrivateUsage]
+        events.emit("a", "download_finished", {})
+        for _ in range(others):
+            events.emit("b", "download_progress", {})
+
+    with LiveFront(library=Library(Sources(cache=cache), read_slowly, Caches(cache, cache))) as front:
+        front.ask(lambda pool: tell(pool, 0))
+        front.wait_until(lambda _: len(begun) == 1)
+        front.ask(lambda pool: tell(pool, 2000))
+        gate.set()
+        front.wait_until(lambda _: len(begun) == 2)
 
 
 def test_without_management_nothing_is_downloaded_deleted_or_reloaded(start: Start) -> None:
