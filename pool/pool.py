@@ -14,7 +14,13 @@ from msgspec.structs import replace
 from llamaherd.pool.adapters import AdapterStatus, check_lora, describe, scales_of
 from llamaherd.pool.admission import check_keep_alive, check_priority, check_queue_timeout
 from llamaherd.pool.chat_params import ChatMessage, TemplateParams
-from llamaherd.pool.config import DEFAULT_DRAIN_TIMEOUT, DEFAULT_STOP_TIMEOUT, BrokenModel, ModelSpec
+from llamaherd.pool.config import (
+    DEFAULT_DRAIN_TIMEOUT,
+    DEFAULT_STOP_TIMEOUT,
+    MAX_NAME_LENGTH,
+    BrokenModel,
+    ModelSpec,
+)
 from llamaherd.pool.counts import PoolCounts
 from llamaherd.pool.downloads import Job
 from llamaherd.pool.embeddings import (
@@ -847,5 +853,7 @@ def _note_failure(future: asyncio.Future[Result | None]) -> None:
 
 
 def _quoted(name: str) -> str:
-    """Return a name in quotes, escaped if a terminal or a log could misread it."""
+    """Return a name in quotes, escaped if a terminal or a log could misread it; of what is too long, the beginning."""
+    if len(name) > MAX_NAME_LENGTH:
+        return f"{ascii(name[:60])} ..."
     return repr(name) if name.isprintable() else ascii(name[:200])

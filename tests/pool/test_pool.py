@@ -296,6 +296,8 @@ def test_what_cannot_be_done_now_is_said_at_once() -> None:
                 pool.complete("m", "hello", autoload=False)
             with pytest.raises(ModelNotFound, match=r"'no\\x1bne' not found"):
                 pool.complete("no\x1bne", "hello")
+            with pytest.raises(ModelNotFound, match=rf"^model '{'n' * 60}' \.\.\. not found$"):
+                pool.status("n" * 1_000_000)
             pool.start_load("m")
             with pytest.raises(ModelBusy, match="already running"):
                 pool.start_load("m")
