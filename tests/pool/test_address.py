@@ -130,7 +130,11 @@ def test_what_does_not_fit_on_the_disk_is_not_begun_even_if_only_the_answer_says
     download: Run, hub: StandInHub, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.fault = Fault(no_head=True)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=SPARE_BYTES + len(CONTENT) // 2))
+
+    def nearly_full(_folder: Path) -> SimpleNamespace:
+        return SimpleNamespace(free=SPARE_BYTES + len(CONTENT) // 2)
+
+    monkeypatch.setattr(shutil, "disk_usage", nearly_full)
 
     end = download()
 
