@@ -36,10 +36,19 @@ def test_loads_and_requests_leave_no_thread_and_no_descriptor_behind() -> None:
 
 
 def test_a_target_is_a_ratio_of_medians_and_stands_above_the_figures() -> None:
-    rates = {"llamaherd": [30.0, 20.0, 10.0], "llama-server": [5.0, 10.0, 12.0]}
+    rates = {
+        "llamaherd": [30.0, 20.0, 10.0],
+        "llamaherd -no-kvu": [40.0],
+        "llama-server": [5.0, 10.0, 12.0],
+        "llama-server -kvu": [5.0],
+    }
     streams = {f"Q4_0, 8 streams, {side}": summary(values, 1.0) for side, values in rates.items()}
     results = {"streams": streams}
-    assert ratios(results) == [("tokens per second, Q4_0, 8 streams", 2.0, ">= 1.0")]
+    assert ratios(results) == [
+        ("tokens per second, Q4_0, 8 streams, divided", 4.0, ">= 1.0"),
+        ("tokens per second, Q4_0, 8 streams, unified", 4.0, ">= 1.0"),
+        ("tokens per second, Q4_0, 8 streams, defaults", 2.0, ">= 1.0"),
+    ]
     text = report({"machine": "here", **results})
     assert text.index("every request generates") < text.index("Machine: here") < text.index("| 2.00 | >= 1.0 |")
 

@@ -155,6 +155,7 @@ def test_a_chat_is_answered(client: httpx2.Client, path: str) -> None:
         "prompt_tokens": 3,
         "total_tokens": 6,
         "prompt_tokens_details": {"cached_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": 0},
     }
     assert set(answer["timings"]) == {
         "cache_n",

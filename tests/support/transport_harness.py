@@ -67,7 +67,12 @@ async def delivered(channel: Channel) -> tuple[list[ChildMessage], ChannelError]
     """As :func:`read_all`, by being called."""
     received: list[ChildMessage] = []
     ended: asyncio.Future[ChannelError] = asyncio.get_running_loop().create_future()
-    channel.deliver(received.extend, ended.set_result)
+
+    def on_end(error: ChannelError) -> None:
+        if not ended.done():  # nobody waits any more where the time was up
+            ended.set_result(error)
+
+    channel.deliver(received.extend, on_end)
     return received, await ended
 
 
