@@ -25,7 +25,11 @@ __all__ = ["FrameChild"]
 _CONNECT_SECONDS: Final = 10.0
 #: How often a blocked call looks whether the connection is still there, in milliseconds.
 _LOOK_MS: Final = 1000
-_LINGER_MS: Final = 1000
+#: How long the last messages may take to leave after the close, in milliseconds: a pool that is short of cores needs its
+#: time, and one that is gone is not waited for, since its connection then is.
+_LINGER_MS: Final = 20_000
+#: The same for the message that wakes a thread of this process.
+_WAKE_LINGER_MS: Final = 1000
 _CLOSE_SECONDS: Final = 1.0
 _POOL_CLOSED: Final = "the pool closed the channel"
 # Plain numbers: the arithmetic of zmq's enums costs more than a send.
@@ -144,7 +148,7 @@ class _Hearing(_Lane):
     def wake(self, context: "zmq.Context[zmq.Socket[bytes]]") -> None:
         """From another thread: make the wait return. What is sent in this lane afterwards may be lost."""
         with context.socket(zmq.DEALER) as waker:
-            waker.linger = _LINGER_MS
+            waker.linger = _WAKE_LINGER_MS
             waker.connect(_WAKE_ENDPOINT)
             waker.send_multipart((_WAKE, b""))
 

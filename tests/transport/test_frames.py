@@ -342,10 +342,11 @@ def test_a_body_over_the_cap_never_arrives_and_breaks_the_channel() -> None:
 
 
 @contextmanager
-def raw_pool() -> Generator[tuple["zmq.Socket[bytes]", FrameChild]]:
+def raw_pool(most_unread: int = 1000) -> Generator[tuple["zmq.Socket[bytes]", FrameChild]]:
     """A ROUTER without a pool behind it, and a worker connected to it."""
     with tempfile.TemporaryDirectory() as directory, zmq.Context() as context, context.socket(zmq.ROUTER) as router:
         router.linger = 0
+        router.rcvhwm = most_unread
         address = f"ipc://{directory}/pool"
         router.bind(address)
         child = FrameChild(ChildAddress(transport="zmq", endpoint=address, identity="m#1"))
@@ -404,6 +405,31 @@ def test_closing_wakes_a_send_that_waits_for_credit() -> None:
         child.close()
         sender.join()
         assert failures == ["ChannelClosed"]
+
+
+def test_what_was_sent_before_the_close_arrives_however_slowly_the_pool_reads() -> None:
+    with raw_pool(most_unread=1) as (router, child):
+        for number in range(30):
+            child.send_raw("stats", b"%d" % number + b"x" * 100_000)
+        closer = threading.Thread(target=child.close)
+        closer.start()
+        closer.join(1.5)
+        assert closer.is_alive(), "it waits for the pool"
+        arrived = [router.recv_multipart()[2] for _ in range(30)]
+        assert [int(body.rstrip(b"x")) for body in arrived] == list(range(30))
+        assert router.recv_multipart()[1] == BYE
+        closer.join()
+
+
+def test_a_pool_that_is_gone_is_not_waited_for() -> None:
+    with raw_pool(most_unread=1) as (router, child):
+        for _ in range(30):
+            child.send_raw("stats", b"x" * 100_000)
+        router.close()
+        closer = threading.Thread(target=child.close)
+        closer.start()
+        closer.join(10)
+        assert not closer.is_alive()
 
 
 def test_a_worker_takes_no_torn_frames() -> None:
