@@ -89,10 +89,13 @@ class Success(msgspec.Struct):
 
 
 class ModelState(msgspec.Struct):
-    """``progress`` while it loads; ``failed`` and ``exit_code`` once its worker has ended with an error."""
+    """``preset`` where settings made it; ``progress`` while it loads; ``failed`` and ``exit_code`` once its worker has
+    ended with an error.
+    """
 
     value: str
     args: list[str]
+    preset: str | msgspec.UnsetType = msgspec.UNSET
     progress: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
     failed: bool | msgspec.UnsetType = msgspec.UNSET
     exit_code: int | None | msgspec.UnsetType = msgspec.UNSET

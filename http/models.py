@@ -120,6 +120,8 @@ async def model_events(front: Front, request: Request) -> Response:
 def model_json(status: ModelStatus) -> dict[str, Any]:
     """Return a model as llama-server's router lists it."""
     state: dict[str, Any] = {"value": status.state, "args": status.args}
+    if status.preset:
+        state["preset"] = status.preset
     if status.failed:
         state["exit_code"] = status.exit_code
         state["failed"] = True

@@ -91,6 +91,11 @@ _OWN: Final[Mapping[str, Any]] = {
     "alias": "",
     "mmproj": None,
 }
+#: Keys that listings leave out: what is told elsewhere, and secrets.
+_UNTOLD: Final = frozenset(
+    ["a", "alias", "LLAMA_ARG_ALIAS", "tags", "LLAMA_ARG_TAGS", "host", "LLAMA_ARG_HOST", "port", "LLAMA_ARG_PORT"]
+    + ["hft", "hf-token", "HF_TOKEN", "api-key", "LLAMA_API_KEY", "api-key-file", "LLAMA_ARG_API_KEY_FILE"]
+)
 #: Options for one thing: the one that is set last takes the place of the others.
 _ONE_THING: Final = (
     ("template_source", "template_file"),
@@ -236,6 +241,8 @@ class PresetOptions:
         draft = _draft(name, self._defaults | changed, self._engine_of(changed, settings))
         own = {name: value for name, value in changed.items() if is_sampling(name)}
         defaults = sampling_defaults(self._sampling | own)
+        spec = msgspec.structs.replace(draft.spec, defaults=defaults, preset=_section(name, settings))
+        draft = msgspec.structs.replace(draft, spec=spec)
         if not defaults:
             return draft
         try:
@@ -243,7 +250,7 @@ class PresetOptions:
         except BadRequest as error:
             place = f"{settings[-1].place}: " if settings else ""
             raise BadRequest(f"{place}{error}", code="wrong_setting") from None
-        return msgspec.structs.replace(draft, spec=msgspec.structs.replace(draft.spec, defaults=defaults))
+        return draft
 
     def _convert(self, setting: Setting) -> tuple[str, Any] | None:
         """Return which option a setting sets, and to what; None for one that is without effect here."""
@@ -295,6 +302,13 @@ def explicit_settings(context: click.Context) -> dict[str, Any]:
         for name, value in context.params.items()
         if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
     }
+
+
+def _section(name: str, settings: Sequence[Setting]) -> str:
+    """Return settings as llama-server shows those of a model; of one key the last counts."""
+    values = {setting.key: setting.value for setting in settings if setting.key not in _UNTOLD}
+    lines = [f"{key} = {value.replace(chr(10), chr(92) + chr(10))}" for key, value in values.items()]
+    return "\n".join((f"[{name}]", *lines, "", "")) if lines else ""
 
 
 def _keys_of(params: Sequence[click.Option]) -> dict[str, _Key]:

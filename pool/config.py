@@ -130,6 +130,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
             :class:`~llamaherd.pool.params.GenerateParams`. A grammar or schema among them counts for requests without a
             grammar, a schema, a ``response_format`` and tools.
         source: Where it comes from: ``preset`` (a preset file, the command line or code), ``models_dir`` or ``cache``.
+        preset: The settings that made it, as a section of a preset file without names and secrets; for listings.
         repo: Its name on the Hugging Face hub, ``user/repo[:quant]``, or in a registry, ``registry/repo:tag``.
         origin: What is downloaded before it is loaded, while it has no path; ``repo`` by default.
         mmproj: The multimodal projector that goes with it.
@@ -156,6 +157,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     engine: str = "llama"
     defaults: dict[str, Any] = {}
     source: Source = "preset"
+    preset: str = ""
     repo: str = ""
     origin: Origin | None = None
     mmproj: Path | None = None

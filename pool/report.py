@@ -23,6 +23,7 @@ def status_of(entry: Entry, scheduler: Scheduler | None, waiting: tuple[QueuedRe
         tags=spec.tags,
         path=None if spec.path is None else str(spec.path),
         source=spec.source,
+        preset=spec.preset,
         args=tuple(one.args) if (one := worker or fetcher) is not None else (),
         progress=first.progress if job is None else dict(job.progress) or None,
         modalities=modalities_of(spec.mmproj),

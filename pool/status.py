@@ -57,6 +57,7 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         path: The GGUF file, None for the fake engine.
         source: Where the model comes from: ``preset``, ``models_dir`` or ``cache``.
+        preset: The settings that made it, as a section of a preset file; empty where none did.
         args: The worker's command line, without secrets; empty while it has no process.
         progress: While loading: ``stages``, ``current`` and ``value`` (0 to 1), as the worker reported them.
         modalities: What it takes in: ``text``, and with a projector ``image`` and ``audio``.
@@ -80,6 +81,7 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     tags: tuple[str, ...] = ()
     path: str | None = None
     source: str = "preset"
+    preset: str = ""
     args: tuple[str, ...] = ()
     progress: dict[str, Any] | None = None
     modalities: tuple[str, ...] = ("text",)

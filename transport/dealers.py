@@ -25,8 +25,8 @@ __all__ = ["FrameChild"]
 _CONNECT_SECONDS: Final = 10.0
 #: How often a blocked call looks whether the connection is still there, in milliseconds.
 _LOOK_MS: Final = 1000
-#: How long the last messages may take to leave after the close, in milliseconds: a pool that is short of cores needs its
-#: time, and one that is gone is not waited for, since its connection then is.
+#: How long the last messages may take to leave after the close, in milliseconds: a pool that is short of cores needs
+#: its time, and one that is gone is not waited for, since its connection then is.
 _LINGER_MS: Final = 20_000
 #: The same for the message that wakes a thread of this process.
 _WAKE_LINGER_MS: Final = 1000

@@ -156,7 +156,7 @@ def test_cores_and_gpus_of_replicas_go_together() -> None:
 
 
 def test_every_field_of_a_model_that_a_user_would_set_is_a_key() -> None:
-    set_otherwise = {"name", "path", "options", "mmproj", "origin", "repo", "source", "engine", "script"}
+    set_otherwise = {"preset", "name", "path", "options", "mmproj", "origin", "repo", "source", "engine", "script"}
     keys = {
         "aliases": "alias=a",
         "tags": "tags=a",
@@ -290,6 +290,13 @@ def test_the_later_of_two_ways_to_give_a_template_counts(tmp_path: Path) -> None
 
     assert spec_of("chat-template={{ a }}", f"chat-template-file={path}").options.chat_template == "{{ file }}"
     assert spec_of(f"chat-template-file={path}", "chat-template={{ a }}").options.chat_template == "{{ a }}"
+
+
+def test_a_models_settings_are_shown_as_a_section_without_names_and_secrets() -> None:
+    spec = spec_of("c=77", "temp=0.5", "c=88", "alias=a", "hft=hf_secret", "tags=x")
+
+    assert spec.preset == "[m]\nc = 88\ntemp = 0.5\n\n"
+    assert spec_of().preset == ""
 
 
 # --- which wins ---
