@@ -20,6 +20,7 @@ import msgspec
 
 import machine
 import transport_plots
+from pinning import want_pinning
 from samples import Sample, summarise
 from transport_crowd import CrowdTask
 from transport_faults import FAULTS, MERGED, FaultTask
@@ -200,12 +201,18 @@ def _arguments() -> argparse.Namespace:
     )
     both = "asyncio,uvloop" if importlib.util.find_spec("uvloop") else "asyncio"
     parser.add_argument("--loops", default=both, help="asyncio, uvloop or both with a comma (default: %(default)s)")
+    parser.add_argument("--pin", action="store_true", help="pool's side on the first core, workers on the others")
     parser.add_argument("--out", type=Path, default=_FOLDER / "results", help="folder for the results")
     arguments = parser.parse_args()
     unknown = set(arguments.loops.split(",")) - {"asyncio", "uvloop"}
     if unknown:
         parser.error(f"unknown loop {sorted(unknown)[0]!r}")
     return arguments
+
+
+def _command(preset: str, *, pinned: bool) -> str:
+    options = ("" if preset == "full" else f" --{preset}") + (" --pin" if pinned else "")
+    return f"python bench/bench_transport.py{options}"
 
 
 def main() -> None:
@@ -215,6 +222,8 @@ def main() -> None:
     preset = PRESETS[name]
     loops: list[str] = arguments.loops.split(",")
     where = machine.describe()
+    if arguments.pin:
+        where["pinned"] = want_pinning()
     for fact, value in where.items():
         print(f"{fact}: {value}")
     began = time.monotonic()
@@ -225,7 +234,7 @@ def main() -> None:
         format=FORMAT,
         when=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         seconds=time.monotonic() - began,
-        command="python bench/bench_transport.py" + ("" if name == "full" else f" --{name}"),
+        command=_command(name, pinned=arguments.pin),
         preset=name,
         machine=where,
         settings={"loops": loops, **msgspec.structs.asdict(preset)},

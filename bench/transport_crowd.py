@@ -21,6 +21,7 @@ import psutil
 
 from llamaherd.transport import CHANNEL_ENV, ChannelError, Endpoint, Stdio, connect
 from llamaherd.transport.messages import ChildMessage, encode
+from pinning import pin
 from samples import Sample
 from transport_peer import RawChannel
 from transport_world import no_log, open_transport, run
@@ -170,8 +171,10 @@ def be_peers() -> None:
 
 def _main() -> None:
     if sys.argv[1] == "peer":
+        pin("worker")
         be_peers()
         return
+    pin("pool")
     tasks = [msgspec.json.decode(words, type=CrowdTask) for words in sys.argv[1:]]
     samples = [sample for task in tasks for sample in run(task.loop, gather(task))]
     sys.stdout.write(msgspec.json.encode(samples).decode())

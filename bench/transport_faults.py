@@ -18,6 +18,7 @@ from typing import Any, Final
 import msgspec
 
 from llamaherd.transport.messages import ChildMessage, Result, State, Threads, Tokenize
+from pinning import pin
 from samples import Sample
 from transport_merged import read_states, start_merged, write_commands
 from transport_world import Peer, open_world, run
@@ -209,6 +210,7 @@ def measure(task: FaultTask) -> list[Sample]:
 
 
 def _main() -> None:
+    pin("pool")
     tasks = [msgspec.json.decode(words, type=FaultTask) for words in sys.argv[1:]]
     samples = [sample for task in tasks for sample in measure(task)]
     sys.stdout.write(msgspec.json.encode(samples).decode())

@@ -18,6 +18,7 @@ from typing import Any, Final, Protocol
 import msgspec
 import zmq
 
+from pinning import pin
 from samples import Sample, tails
 from transport_peer import STATE_SIZE
 from transport_sitting import sizes_label
@@ -221,9 +222,11 @@ def _parent(task: FloorTask) -> list[Sample]:
 
 def _main() -> None:
     if sys.argv[1] == "child":
+        pin("worker")
         task = msgspec.json.decode(sys.argv[2], type=FloorTask)
         answer_all(task, child_end(task))
         return
+    pin("pool")
     tasks = [msgspec.json.decode(words, type=FloorTask) for words in sys.argv[1:]]
     samples = [sample for task in tasks for sample in _parent(task)]
     sys.stdout.write(msgspec.json.encode(samples).decode())

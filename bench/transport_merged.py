@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import IO, Any, Final
 
 from llamaherd.transport.messages import encode
+from pinning import pin
 from workload import NOISE, numbered_state, stamps
 
 __all__ = ["PREFIX", "read_states", "start_merged", "write_commands"]
@@ -97,6 +98,7 @@ def _stall(settings: Settings, opening: bytes) -> None:
 
 
 def _main() -> None:
+    pin("worker")
     work = {"states": _states, "flood": _flood, "stall": _stall}[sys.argv[1]]
     work(json.loads(sys.argv[2]), b"" if "--bare" in sys.argv else b"\n")
 

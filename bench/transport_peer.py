@@ -15,6 +15,7 @@ from typing import Any, Final, cast
 
 from llamaherd.transport import ChannelError, ChildChannel, connect, take_stdio
 from llamaherd.transport.messages import Exit, Load, PoolMessage, Result, State, Threads, Tokenize
+from pinning import pin
 from workload import NOISE, answer, decode_step, load_state, numbered_state, stamps
 
 __all__ = ["STATE_SIZE", "RawChannel", "serve"]
@@ -152,6 +153,7 @@ def serve(channel: ChildChannel, clock: Callable[[], float], hello: Settings) ->
 
 
 def _main() -> None:
+    pin("worker")
     stdio = take_stdio()
     before = time.perf_counter_ns()
     channel = connect(stdio)

@@ -14,6 +14,7 @@ import msgspec
 
 from llamaherd.transport import ChannelError, ChannelFull
 from llamaherd.transport.messages import ChildMessage, Result, Threads, Tokens
+from pinning import pin
 from samples import Sample, tails
 from transport_peer import STATE_SIZE
 from transport_world import Peer, World, open_world, run
@@ -236,6 +237,7 @@ async def sit(task: Task) -> list[Sample]:
 
 
 def _main() -> None:
+    pin("pool")
     tasks = [msgspec.json.decode(words, type=Task) for words in sys.argv[1:]]
     samples = [sample for task in tasks for sample in run(task.loop, sit(task))]
     sys.stdout.write(msgspec.json.encode(samples).decode())
