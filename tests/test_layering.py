@@ -42,7 +42,17 @@ PUBLIC: dict[str, set[str]] = {
 BINDINGS = {"llamaherd.pool.child.bindings", "llamaherd.pool.child.mtmd"}
 #: What each room may import besides the standard library and llamaherd.
 THIRD_PARTY = {
-    "llamaherd.http": {"click", "httpx2", "msgspec", "prometheus_client", "rich", "starlette", "uvicorn", "uvloop"},
+    "llamaherd.http": {
+        "click",
+        "httptools",
+        "httpx2",
+        "msgspec",
+        "prometheus_client",
+        "rich",
+        "starlette",
+        "uvicorn",
+        "uvloop",
+    },
     # The lock keeps a deletion from a download; the latter two are for SyncPool, and only if they are there.
     "llamaherd.pool": {"filelock", "msgspec", "rich", "uvloop"},
     # The hub's client is for a worker in download mode, and nobody else.

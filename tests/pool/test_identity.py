@@ -53,11 +53,13 @@ def test_company_and_shared_prefixes_change_no_token(model: str) -> None:
             assert all(answer.usage.cached_tokens == 0 for answer in batched)
             shared = await together(pool, **params)
             assert tokens(shared) == expected
-            assert sum(answer.usage.cached_tokens > len(PREFIX) for answer in shared) >= len(PROMPTS) - 1
             resident = await together(pool, **params)
             assert tokens(resident) == expected
-            # A running state cannot be cut back to the end of a prompt.
-            assert model == "mamba" or all(answer.usage.cached_tokens > len(PREFIX) for answer in resident)
+            # A running state cannot be cut back, to the end of a prompt or to that of a prefix which it has passed by
+            # the time that another request comes.
+            if model != "mamba":
+                assert sum(answer.usage.cached_tokens > len(PREFIX) for answer in shared) >= len(PROMPTS) - 1
+                assert all(answer.usage.cached_tokens > len(PREFIX) for answer in resident)
 
     run(scene(), 50)
 
