@@ -44,7 +44,11 @@ def test_nobody_is_pinned_unasked() -> None:
 
 
 def test_one_core_is_not_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {3})
+    def one(pid: int) -> set[int]:
+        del pid
+        return {3}
+
+    monkeypatch.setattr(os, "sched_getaffinity", one)
 
     with pytest.raises(RuntimeError, match="two cores"):
         want_pinning()
