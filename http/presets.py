@@ -28,6 +28,7 @@ from llamaherd.pool import (
     check_defaults,
     find_key,
     parse_docker_name,
+    shown_address,
 )
 
 __all__ = ["PresetOptions", "explicit_settings"]
@@ -96,6 +97,8 @@ _UNTOLD: Final = frozenset(
     ["a", "alias", "LLAMA_ARG_ALIAS", "tags", "LLAMA_ARG_TAGS", "host", "LLAMA_ARG_HOST", "port", "LLAMA_ARG_PORT"]
     + ["hft", "hf-token", "HF_TOKEN", "api-key", "LLAMA_API_KEY", "api-key-file", "LLAMA_ARG_API_KEY_FILE"]
 )
+#: Keys whose addresses may have secrets in them.
+_ADDRESSES: Final = frozenset(["mu", "model-url", "LLAMA_ARG_MODEL_URL", "mmu", "mmproj-url", "LLAMA_ARG_MMPROJ_URL"])
 #: Options for one thing: the one that is set last takes the place of the others.
 _ONE_THING: Final = (
     ("template_source", "template_file"),
@@ -306,7 +309,11 @@ def explicit_settings(context: click.Context) -> dict[str, Any]:
 
 def _section(name: str, settings: Sequence[Setting]) -> str:
     """Return settings as llama-server shows those of a model; of one key the last counts."""
-    values = {setting.key: setting.value for setting in settings if setting.key not in _UNTOLD}
+    values = {
+        setting.key: shown_address(setting.value) if setting.key in _ADDRESSES else setting.value
+        for setting in settings
+        if setting.key not in _UNTOLD
+    }
     lines = [f"{key} = {value.replace(chr(10), chr(92) + chr(10))}" for key, value in values.items()]
     return "\n".join((f"[{name}]", *lines, "", "")) if lines else ""
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from llamaherd.pool.hub import CachedModel, cache_folder, find_cached, remove_cached, scan_cache
     from llamaherd.pool.lifecycle import State
     from llamaherd.pool.names import DockerName, HubName, model_name, parse_docker_name, parse_hub_name, parse_name
-    from llamaherd.pool.origin import Origin, file_of_url
+    from llamaherd.pool.origin import Origin, file_of_url, shown_address
     from llamaherd.pool.params import ChatParams, GenerateParams, check_defaults, with_defaults
     from llamaherd.pool.pool import Pool
     from llamaherd.pool.presets import Preset, PresetFile, Setting, read_presets
@@ -139,6 +139,7 @@ __all__ = [
     "find_cached",
     "find_flag",
     "check_defaults",
+    "shown_address",
     "with_defaults",
     "find_key",
     "find_model",
@@ -239,6 +240,7 @@ _HOME: Final = {
     "find_cached": "llamaherd.pool.hub",
     "find_flag": "llamaherd.pool.flags",
     "check_defaults": "llamaherd.pool.params",
+    "shown_address": "llamaherd.pool.origin",
     "with_defaults": "llamaherd.pool.params",
     "find_key": "llamaherd.pool.flags",
     "find_model": "llamaherd.pool.catalog",

@@ -13,7 +13,7 @@ from llamaherd.pool.names import DockerName, parse_name
 from llamaherd.pool.quants import split_of, split_urls
 from llamaherd.transport.messages import Download
 
-__all__ = ["Found", "Origin", "file_of_url"]
+__all__ = ["Found", "Origin", "file_of_url", "shown_address"]
 
 _SCHEMES: Final = ("http", "https")
 #: Longest name of a file that an address may have, in bytes: with what is put after it, file systems still take it.
@@ -61,7 +61,7 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
     token: str = ""
 
     def __repr__(self) -> str:
-        return f"Origin({_shown(self.url) or self.repo!r}{f', {self.file!r}' if self.file else ''})"
+        return f"Origin({shown_address(self.url) or self.repo!r}{f', {self.file!r}' if self.file else ''})"
 
     def check(self) -> None:
         """Raise :class:`~llamaherd.pool.errors.BadRequest` if it names nothing that could be downloaded."""
@@ -141,18 +141,18 @@ def file_of_url(url: str) -> str:
     try:
         parts = urlsplit(url)
     except ValueError as error:
-        raise BadRequest(f"{ascii(_shown(url))} is no address: {error}", code="bad_url") from None
+        raise BadRequest(f"{ascii(shown_address(url))} is no address: {error}", code="bad_url") from None
     if parts.scheme not in _SCHEMES or not parts.hostname or not url.isprintable():
-        raise BadRequest(f"{ascii(_shown(url))} is no http or https address", code="bad_url")
+        raise BadRequest(f"{ascii(shown_address(url))} is no http or https address", code="bad_url")
     name = unquote(parts.path.rpartition("/")[2])
     within = name.isprintable() and not {"/", "\\"} & set(name) and not name.startswith(".")
     within = within and len(name.encode()) <= _MAX_NAME
     if not within or split_of(name) is None:
-        raise BadRequest(f"{ascii(_shown(url))} does not end in the name of a .gguf file", code="bad_url")
+        raise BadRequest(f"{ascii(shown_address(url))} does not end in the name of a .gguf file", code="bad_url")
     return name
 
 
-def _shown(url: str) -> str:
+def shown_address(url: str) -> str:
     """Return an address as messages have it: what follows ``?`` or ``#`` or stands before ``@`` may be a secret."""
     scheme, separator, rest = url.partition("?")[0].partition("#")[0].partition("://")
     host, slash, path = rest.partition("/")

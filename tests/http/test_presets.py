@@ -297,6 +297,8 @@ def test_a_models_settings_are_shown_as_a_section_without_names_and_secrets() ->
 
     assert spec.preset == "[m]\nc = 88\ntemp = 0.5\n\n"
     assert spec_of().preset == ""
+    address = spec_of("mu=https://user:word@h/m.gguf?token=t").preset
+    assert address == "[m]\nmu = https://h/m.gguf\n\n"
 
 
 # --- which wins ---
