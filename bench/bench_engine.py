@@ -36,7 +36,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
-from bench_pool import machine, summary
+from bench_pool import machine, summary, tables
 from engine_load import arrival, at_once, completion, prompt, seconds_per_token, tokens_per_second
 from llamaherd.pool import find_model
 from servers import Server, our_command, running
@@ -248,13 +248,7 @@ def report(results: dict[str, Any]) -> str:
     lines = ["# The engine", "", (__doc__ or "").split("Method. ")[1].strip(), "", f"Machine: {results['machine']}", ""]
     lines += ["## Targets", "", "| what | measured | wanted |", "|---|--:|--:|"]
     lines += [f"| {what} | {value:,.2f} | {wanted} |" for what, value, wanted in ratios(results)]
-    for part in PARTS:
-        if part in results:
-            lines += ["", f"## {part}", "", "| what | median | quartiles | n |", "|---|--:|--:|--:|"]
-            lines += [
-                f"| {name} | {row['median']:,.1f} | {row['q1']:,.1f} to {row['q3']:,.1f} | {row['n']} |"
-                for name, row in results[part].items()
-            ]
+    lines += tables(results, PARTS)
     return "\n".join(lines) + "\n"
 
 

@@ -33,7 +33,7 @@ from typing import Any, Final
 
 import psutil
 
-from bench_pool import machine, summary
+from bench_pool import machine, summary, tables
 from engine_load import at_once, completion, prompt, seconds_per_token, tokens_per_second
 from llamaherd.pool import EngineOptions, ModelSpec, Pool
 from llamaherd.pool.gpus import find_gpus
@@ -163,13 +163,7 @@ def report(results: dict[str, Any]) -> str:
     lines += [f"GPU: {results['gpu']}", "", f"Machine: {results['machine']}", ""]
     lines += ["## Ratios", "", "| llamaherd | ratio |", "|---|--:|"]
     lines += [f"| {what} | {value:,.2f} |" for what, value in ratios(results)]
-    for part in PARTS:
-        if part in results:
-            lines += ["", f"## {part}", "", "| what | median | quartiles | n |", "|---|--:|--:|--:|"]
-            lines += [
-                f"| {name} | {row['median']:,.1f} | {row['q1']:,.1f} to {row['q3']:,.1f} | {row['n']} |"
-                for name, row in results[part].items()
-            ]
+    lines += tables(results, PARTS)
     return "\n".join(lines) + "\n"
 
 

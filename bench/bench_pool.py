@@ -30,7 +30,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
@@ -233,6 +233,19 @@ def summary(values: Sequence[float], scale: float) -> dict[str, float]:
     p99 = ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]
     figures = {"median": middle, "q1": low, "q3": high, "p99": p99}
     return {name: round(figure, 3) for name, figure in figures.items()} | {"n": len(ordered)}
+
+
+def tables(results: Mapping[str, Any], parts: Iterable[str]) -> list[str]:
+    """Return the lines of a table for each part that was measured: every figure by its name."""
+    lines: list[str] = []
+    for part in parts:
+        if part in results:
+            lines += ["", f"## {part}", "", "| what | median | quartiles | n |", "|---|--:|--:|--:|"]
+            lines += [
+                f"| {name} | {row['median']:,.1f} | {row['q1']:,.1f} to {row['q3']:,.1f} | {row['n']} |"
+                for name, row in results[part].items()
+            ]
+    return lines
 
 
 def report(results: dict[str, Any]) -> str:
