@@ -7,6 +7,7 @@ ZeroMQ's own poll.
 
 import os
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
@@ -25,9 +26,11 @@ __all__ = ["FrameChild"]
 _CONNECT_SECONDS: Final = 10.0
 #: How often a blocked call looks whether the connection is still there, in milliseconds.
 _LOOK_MS: Final = 1000
-#: How long the last messages may take to leave after the close, in milliseconds: a pool that is short of cores needs
-#: its time, and one that is gone is not waited for, since its connection then is.
-_LINGER_MS: Final = 20_000
+#: How long the pool may take to read what was sent before a close, in seconds: one that is short of cores needs its
+#: time, and one that is gone is not waited for, since its connection then is.
+_FAREWELL_SECONDS: Final = 20.0
+#: How often a close looks whether the connection is still there, in milliseconds.
+_FAREWELL_LOOK_MS: Final = 50
 #: The same for the message that wakes a thread of this process.
 _WAKE_LINGER_MS: Final = 1000
 _CLOSE_SECONDS: Final = 1.0
@@ -108,12 +111,26 @@ class _Speaking(_Lane):
             messages.append(parts)
         return messages
 
+    def part(self) -> None:
+        """Say goodbye and wait until the pool has answered, which it does when it has read all that was sent before.
+
+        A socket that is closed earlier may take that with it: when frames of the pool lie unread here, the kernel
+        resets the connection, and the other side loses what it had not read.
+        """
+        deadline = time.monotonic() + _FAREWELL_SECONDS
+        with suppress(zmq.Again):
+            self.send(BYE, b"")
+        while self.connected and not any(frames[0] == BYE for frames in self.drain()):
+            if time.monotonic() > deadline:
+                return
+            self.dealer.poll(_FAREWELL_LOOK_MS)
+
     def wake(self) -> None:
         """From another thread: make every wait return."""
         os.write(self._wake_write, b"x")
 
     def close(self) -> None:
-        self.dealer.close(linger=_LINGER_MS)
+        self.dealer.close(linger=0)
         os.close(self._wake_read)
         os.close(self._wake_write)
 
@@ -265,8 +282,8 @@ class FrameChild(ChildChannel):
             # Whoever is blocked leaves at once now; a call that does not is a bug, and closing under it would be a
             # worse one.
             if self._up.lock.acquire(timeout=_CLOSE_SECONDS) and self._down.lock.acquire(timeout=_CLOSE_SECONDS):
-                with suppress(zmq.Again):
-                    self._up.send(BYE, b"")
+                if not self._send_failure:
+                    self._up.part()
                 self._release()
                 self._down.lock.release()
                 self._up.lock.release()

@@ -116,6 +116,9 @@ class FrameChannel(QueuedChannel):
         self._flush()
 
     def _hear(self, kind: bytes, body: bytes) -> None:
+        if kind == BYE:
+            # The worker closes its socket only now, when nothing of it can be lost any more.
+            self._send_frames(self.up_id, BYE, b"")
         if self._inbox.ending is not None:
             return
         if kind == BYE:

@@ -354,6 +354,7 @@ def raw_pool(most_unread: int = 1000) -> Generator[tuple["zmq.Socket[bytes]", Fr
         try:
             yield router, child
         finally:
+            router.close()
             child.close()
 
 
@@ -402,8 +403,13 @@ def test_closing_wakes_a_send_that_waits_for_credit() -> None:
         sender.start()
         for _ in range(40):
             router.recv_multipart()
-        child.close()
+        closer = threading.Thread(target=child.close)
+        closer.start()
         sender.join()
+        while router.recv_multipart()[1] != BYE:
+            pass
+        router.send_multipart([b"u:m#1", BYE, b""])
+        closer.join()
         assert failures == ["ChannelClosed"]
 
 
@@ -418,6 +424,9 @@ def test_what_was_sent_before_the_close_arrives_however_slowly_the_pool_reads() 
         arrived = [router.recv_multipart()[2] for _ in range(30)]
         assert [int(body.rstrip(b"x")) for body in arrived] == list(range(30))
         assert router.recv_multipart()[1] == BYE
+        closer.join(0.2)
+        assert closer.is_alive(), "it keeps its socket until the pool says that nothing more is under way"
+        router.send_multipart([b"u:m#1", BYE, b""])
         closer.join()
 
 
