@@ -61,6 +61,8 @@ __all__ = ["Batcher", "Figures"]
 
 #: Cells that each admitted sequence is given to grow before the next one is let in.
 _GROWTH: Final = 64
+#: Tokens that an answer is expected to have at most, as far as that matters.
+_LIKELY: Final = 256
 _DONE, _NO_ROOM, _ABORTED, _BAD_BATCH = 0, 1, 2, -1
 
 
@@ -227,8 +229,21 @@ class Batcher:
     # --- who runs ---
 
     def _admit(self) -> None:
-        if self._waiting:
-            self._begin_followers()  # whoever comes in now may go on with what they wait for, or cost it its place
+        if not self._waiting:
+            return
+        before = len(self._running)
+        self._admit_waiting()
+        if len(self._running) > before:
+            self._settle()  # before the cells of those who came are chosen: the end of those in use is what counts
+
+    def _settle(self) -> None:
+        coming = sum(
+            one.pending + min(one.limit - len(one.tokens), _LIKELY) for one in (*self._running, *self._waiting)
+        )
+        self.cache.settle((one.slot for one in self._running), coming, self._newest)
+
+    def _admit_waiting(self) -> None:
+        self._begin_followers()  # whoever comes in now may go on with what they wait for, or cost it its place
         while self._waiting and len(self._running) < len(self.slots):
             # One that wants a slot which is busy is passed by; it comes first when that slot is idle.
             sequence = next((one for one in self._waiting if self.slots.can_take(one)), None)
@@ -350,7 +365,7 @@ class Batcher:
                 self.cache.release(sequence.slot)
             self.slots.leave(sequence, self._context.n_ctx_seq, kept)
             sequence.stop()
-            self.cache.settle((one.slot for one in self._running), newest=self._newest)
+            self._settle()
         else:
             self._waiting.remove(sequence)
         if sequence.saved is not None:

@@ -17,11 +17,12 @@ __all__ = ["Cache", "Kept"]
 
 #: Fewest tokens whose state is worth a copy.
 _WORTH_STORING: Final = 32
-#: Cells that finished sequences may take before the older ones go to RAM, how few of its own make one not worth that,
-#: and the seconds that a copy may take.
+#: On a device: cells that finished sequences may take before the older ones go to RAM.
 _IDLE_CELLS: Final = 2048
+#: How few cells of its own make a finished sequence not worth a copy, and the seconds that the copies may take which
+#: everyone waits for.
 _FEW_OF_ITS_OWN: Final = 64
-_QUICK_COPY: Final = 0.05
+_QUICK_COPY: Final = 0.1
 #: What a byte of state takes to be copied, in seconds, until it was measured; the weight of a measurement; and how
 #: many times as much as was known one may say, since a copy that the machine interrupted tells nothing.
 _FIRST_COPY: Final = 1e-9
@@ -56,6 +57,7 @@ class Cache:
         self._rules: Final = rules
         self.store: Final = store
         self._seconds_per_byte = _FIRST_COPY
+        self._bytes_per_token = 0.0
         self._free: Final = list(range(context.n_sequences - 1, -1, -1))
         #: The next to go comes first.
         self._kept: Final[list[Kept]] = []
@@ -149,27 +151,45 @@ class Cache:
         self._kept.remove(one)
         self.release(one.slot)
 
-    def settle(self, running: Iterable[int], newest: int) -> None:
-        """Take older finished sequences out of the cache where they hold many cells, since llama.cpp goes over all
-        cells in use for every token that anyone generates. The ``newest`` ones stay, and so does what RAM would not
-        take, or not quickly.
-        """
-        running = list(running)
-        while (
-            self.store.on
-            and self._context.unified
-            and not self._rules.exact
-            and len(self._kept) > newest
-            and self.cells.used - self.cells.held_by(running) > _IDLE_CELLS
-            and self._put_away_quickly(self._kept[0])
-        ):
-            self.release(self._kept.pop(0).slot)
+    def settle(self, running: Iterable[int], rows: int, newest: int) -> None:
+        """Take finished sequences out of the cache whose cells will cost more there than their way to RAM and back,
+        since llama.cpp goes over all cells in use for every token that anyone computes. What RAM would not take, or
+        not quickly, stays.
 
-    def _put_away_quickly(self, one: Kept) -> bool:
-        if self.cells.own(one.slot) < _FEW_OF_ITS_OWN:
-            return True  # others keep the rest
-        quick = self._context.state_size(one.slot) * self._seconds_per_byte <= _QUICK_COPY
-        return quick and self._put_away(one)
+        Args:
+            running: The sequences that are computed.
+            rows: Tokens that these, and the requests that wait, are going to compute.
+            newest: How many stay on a device, where the cost is not known.
+        """
+        if not self.store.on or not self._context.unified or self._rules.exact:
+            return
+        running, seconds = list(running), _QUICK_COPY
+        for one in self._kept[: None if self._context.cell_seconds else max(0, len(self._kept) - newest)]:
+            if not self._context.cell_seconds and self.cells.used - self.cells.held_by(running) <= _IDLE_CELLS:
+                return
+            few = self.cells.own(one.slot) < min(_FEW_OF_ITS_OWN, one.computed)  # others keep the rest
+            copying = 0.0 if few else self._copying(one)
+            if copying > seconds or not self._is_dear(one, running, rows):
+                continue
+            if few or self._put_away(one):
+                seconds -= copying
+                self._kept.remove(one)
+                self.release(one.slot)
+
+    def _is_dear(self, one: Kept, running: list[int], rows: int) -> bool:
+        """Whether a finished sequence costs more in the cache than to leave and, in the worst case, to come back."""
+        if not self._context.cell_seconds:
+            return True
+        stay = self.cells.idle(one.slot, running) * rows * self._context.cell_seconds
+        return stay > 2 * self._copying(one)
+
+    def _copying(self, one: Kept) -> float:
+        """Return the seconds that a copy is likely to take. Asking llama.cpp for the size each time would cost as much
+        as some copies.
+        """
+        if not self._bytes_per_token:
+            self._bytes_per_token = self._context.state_size(one.slot) / one.computed
+        return one.computed * self._bytes_per_token * self._seconds_per_byte
 
     def _put_away(self, one: Kept) -> bool:
         """Have the state of a finished sequence in RAM; False where it is not taken."""

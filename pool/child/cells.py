@@ -86,6 +86,13 @@ class Cells:
         """Return how many cells only this sequence holds."""
         return sum(run.length for run in self._runs.get(sequence, ()) if run.holders == 1)
 
+    def idle(self, sequence: int, running: Iterable[int]) -> float:
+        """Return the cells of a sequence that none of the ``running`` ones holds, each counted for its part among
+        those that do.
+        """
+        busy = {id(run) for other in running for run in self._runs.get(other, ())}
+        return sum(run.length / run.holders for run in self._runs.get(sequence, ()) if id(run) not in busy)
+
     def _cut(self, sequence: int, length: int) -> int:
         """Make a run end at ``length``; return how many runs come before that."""
         start = 0

@@ -19,6 +19,8 @@ from llamaherd.transport.messages import EngineOptions
 __all__ = ["Context", "settings_for"]
 
 _FLASH_ATTENTION: Final = {"auto": -1, "off": 0, "on": 1}
+#: What ggml's attention on CPUs takes to pass over a cell, per head and layer, in seconds: measured with two threads.
+_CELL_SECONDS: Final = 1e-9
 _ROPE_SCALING: Final = {"": -1, "none": 0, "linear": 1, "yarn": 2}
 _ROPE_LIMITS: Final = {
     "rope_freq_base": (0.0, 1e12),
@@ -114,6 +116,10 @@ def _cached_sequences(model: Model, options: EngineOptions) -> int:
     return min(per_slot * options.n_parallel, _MOST_SEQUENCES - options.n_parallel)
 
 
+def _heads(model: Model) -> int:
+    return bindings.model_n_layer(model.handle) * bindings.model_n_head(model.handle)
+
+
 class Context:
     """The KV cache, the compute buffers and the one batch of a model. Free it before the model.
 
@@ -125,6 +131,8 @@ class Context:
         n_ctx: Cells of the cache.
         unified: Whether any sequence may use any cell, and several may share some.
         n_ctx_seq: Most tokens of one sequence.
+        cell_seconds: What a token costs for each cell of the cache in use that is not its sequence's; 0 where that is
+            not known.
         n_sequences: Sequence ids, from 0 on.
         unfit: Why this model cannot continue a text; empty when it can.
 
@@ -159,6 +167,7 @@ class Context:
         self.n_ctx_seq: Final = bindings.n_ctx_seq(handle)
         self.n_ubatch: Final = settings.n_ubatch
         self.unified: Final = settings.kv_unified
+        self.cell_seconds = 0.0 if on_device(options) else _CELL_SECONDS * _heads(model)
         self.n_sequences: Final = settings.n_seq_max
         self.batch: Final = Batch(bindings.n_batch(handle))
 

@@ -10,6 +10,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from llamaherd.pool.child.cache import Kept
+from llamaherd.pool.child.prefix import common_length
 from llamaherd.pool.child.sequence import Sequence
 from llamaherd.transport.messages import SlotState
 
@@ -77,12 +78,16 @@ class Slots:
         return bool(self._idle) if wanted < 0 else self._slots[wanted].sequence is None
 
     def take(self, sequence: Sequence, donor: object) -> None:
-        """Give a request a slot: the one that it wants, else the one that left ``donor``, else the longest idle."""
+        """Give a request a slot: the one that it wants, else the one that left ``donor``, else the one whose last
+        request it goes on with, which may lie in RAM, else the longest idle.
+        """
         wanted = sequence.request.slot
         if wanted >= 0:
             slot = self._slots[wanted]
+        elif (left := next((one for one in self._idle if donor is not None and one.kept is donor), None)) is not None:
+            slot = left
         else:
-            slot = next((one for one in self._idle if donor is not None and one.kept is donor), self._idle[0])
+            slot = next((one for one in self._idle if _goes_on(sequence, one.kept)), self._idle[0])
         self._idle.remove(slot)
         slot.take(sequence)
 
@@ -92,3 +97,10 @@ class Slots:
         slot.leave(n_ctx, kept)
         sequence.lane = -1
         self._idle.append(slot)
+
+
+def _goes_on(sequence: Sequence, kept: Kept | None) -> bool:
+    """Whether a request begins with most of what a slot has left."""
+    if kept is None or kept.adapters != sequence.adapters:
+        return False
+    return common_length(sequence.tokens, kept.tokens) * 2 > kept.computed

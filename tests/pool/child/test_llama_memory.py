@@ -1,6 +1,8 @@
 """Sequences that leave the cache and come back, contexts that shift, and what the cache is made of."""
 
 from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,8 +79,8 @@ def test_older_conversations_leave_a_crowded_cache_for_ram_and_come_back() -> No
         expected = alone(engine, tokens(900))
         for number in range(4):
             run(engine, tokens(900, number))
-        assert (engine.figures.kept, engine.figures.stored) == (2, 2)
-        assert engine.figures.cells == 2 * (900 + 7)
+        assert engine.figures.kept + engine.figures.stored == 4
+        assert engine.figures.cells == engine.figures.kept * (900 + 7)
         got = run(engine, tokens(900))
     assert (got.tokens, cached(got)) == (expected, 899)
 
@@ -89,11 +91,10 @@ def test_the_newest_conversation_stays_however_long_it_is() -> None:
         assert (engine.figures.kept, engine.figures.stored) == (1, 0)
 
 
-def test_a_conversation_of_which_others_keep_nearly_all_goes_without_a_copy() -> None:
+def test_conversations_that_begin_alike_share_that_wherever_they_are() -> None:
     with loaded("random", n_ctx=4096, n_parallel=2) as engine:
         for number in range(4):
             run(engine, tokens(2100) + tokens(20, number + 1))
-        assert (engine.figures.kept, engine.figures.stored) == (2, 0)
         assert cached(run(engine, tokens(2100) + tokens(30, 9))) == 2100
 
 
@@ -206,30 +207,125 @@ def test_a_shift_does_not_move_the_cells_of_finished_sequences(n_discard: int, k
         assert (again.tokens, cached(again)) == (expected, 99)
 
 
-def test_cells_that_a_running_sequence_holds_are_not_moved() -> None:
+@contextmanager
+def _cache(store: int | None = 0, n_ctx: int = 1024) -> Iterator[tuple[Cache, Context]]:
+    """A cache, and the context that it is of."""
     bindings.init_backend()
-    options = EngineOptions(n_ctx=256, n_threads=1)
+    options = EngineOptions(n_ctx=n_ctx, n_threads=1, n_parallel=4)
     model = Model(str(tiny_model("random")), options, lambda _fraction: True)
     context = Context(model, options, (1, 1), bindings.AbortFlag())
     rules = Rules(whole=False, window=0, first=context.first)
-    cache = Cache(context, rules, Store(0, rules))
-    first, second = cache.acquire(), cache.acquire()
+    try:
+        yield Cache(context, rules, Store(store, rules)), context
+    finally:
+        context.free()
+        model.free()
+
+
+def _computed(cache: Cache, context: Context, count: int, seed: int = 1) -> _Holder:
+    """A sequence that runs, with so many tokens."""
+    prompt = array("i", tokens(count, seed))
+    slot = cache.acquire()
     context.batch.clear()
-    context.batch.extend(first, 0, array("i", tokens(50)), output=True)
+    context.batch.extend(slot, 0, prompt, output=True)
     assert context.batch.decode(context.handle) == 0
-    cache.cells.grow(first, 50)
-    cache.share(_Holder(first, 50), second, 30)
-    refused = cache.cut(first, 5, 20)
-    lengths = context.length(first), context.length(second)
-    allowed = cache.cut(first, 5, 30)
-    after = context.length(first), context.length(second), cache.cells.used
-    cache.release(first)
-    cache.release(second)
-    left = cache.cells.used
-    context.free()
-    model.free()
+    cache.cells.grow(slot, count)
+    return _Holder(slot, count, prompt)
+
+
+def test_cells_that_a_running_sequence_holds_are_not_moved() -> None:
+    with _cache() as (cache, context):
+        first, second = _computed(cache, context, 50).slot, cache.acquire()
+        cache.share(_Holder(first, 50), second, 30)
+        refused = cache.cut(first, 5, 20)
+        lengths = context.length(first), context.length(second)
+        allowed = cache.cut(first, 5, 30)
+        after = context.length(first), context.length(second), cache.cells.used
+        cache.release(first)
+        cache.release(second)
+        left = cache.cells.used
     assert (refused, lengths) == (False, (50, 30))
     assert (allowed, after, left) == (True, (25, 30, 50), 0)
+
+
+# --- who may stay ---
+
+#: Tokens to come beside which every copy is cheap.
+_MUCH_WORK = 10**9
+
+
+def test_finished_sequences_leave_for_ram_where_much_is_to_be_computed() -> None:
+    with _cache(store=None) as (cache, context):
+        for seed in range(3):
+            one = _computed(cache, context, 100, seed)
+            cache.keep(one.slot, one.tokens)
+        running = _computed(cache, context, 80, 9)
+        cache.settle([running.slot], _MUCH_WORK, 0)
+        assert (list(cache.kept), cache.cells.used, cache.store.kept) == ([], 80, 3)
+        assert context.length(running.slot) == 80
+        back = cache.acquire()
+        state = cache.store.covering(array("i", tokens(100, 1)))
+        assert state is not None
+        assert cache.restore(state, back, 100)
+        assert context.length(back) == 100
+
+
+def test_finished_sequences_stay_where_little_is_to_be_computed() -> None:
+    with _cache(store=None) as (cache, context):
+        one = _computed(cache, context, 100)
+        kept = cache.keep(one.slot, one.tokens)
+        running = _computed(cache, context, 80, 9)
+        cache.settle([running.slot], 1, 0)
+        assert (list(cache.kept), cache.store.kept) == ([kept], 0)
+
+
+def test_what_a_running_sequence_shares_costs_nothing_where_it_is() -> None:
+    with _cache(store=None) as (cache, context):
+        one = _computed(cache, context, 100)
+        kept = cache.keep(one.slot, one.tokens)
+        assert kept is not None
+        running = cache.acquire(kept)
+        cache.share(kept, running, 100)
+        cache.settle([running], _MUCH_WORK, 0)
+        assert list(cache.kept) == [kept]
+
+
+def test_a_short_ending_is_let_go_where_others_keep_the_beginning() -> None:
+    with _cache(store=None) as (cache, context):
+        first = _computed(cache, context, 100)
+        kept = cache.keep(first.slot, first.tokens)
+        assert kept is not None
+        second = cache.acquire(kept)
+        cache.share(kept, second, 90)
+        context.batch.clear()
+        context.batch.extend(second, 90, array("i", tokens(10, 7)), output=True)
+        assert context.batch.decode(context.handle) == 0
+        cache.cells.grow(second, 10)
+        cache.keep(second, first.tokens[:90] + array("i", tokens(10, 7)))
+        running = _computed(cache, context, 80, 9)
+        cache.settle([running.slot], _MUCH_WORK, 0)
+        assert (list(cache.kept), cache.cells.used, cache.store.kept) == ([], 80, 1)
+
+
+def test_on_a_device_the_newest_stay_and_so_do_all_that_are_few() -> None:
+    with _cache(store=None, n_ctx=4096) as (cache, context):
+        context.cell_seconds = 0.0
+        for seed in range(3):
+            one = _computed(cache, context, 900, seed)
+            cache.keep(one.slot, one.tokens)
+        cache.settle([], _MUCH_WORK, 3)
+        assert (len(list(cache.kept)), cache.store.kept) == (3, 0)
+        cache.settle([], 1, 1)
+        assert (len(list(cache.kept)), cache.store.kept) == (2, 1)
+        assert cache.cells.used == 1800
+
+
+def test_where_ram_takes_nothing_finished_sequences_stay() -> None:
+    with _cache(store=0) as (cache, context):
+        one = _computed(cache, context, 100)
+        kept = cache.keep(one.slot, one.tokens)
+        cache.settle([], _MUCH_WORK, 0)
+        assert list(cache.kept) == [kept]
 
 
 def test_requests_that_share_all_they_have_shift_each_for_itself() -> None:
