@@ -267,7 +267,7 @@ class Batcher:
     def _takes_over(self, sequence: Sequence, reuse: Reuse | None) -> bool:
         if reuse is None or not reuse.ready or sequence.saved is not None:
             return False
-        if any(slot.kept is reuse.donor for slot in self.slots):
+        if any(slot.kept is not None and self.cache.locate(slot.kept) is reuse.donor for slot in self.slots):
             return False  # another slot's, and what that one has may yet be saved
         stored = self._store.find(sequence.tokens, sequence.adapters)
         better = stored is not None and stored[1] > reuse.length

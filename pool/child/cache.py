@@ -11,9 +11,10 @@ from llamaherd.pool.child.adapters import AdapterSet
 from llamaherd.pool.child.cells import Cells
 from llamaherd.pool.child.context import Context
 from llamaherd.pool.child.prefix import Donor, Rules, common_length
+from llamaherd.pool.child.refusal import refusal
 from llamaherd.pool.child.store import State, Store
 
-__all__ = ["Cache", "Kept"]
+__all__ = ["Cache", "Kept", "StateRefused"]
 
 #: Fewest tokens whose state is worth a copy.
 _WORTH_STORING: Final = 32
@@ -30,8 +31,22 @@ _WEIGHT: Final = 0.5
 _MOST_RISE: Final = 2.0
 
 
+class StateRefused(Exception):
+    """A state cannot be copied or taken in; the text is the reason.
+
+    Attributes:
+        retry: Whether it may be possible later.
+    """
+
+    def __init__(self, message: str, *, retry: bool = False) -> None:
+        super().__init__(message)
+        self.retry: Final = retry
+
+
 class Kept:
-    """A finished sequence: its id, exactly the tokens that are computed, and what they were computed with."""
+    """A finished sequence: its id, exactly the tokens that are computed, and what they were computed with. The id is -1
+    for what has none of its own, being the beginning of another one.
+    """
 
     def __init__(self, slot: int, tokens: "array[int]", adapters: AdapterSet = ()) -> None:
         self.slot: Final = slot
@@ -117,13 +132,14 @@ class Cache:
     def keep(self, slot: int, tokens: "array[int]", adapters: AdapterSet = ()) -> Kept | None:
         """Take an id back, but keep its sequence, whose computed tokens are ``tokens``, if that may ever be of use.
 
-        Return what is there for it now: another one where that says as much, None for no tokens.
+        Return what :meth:`locate` finds it by, None for no tokens. Of two that say the same, one stays.
         """
         new = Kept(slot, tokens, adapters)
         known = next((other for other in self._kept if self._covers(other, new)), None)
         if len(tokens) == 0 or known is not None:
             self.release(slot)
-            return known
+            longer = known is not None and known.computed > new.computed
+            return Kept(-1, tokens, adapters) if longer else known
         for other in [other for other in self._kept if self._covers(new, other)]:
             self._kept.remove(other)
             self.release(other.slot)
@@ -207,14 +223,63 @@ class Cache:
 
     # --- states outside the cache ---
 
-    def copy(self, kept: Kept) -> State | None:
-        """Return the state of a finished sequence; None if there is no memory for it."""
-        data = self._context.save(kept.slot)
-        return None if data is None else State(kept.tokens, data, kept.adapters)
+    def copy(self, found: Kept | State, length: int) -> State | None:
+        """Return the state of the first ``length`` tokens of what :meth:`locate` found; None while that is more, and
+        all sequence ids or cells that it would take to cut it are busy.
 
-    def adopt(self, state: State) -> Kept | None:
+        Raises:
+            StateRefused: there is no memory for it.
+        """
+        if found.computed == length:
+            return found if isinstance(found, State) else self._copied(found.slot, found.tokens, found.adapters)
+        if isinstance(found, Kept) and self._context.n_sequences == 1:
+            return self._copy_in_its_place(found, length)
+        others = [one for one in self._kept if one is not found]
+        while others and not (self._free and self._has_room_to_cut(found)):
+            self._kept.remove(others[0])
+            self._evict(others.pop(0))
+        if not self._free or not self._has_room_to_cut(found):
+            return None
+        spare = self._free[-1]
+        try:
+            if isinstance(found, State):
+                done = self._context.load(spare, found.data) and self._context.truncate(spare, length)
+            elif self._context.unified:
+                self._context.share(found.slot, spare, length)
+                done = True
+            else:
+                done = self._context.copy(found.slot, spare, length)
+            if not done:
+                raise StateRefused(f"llama.cpp could not copy its {length} tokens, or there is no memory", retry=True)
+            return self._copied(spare, found.tokens[:length], found.adapters)
+        finally:
+            self._context.forget(spare)
+
+    def _copy_in_its_place(self, found: Kept, length: int) -> State | None:
+        """Cut a finished sequence that has the only id, and let it come back."""
+        whole = self._copied(found.slot, found.tokens, found.adapters)
+        self.drop(found)
+        try:
+            return self.copy(whole, length)
+        finally:
+            self.adopt(whole)
+
+    def _has_room_to_cut(self, found: Kept | State) -> bool:
+        return isinstance(found, Kept) or self.room >= found.computed
+
+    def _copied(self, slot: int, tokens: "array[int]", adapters: AdapterSet) -> State:
+        data = self._context.save(slot)
+        if data is None:
+            size = self._context.state_size(slot)
+            raise StateRefused(f"there is no memory for the {size} bytes of its {len(tokens)} tokens", retry=True)
+        return State(tokens, data, adapters)
+
+    def adopt(self, state: State) -> Kept:
         """Take a state from elsewhere in as a finished sequence: into the cache, or into RAM where there is no room
-        beside what runs. None where that is full too, or llama.cpp refuses the state.
+        beside what runs.
+
+        Raises:
+            StateRefused: that is full too, or llama.cpp refuses the state.
         """
         kept = Kept(-1, state.tokens, state.adapters)
         if self.locate(kept) is not None:
@@ -228,14 +293,19 @@ class Cache:
             self._free.append(slot)
             return self._adopt_into_ram(kept, state)
         if not self._context.load(slot, state.data) or self._context.length(slot) != state.computed:
+            why = refusal("slot_not_restored").reason
             self.release(slot)
-            return None
+            raise StateRefused(f"llama.cpp refused it: {why}")
         self.cells.grow(slot, state.computed)
-        return self.keep(slot, state.tokens, state.adapters)
+        return self.keep(slot, state.tokens, state.adapters) or kept
 
-    def _adopt_into_ram(self, kept: Kept, state: State) -> Kept | None:
+    def _adopt_into_ram(self, kept: Kept, state: State) -> Kept:
         if not self.store.admit(state.size):
-            return None
+            raise StateRefused(
+                f"the cache has no room for its {state.computed} tokens beside the requests that run, and cache_ram "
+                f"none for its {state.size} bytes",
+                retry=True,
+            )
         self.store.keep(state)
         return kept
 

@@ -269,8 +269,10 @@ class Context:
     def load(self, sequence: int, data: npt.NDArray[np.uint8]) -> bool:
         """Let an empty sequence hold what :meth:`save` returned; False leaves it empty.
 
-        llama.cpp checks sizes and types, not values: only pass what came from a context of the same settings.
+        llama.cpp checks sizes and types, not values: only pass what came from a context of the same settings. Its
+        error lines are then those of this call; see :func:`~llamaherd.pool.child.refusal.refusal`.
         """
+        bindings.forget_log()
         return bindings.state_seq_set_data(self.handle, data.ctypes.data, data.nbytes, sequence) == data.nbytes
 
     def first(self, sequence: int) -> int:

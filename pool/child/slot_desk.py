@@ -1,6 +1,7 @@
 """Saving, restoring and erasing slots, beside the requests that run.
 
-A command waits until its slot is idle, as in the reference. Files are read and written by a thread of their own: a
+A command waits until its slot is idle, as in the reference; a restored state comes into the slot when it is read and
+the slot is idle, whatever ran there meanwhile. Files are read and written by a thread of their own: a
 state has some hundred megabytes with a large model, and nobody's next token shall wait for a disk. Only the copies from
 and to the cache are made between two steps.
 """
@@ -14,7 +15,7 @@ from typing import Any, Final
 
 from llamaherd.pool.child.adapters import AdapterSet
 from llamaherd.pool.child.batcher import Batcher
-from llamaherd.pool.child.cache import Kept
+from llamaherd.pool.child.cache import Kept, StateRefused
 from llamaherd.pool.child.engine import RequestError
 from llamaherd.pool.child.state_file import Header, fingerprint, read_state, valid_name, write_state
 from llamaherd.pool.child.store import State, Store
@@ -25,6 +26,8 @@ __all__ = ["SlotDesk"]
 
 #: Seconds that a step without other work waits for a file.
 _PATIENCE: Final = 0.05
+#: What llama.cpp says of a state whose values lie otherwise.
+_TRANSPOSED: Final = "incompatible V transposition"
 #: Options that the numbers in a state depend on.
 _SETTINGS: Final = (
     "cache_type_k",
@@ -50,6 +53,7 @@ class _Job:
         self._thread: threading.Thread | None = None
         self._result: Any = None
         self._error: RequestError | None = None
+        self._short = False
 
     @property
     def started(self) -> bool:
@@ -63,6 +67,8 @@ class _Job:
                 self._result = work()
             except RequestError as error:
                 self._error = error
+            except MemoryError:
+                self._short = True
             except Exception as error:  # mostly of the disk; whatever it is, it is this command's alone
                 self._error = RequestError(f"{self.command.name!r}: {error}", code="slot_file_unreadable")
 
@@ -78,7 +84,9 @@ class _Job:
         return not self._thread.is_alive()
 
     def take(self) -> Any:
-        """Return what the thread made. Raises RequestError."""
+        """Return what the thread made, None if there was none yet. Raises RequestError or StateRefused."""
+        if self._short:
+            raise StateRefused("there is no memory for it", retry=True)
         if self._error is not None:
             raise self._error
         return self._result
@@ -149,6 +157,8 @@ class SlotDesk:
                 answer = self._advance(job, _PATIENCE if wait and not answers else 0.0)
             except RequestError as error:
                 answer = Failed(request=job.command.request, message=str(error), fault="caller", code=error.code)
+            except StateRefused as error:
+                answer = _refused(job.command, error)
             if answer is not None:
                 self._jobs.remove(job)
                 answers.append(answer)
@@ -162,12 +172,17 @@ class SlotDesk:
         self._jobs.clear()
 
     def _advance(self, job: _Job, patience: float) -> Result | None:
-        if job.started:
-            return self._finish(job) if job.finished(patience) else None
+        if job.started and not job.finished(patience):
+            return None
+        made = job.take()
+        if made is not None and job.command.action == "save":
+            return job.done(*made)
         if job.dropped:
             raise RequestError("the command was cancelled", code="cancelled")
         if self._batcher.slots[job.command.slot].sequence is not None or self._is_busy_with(job):
             return None
+        if made is not None:
+            return self._put(job, *made)
         return self._start(job)
 
     def _is_busy_with(self, job: _Job) -> bool:
@@ -187,30 +202,14 @@ class SlotDesk:
             case "save":
                 state = self._state_of(command.slot)
                 if state is None:
-                    raise RequestError(f"slot {command.slot} is empty", code="slot_empty")
-                if min(state.tokens) < 0:
-                    raise RequestError(
-                        f"slot {command.slot} has images or sounds, which cannot be saved", code="not_supported"
-                    )
+                    return None
                 job.start(lambda: self._write(folder, command.name, state))
         return None
 
-    def _finish(self, job: _Job) -> Result:
-        if job.command.action == "save":
-            n_tokens, n_bytes = job.take()
-            return job.done(n_tokens, n_bytes)
-        state, n_bytes = job.take()
-        slot = self._batcher.slots[job.command.slot]
+    def _put(self, job: _Job, state: State, n_bytes: int) -> Result:
+        """Take in what was read."""
         self._check_tokens(state.tokens)
-        kept = self._batcher.cache.adopt(state)
-        if kept is None:
-            raise RequestError(
-                f"{job.command.name!r} could not be restored: the cache has no room for its {state.computed} tokens, "
-                "or llama.cpp refused it",
-                code="slot_not_restored",
-            )
-        if slot.sequence is None:
-            slot.kept = kept
+        self._batcher.slots[job.command.slot].kept = self._batcher.cache.adopt(state)
         return job.done(state.computed, n_bytes)
 
     # --- what is in a slot ---
@@ -220,8 +219,15 @@ class SlotDesk:
         return None if kept is None else self._batcher.cache.locate(kept)
 
     def _state_of(self, number: int) -> State | None:
-        found = self._found(number)
-        return self._batcher.cache.copy(found) if isinstance(found, Kept) else found
+        """Return the state of what a slot itself held, also where another one went on with it; None while there is no
+        room for the way there. Raises RequestError or StateRefused.
+        """
+        kept, found = self._batcher.slots[number].kept, self._found(number)
+        if kept is None or found is None:
+            raise RequestError(f"slot {number} is empty", code="slot_empty")
+        if min(kept.tokens) < 0:
+            raise RequestError(f"slot {number} has images or sounds, which cannot be saved", code="not_supported")
+        return self._batcher.cache.copy(found, kept.computed)
 
     def _erase(self, number: int) -> int:
         kept, found = self._batcher.slots[number].kept, self._found(number)
@@ -234,14 +240,14 @@ class SlotDesk:
             self._batcher.cache.drop(found)
         else:
             self._store.drop(found)
-        return found.computed
+        return kept.computed
 
     # --- in the thread ---
 
     def _write(self, folder: Path, name: str, state: State) -> tuple[int, int]:
         header = Header(
             model=fingerprint(self._path),
-            settings=_settings(self._options),
+            settings=self._settings(),
             adapters=tuple((prints, scale) for prints, scale in self._prints(state.adapters)),
             n_tokens=state.computed,
             n_bytes=state.data.nbytes,
@@ -252,12 +258,21 @@ class SlotDesk:
         header, tokens, data, size = read_state(folder, name, most_tokens=self._most_tokens)
         if header.model != fingerprint(self._path):
             raise RequestError(f"{name!r} was saved by another model", code="slot_file_foreign")
-        if header.settings != _settings(self._options):
+        if header.settings != self._settings():
             raise RequestError(
-                f"{name!r} was saved with other settings: {header.settings} instead of {_settings(self._options)}",
+                f"{name!r} was saved with other settings: {header.settings or 'the defaults'} instead of "
+                f"{self._settings() or 'the defaults'}",
                 code="slot_file_foreign",
             )
         return State(tokens, data, self._adapters(header, name)), size
+
+    def _settings(self) -> str:
+        """Return what a state depends on beside the model. One of a divided cache says in how many parts."""
+        told = [f"{name}={getattr(self._options, name)}" for name in _SETTINGS if _differs(self._options, name)]
+        if not self._options.kv_unified:
+            parts = self._options.n_parallel + max(0, self._options.n_cached)
+            told.append(f"kv_unified=False n_parallel+n_cached={parts}")
+        return " ".join(told)
 
     def _prints(self, adapters: AdapterSet) -> list[tuple[str, float]]:
         return [(fingerprint(self._options.adapters[index].path), scale) for index, scale in adapters]
@@ -269,9 +284,20 @@ class SlotDesk:
         return tuple(sorted((known[prints], scale) for prints, scale in header.adapters))
 
 
-def _settings(options: EngineOptions) -> str:
-    return " ".join(f"{name}={getattr(options, name)}" for name in _SETTINGS if _differs(options, name))
-
-
 def _differs(options: EngineOptions, name: str) -> bool:
     return bool(getattr(options, name) != getattr(EngineOptions(), name))
+
+
+def _refused(command: Command, error: StateRefused) -> Failed:
+    done = "restored" if command.action == "restore" else "saved"
+    what = repr(command.name) if command.action == "restore" else f"slot {command.slot}"
+    hint = ""
+    if _TRANSPOSED in str(error):
+        hint = "; values lie otherwise in the cache with flash attention than without: set flash_attn as it was"
+    return Failed(
+        request=command.request,
+        message=f"{what} could not be {done}: {error}{hint}",
+        fault="worker" if error.retry else "caller",
+        retry=error.retry,
+        code=f"slot_not_{done}",
+    )

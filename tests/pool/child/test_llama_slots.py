@@ -9,7 +9,7 @@ import pytest
 from engine_driver import Collected, collect, drain, loaded
 from llamaherd.pool.child.engine import RequestError
 from llamaherd.pool.child.llama_engine import LlamaEngine
-from llamaherd.transport.messages import Adapter, ChildMessage, Failed, Result, Sequence, SlotFile, Tokens
+from llamaherd.transport.messages import Adapter, ChildMessage, Done, Failed, Result, Sequence, SlotFile, Tokens
 from prompts import alone, cached, request, run, tokens
 from tiny_gguf import tiny_model
 
@@ -171,6 +171,84 @@ def test_an_erased_slot_takes_nothing_from_one_that_went_on_with_it(tmp_path: Pa
         assert engine.figures.cells == 0
 
 
+@pytest.mark.parametrize("n_cached", [0, 2, 4])
+@pytest.mark.parametrize("unified", [True, False], ids=["unified", "divided"])
+@pytest.mark.parametrize("longer_first", [True, False])
+def test_a_slot_is_saved_without_what_another_one_went_on_with(
+    unified: bool, n_cached: int, longer_first: bool, tmp_path: Path
+) -> None:
+    longer = tokens(50) + tokens(60, 2)
+    options: dict[str, Any] = {"n_ctx": 2048, "n_parallel": 2, "n_cached": n_cached, "kv_unified": unified}
+    with loaded("random", slot_save_path=str(tmp_path), **options) as engine:
+        expected = alone(engine, longer)
+        for slot in (1, 0) if longer_first else (0, 1):
+            run(engine, longer if slot else tokens(50), max_tokens=0, slot=slot)
+        assert [slot.n_tokens for slot in engine.slots()] == [50, 110]
+        assert done(engine, "save", 0, "short").n_tokens == 50
+        assert done(engine, "save", 1, "long").n_tokens == 110
+        assert [slot.n_tokens for slot in engine.slots()] == [50, 110]
+        done(engine, "erase", 0)
+        done(engine, "erase", 1)
+        assert done(engine, "restore", 0, "short").n_tokens == 50
+        got = run(engine, longer)
+    assert (cached(got), got.tokens) == (50, expected)
+
+
+def test_a_slot_is_saved_where_only_one_sequence_has_a_place(tmp_path: Path) -> None:
+    with loaded("random", slot_save_path=str(tmp_path), n_parallel=1, n_cached=0) as engine:
+        run(engine, tokens(50), max_tokens=0)
+        done(engine, "save", 0, "short")
+        run(engine, tokens(50) + tokens(60, 2), max_tokens=0)
+        done(engine, "restore", 0, "short")
+        (tmp_path / "short").unlink()
+        assert done(engine, "save", 0, "short").n_tokens == 50
+        assert (engine.figures.kept, engine.figures.cells) == (1, 110)
+        assert cached(run(engine, tokens(50) + tokens(60, 2))) == 109
+
+
+def test_a_slot_of_which_ram_has_more_is_saved_when_there_is_room_for_the_way(tmp_path: Path) -> None:
+    with loaded("random", slot_save_path=str(tmp_path), n_ctx=256, n_parallel=2, n_cached=0) as engine:
+        run(engine, tokens(100), max_tokens=0, slot=0)
+        run(engine, tokens(100) + tokens(20, 2), max_tokens=0, slot=1)
+        engine.submit(request(1, tokens(200, 3), max_tokens=20, slot=1))
+        for _ in range(3):
+            engine.step()
+        assert engine.figures.stored == 1
+        engine.sequence(Sequence(request=9, action="save", slot=0, name="a"))
+        engine.step()
+        messages = steps(engine)
+    assert [one.file and one.file.n_tokens for one in messages if isinstance(one, Result)] == [100]
+    kinds = [type(one).__name__ for one in messages if isinstance(one, Result | Done)]
+    assert kinds == ["Done", "Result"], "it waited for the other's end"
+
+
+def test_a_slot_is_restored_when_it_is_idle_although_a_request_came_in_between(tmp_path: Path) -> None:
+    with loaded("random", slot_save_path=str(tmp_path), n_parallel=2) as engine:
+        run(engine, tokens(50), max_tokens=0, slot=0)
+        done(engine, "save", 0, "a")
+        done(engine, "erase", 0)
+        engine.sequence(Sequence(request=9, action="restore", slot=0, name="a"))
+        engine.step()  # the file is being read
+        engine.submit(request(1, tokens(30, 2), max_tokens=20, slot=0))
+        messages = steps(engine)
+        assert engine.slots()[0].n_tokens == 50
+    kinds = [type(one).__name__ for one in messages if isinstance(one, Result | Done)]
+    assert kinds == ["Done", "Result"]
+
+
+def test_a_file_of_a_cache_that_is_divided_otherwise_is_refused_with_the_reason(tmp_path: Path) -> None:
+    folder = str(tmp_path)
+    with loaded("random", slot_save_path=folder, n_parallel=2, kv_unified=False) as engine:
+        run(engine, tokens(50), max_tokens=0, slot=0)
+        done(engine, "save", 0, "a")
+    others: list[dict[str, Any]] = [{}, {"n_parallel": 3, "kv_unified": False}]
+    for options in others:
+        with loaded("random", slot_save_path=folder, n_ctx=2048, **options) as engine:
+            refused = failure(engine, "restore", 0, "a")
+            assert refused.code == "slot_file_foreign"
+            assert "kv_unified=False n_parallel+n_cached=2 instead of" in refused.message
+
+
 def test_what_left_the_cache_is_saved_and_erased_in_ram(tmp_path: Path) -> None:
     with loaded("random", n_parallel=2, n_ctx=256, slot_save_path=str(tmp_path)) as engine:
         slot = slot_of(run(engine, tokens(100)))
@@ -221,6 +299,20 @@ def test_a_restored_slot_that_has_no_room_beside_the_others_waits_in_ram(tmp_pat
         assert cached(run(engine, tokens(150))) == 149
 
 
+def test_a_slot_that_finds_no_room_now_may_be_restored_later(tmp_path: Path) -> None:
+    with loaded("random", n_ctx=256, n_parallel=2, cache_ram=0, slot_save_path=str(tmp_path)) as engine:
+        done(engine, "save", slot_of(run(engine, tokens(150))), "a")
+        done(engine, "erase", 0)
+        engine.submit(request(1, tokens(150, 2), max_tokens=90, slot=0))
+        for _ in range(3):
+            engine.step()
+        engine.sequence(Sequence(request=9, action="restore", slot=1, name="a"))
+        (refused,) = (message for message in steps(engine) if isinstance(message, Failed))
+        assert (refused.code, refused.fault, refused.retry) == ("slot_not_restored", "worker", True)
+        assert "no room for its 157 tokens beside the requests that run" in refused.message
+        assert done(engine, "restore", 1, "a").n_tokens == 157
+
+
 def test_a_cancelled_command_that_waits_ends(tmp_path: Path) -> None:
     with loaded("random", n_parallel=1, slot_save_path=str(tmp_path)) as engine:
         engine.submit(request(1, tokens(50), max_tokens=30))
@@ -245,6 +337,7 @@ def test_a_file_of_another_model_or_of_other_settings_is_refused_and_the_slot_em
     with loaded("random", slot_save_path=folder, n_ctx=256, flash_attn="on") as engine:
         refused = failure(engine, "restore", 0, "a")
         assert refused.code == "slot_not_restored", "values lie otherwise without flash attention: llama.cpp says no"
+        assert "V transposition" in refused.message and "set flash_attn as it was" in refused.message
         assert engine.figures.cells == 0
         assert len(run(engine, tokens(50)).tokens) == 8
 
