@@ -303,8 +303,9 @@ class Batcher:
         if reuse is None:
             sequence.begin(0)
         elif reuse.ready:
-            shared = self.cache.share(reuse.donor, sequence.slot, reuse.length)
-            sequence.begin(reuse.length if shared else 0)
+            place = self.cache.share(reuse.donor, sequence.slot, reuse.length)
+            sequence.slot = sequence.slot if place is None else place
+            sequence.begin(0 if place is None else reuse.length)
         elif isinstance(reuse.donor, Sequence):
             sequence.follow(reuse.donor, reuse.length)
 
@@ -318,7 +319,7 @@ class Batcher:
             and (found := self._store.find(sequence.tokens, sequence.adapters)) is not None
         ):
             state, length = found[0], sequence.floor(found[1])
-            if self._rules.exact and length != state.computed:
+            if not self._rules.serves(state.computed, state.first, length):
                 return False
         if state is None:
             return False

@@ -49,7 +49,7 @@ class Kept:
     """
 
     def __init__(self, slot: int, tokens: "array[int]", adapters: AdapterSet = ()) -> None:
-        self.slot: Final = slot
+        self.slot = slot
         self.tokens: Final = tokens
         self.adapters: Final = adapters
 
@@ -268,11 +268,12 @@ class Cache:
         return isinstance(found, Kept) or self.room >= found.computed
 
     def _copied(self, slot: int, tokens: "array[int]", adapters: AdapterSet) -> State:
+        first = self._rules.first_copied(slot, len(tokens))
         data = self._context.save(slot)
         if data is None:
             size = self._context.state_size(slot)
             raise StateRefused(f"there is no memory for the {size} bytes of its {len(tokens)} tokens", retry=True)
-        return State(tokens, data, adapters)
+        return State(tokens, data, adapters, first=first)
 
     def adopt(self, state: State) -> Kept:
         """Take a state from elsewhere in as a finished sequence: into the cache, or into RAM where there is no room
@@ -322,11 +323,12 @@ class Cache:
         if len(tokens) < _WORTH_STORING or not self.store.admit(self._context.state_size(slot)):
             return None
         started = perf_counter()
+        first = self._rules.first_copied(slot, len(tokens))
         data = self._context.save(slot)
         if data is None:
             return None
         self._note_copy(data.nbytes, perf_counter() - started)
-        return State(tokens, data, adapters)
+        return State(tokens, data, adapters, first=first)
 
     def copy_seconds(self, state: State) -> float:
         """Return what it will take to restore a state, from what copies took before."""
@@ -367,19 +369,27 @@ class Cache:
         known = self._seconds_per_byte
         self._seconds_per_byte += _WEIGHT * (min(seconds / size, _MOST_RISE * known) - known)
 
-    def share(self, donor: Donor, slot: int, length: int) -> bool:
-        """Let an empty sequence begin with the first ``length`` tokens of a donor; False, where that must be a copy and
-        cannot be had, leaves it empty.
+    def share(self, donor: Donor, slot: int, length: int) -> int | None:
+        """Let an empty sequence begin with the first ``length`` tokens of a donor, and return the id that has them:
+        ``slot``, or the donor's, which has moved to ``slot`` then. None, where that must be a copy and cannot be had,
+        leaves it empty.
         """
+        taken = slot
         if self._context.unified:
             self._context.share(donor.slot, slot, length)
             self.cells.share(donor.slot, slot, length)
-        elif self._rules.survives(donor.computed, length) and self._context.copy(donor.slot, slot, length):
+        elif self._rules.serves(donor.computed, self._rules.first_copied(donor.slot, donor.computed), length):
+            if not self._context.copy(donor.slot, slot, length):
+                return None
             self.cells.grow(slot, length)
+        elif self._context.exchange(donor.slot, slot, length):
+            self.cells.truncate(donor.slot, length)
+            self.cells.grow(slot, donor.computed)
+            taken, donor.slot = donor.slot, slot
         else:
-            return False
+            return None
         self._touch(donor)
-        return True
+        return taken
 
     def truncate(self, slot: int, length: int) -> bool:
         """Keep the first ``length`` tokens of a sequence; False when this model cannot, and nothing changed."""

@@ -239,6 +239,23 @@ class Context:
             return False
         return True
 
+    def exchange(self, source: int, target: int, length: int) -> bool:
+        """Let an empty sequence hold what another one needs to go on, and that one its first ``length`` tokens alone:
+        they have changed places. False leaves both as they were.
+
+        That is how a beginning is had which no copy has, since the window of the last token does not see it.
+        """
+        data = self.save(source)
+        if data is None or not self.load(target, data):
+            return False
+        if not self.truncate(source, length):
+            self.forget(target)
+            return False
+        folds = self._folds.get(source, ())
+        self.fold(source, self._folds.get(target, ()))
+        self.fold(target, folds)
+        return True
+
     @property
     def can_shift(self) -> bool:
         """Whether tokens can be moved to earlier positions."""

@@ -22,10 +22,10 @@ _LITTLE: Final = 128
 
 
 class Donor(Protocol):
-    """A sequence in the cache: its id, its tokens, and how many of them are computed."""
+    """A sequence in the cache: its id, which may change, its tokens, and how many of them are computed."""
 
-    @property
-    def slot(self) -> int: ...
+    slot: int
+
     @property
     def tokens(self) -> "array[int]": ...
     @property
@@ -68,17 +68,32 @@ class Rules:
             return 0
         if self.copies and donor.computed > max(_LITTLE, _COPIED_IN_VAIN * length):
             return 0
-        # Cells that have left the window get overwritten, and are no part of a state: one that came back and was cut
-        # down may have none. The next token sees itself and the window - 1 before it.
-        if self.window and not 0 <= self.first(donor.slot) <= max(0, length - self.window + 1):
+        if self.window and not self._sees(self.first(donor.slot), length):
             return 0
         return length
 
-    def survives(self, computed: int, length: int) -> bool:
-        """Whether a copy of so many tokens serves for its first ``length``: llama.cpp leaves out what the window of the
-        last one does not see, also where the cache keeps it (``swa_full``).
+    def first_copied(self, slot: int, computed: int) -> int:
+        """Return the lowest position that a copy of a sequence has: llama.cpp leaves out what the window of the last
+        token does not see, also where the cache keeps it (``swa_full``).
         """
-        return not self.window or computed <= max(self.window, length + 1)
+        if not self.window:
+            return 0
+        first = self.first(slot)
+        return first if first < 0 else max(first, computed - self.window)
+
+    def serves(self, computed: int, first: int | None, length: int) -> bool:
+        """Whether a copy of so many tokens serves for its first ``length``.
+
+        Args:
+            first: The lowest position that is in it; None where nobody knows: it serves as a whole then.
+        """
+        if self.whole or (self.window and first is None):
+            return length == computed
+        return not self.window or self._sees(first or 0, length)
+
+    def _sees(self, first: int, length: int) -> bool:
+        # Cells that have left the window get overwritten. The next token sees itself and the window - 1 before it.
+        return 0 <= first <= max(0, length - self.window + 1)
 
 
 def common_length(one: "array[int]", other: "array[int]") -> int:

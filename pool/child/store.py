@@ -25,12 +25,23 @@ _SHARE: Final = 4
 class State:
     """What a sequence had in the cache: its tokens, the bytes that llama.cpp makes of them, and the adapters that they
     were computed with.
+
+    Attributes:
+        first: The lowest position that is in it, where a window makes that matter; None where nobody knows.
     """
 
-    def __init__(self, tokens: "array[int]", data: npt.NDArray[np.uint8], adapters: AdapterSet = ()) -> None:
+    def __init__(
+        self,
+        tokens: "array[int]",
+        data: npt.NDArray[np.uint8],
+        adapters: AdapterSet = (),
+        *,
+        first: int | None = None,
+    ) -> None:
         self.tokens: Final = tokens
         self.data: Final = data
         self.adapters: Final = adapters
+        self.first: Final = first
 
     def __repr__(self) -> str:
         return f"<State of {self.computed} tokens, {self.size} bytes>"
@@ -139,7 +150,7 @@ class Store:
             if state.adapters != adapters:
                 continue
             length = min(common_length(tokens, state.tokens), len(tokens) - 1)
-            if self._rules.exact and length != state.computed:
+            if not self._rules.serves(state.computed, state.first, length):
                 continue
             if length > (best[1] if best is not None else 0):
                 best = state, length

@@ -149,9 +149,17 @@ class DividedMachine(BatcherMachine):
     unified = False
 
 
+class DividedWindowMachine(WindowMachine):
+    """Both."""
+
+    unified = False
+
+
 TestBatcher = BatcherMachine.TestCase
 TestBatcher.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
 TestWindow = WindowMachine.TestCase
 TestWindow.settings = settings(max_examples=8, stateful_step_count=25, deadline=None)
 TestDivided = DividedMachine.TestCase
 TestDivided.settings = settings(max_examples=8, stateful_step_count=25, deadline=None)
+TestDividedWindow = DividedWindowMachine.TestCase
+TestDividedWindow.settings = settings(max_examples=8, stateful_step_count=25, deadline=None)

@@ -68,8 +68,7 @@ def test_any_common_beginning_is_taken_over(unified: bool, model: str, common: i
         expected = alone(engine, prompt)
         got = run(engine, prompt)
     assert got.tokens == expected
-    lost = model == "gemma2" and not unified and common < 64
-    assert cached(got) == (0 if lost else common), "of a sliding window a copy has the end alone"
+    assert cached(got) == common
 
 
 @LAYOUTS
@@ -399,15 +398,43 @@ def test_a_slot_keeps_what_it_has_when_another_one_goes_on_with_it(unified: bool
     assert cached(got[2]) == 100
 
 
-@pytest.mark.parametrize(("common", "taken"), [(100, 0), (240, 0), (280, 280), (307, 307)])
-def test_a_sliding_window_that_was_not_copied_is_not_missed(common: int, taken: int) -> None:
+@pytest.mark.parametrize("common", [100, 240, 280, 307])
+def test_a_beginning_that_the_window_has_left_is_taken_and_the_whole_moves(common: int) -> None:
     with loaded("gemma2", n_ctx=2048, n_parallel=2, kv_unified=False) as engine:
         first = run(engine, tokens(300))
-        prompt = (tokens(300) + tuple(first.tokens))[:common] + tokens(40, seed=3)
-        expected = alone(engine, prompt)
-        got = run(engine, prompt)
-    assert got.tokens == expected
-    assert cached(got) == taken
+        whole = tokens(300) + tuple(first.tokens)
+        prompt, longer = whole[:common] + tokens(40, seed=3), whole + tokens(10, seed=4)
+        expected = [alone(engine, prompt), alone(engine, longer)]
+        got = [run(engine, prompt), run(engine, longer)]
+    assert [one.tokens for one in got] == expected
+    assert cached(got[0]) == common
+    assert cached(got[1]) == (307 if common < 244 else common), "a short rest is cut off, as without a window"
+
+
+def test_the_beginning_of_one_that_runs_is_taken_and_it_goes_on_elsewhere() -> None:
+    prompts = [tokens(300) + tokens(20, seed) for seed in (2, 3, 4, 5)]
+    with loaded("gemma2", n_ctx=2048, n_parallel=4, kv_unified=False) as engine:
+        expected = [alone(engine, prompt, max_tokens=60) for prompt in prompts]
+        got: dict[int, Collected] = {}
+        for number, prompt in enumerate(prompts):
+            engine.submit(request(number, prompt, max_tokens=60))
+            for _ in range(10):
+                collect(engine.step(), got)
+        drain(engine, got)
+    assert [got[number].tokens for number in range(4)] == expected
+    assert [cached(got[number]) for number in range(4)] == [0, 300, 300, 300]
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_a_crowd_in_a_divided_cache_with_a_window_is_served_exactly(full: bool) -> None:
+    prompts = [tokens(20 + 31 * (number % 4), 1 + number % 3) + tokens(number % 5, 7) for number in range(24)]
+    with loaded("gemma2", n_ctx=1024, n_parallel=4, n_batch=32, n_ubatch=32, kv_unified=False, swa_full=full) as engine:
+        lengths = [10 + 9 * (number % 7) for number in range(24)]
+        expected = [alone(engine, prompt, max_tokens=length) for prompt, length in zip(prompts, lengths, strict=True)]
+        for number, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
+            engine.submit(request(number, prompt, max_tokens=length))
+        got = drain(engine)
+    assert [got[number].tokens for number in range(24)] == expected
 
 
 def test_in_a_divided_cache_much_is_not_copied_for_little() -> None:

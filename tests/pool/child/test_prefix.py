@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from llamaherd.pool.child.prefix import Reuse, Rules, common_length, find
 
 
-@dataclass(frozen=True)
+@dataclass
 class Fixed:
     slot: int
     tokens: "array[int]"
@@ -89,3 +89,13 @@ def test_what_left_the_window_is_lost_unless_it_is_needed_no_more() -> None:
 def test_sequences_without_anything_in_common_share_nothing() -> None:
     assert find(array("i", [1, 2]), [], [sequence(1, range(5, 9))], PLAIN) is None
     assert find(array("i", [1]), [], [sequence(1, range(1, 9))], PLAIN) is None
+
+
+@given(st.integers(1, 60), st.integers(0, 60), st.integers(2, 20))
+def test_a_copy_serves_for_a_beginning_whose_next_token_misses_nothing(computed: int, gone: int, window: int) -> None:
+    rules = Rules(whole=False, window=window, first=lambda _slot: gone)
+    first = rules.first_copied(0, computed)
+    assert first == max(gone, computed - window)
+    for length in range(1, computed + 1):
+        seen = range(max(0, length - window + 1), length)
+        assert rules.serves(computed, first, length) == (set(seen) <= set(range(first, computed)))
