@@ -232,6 +232,11 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
             return None
         return self.origin or (Origin(repo=self.repo) if self.repo and self.engine == "llama" else None)
 
+    @property
+    def may_be_gone(self) -> bool:
+        """Whether its files have to be looked for before it is started: they are not there yet, or can be had again."""
+        return self.origin is not None or self.missing() is not None
+
     def with_template(self, template: str) -> "ModelSpec":
         """Return it with the chat template that came with its file, unless it names another."""
         if self.options.chat_template or not template:
@@ -249,6 +254,9 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     def runs_as(self, other: "ModelSpec", replica: int = 0) -> bool:
         """Whether a worker that was started for the other spec serves this one just as well."""
+        addresses = {spec.origin.address for spec in (self, other) if spec.origin is not None} - {""}
+        if len(addresses) > 1:
+            return False  # one path, and not one file
         ours, theirs = (msgspec.structs.replace(spec.to_load(), aliases=(), tags=()) for spec in (self, other))
         return ours == theirs and self.placement(replica) == other.placement(replica)
 

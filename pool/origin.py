@@ -6,6 +6,7 @@ from urllib.parse import unquote, urlsplit
 
 import msgspec
 
+from llamaherd.pool.addresses import bare_address, is_other
 from llamaherd.pool.docker import docker_cache, find_docker, read_template, registry_address
 from llamaherd.pool.errors import BadRequest
 from llamaherd.pool.hub import Seen, cache_folder, find_cached, url_folder
@@ -80,16 +81,24 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
         """Where the file of an address is, or will be. Raises BadRequest if the address names none."""
         return (self.path or url_folder() / file_of_url(self.url)).absolute()
 
+    @property
+    def address(self) -> str:
+        """What of its address says which file it is; empty for a repository."""
+        return bare_address(self.url) if self.url else ""
+
     def find(self, seen: Seen | None = None) -> Found | None:
-        """Return the files if they are there in whole. Reads folders, except for what was ``seen`` just now.
+        """Return the files if they are there in whole, and of this address where one is named. Reads folders, except
+        for what was ``seen`` just now.
 
         Raises:
             BadRequest: as :meth:`check`.
         """
         if self.url:
-            parts = [self.target.with_name(file_of_url(part)) for part in split_urls(self.url)]
+            urls = split_urls(self.url)
+            parts = [self.target.with_name(file_of_url(part)) for part in urls]
             parts[0] = self.target if len(parts) == 1 else parts[0]
-            return Found(parts[0]) if all(part.is_file() for part in parts) else None
+            there = all(file.is_file() and not is_other(file, url) for file, url in zip(parts, urls, strict=True))
+            return Found(parts[0]) if there else None
         name = parse_name(self.repo)
         if isinstance(name, DockerName):
             found = find_docker(self.cache or docker_cache(), name)

@@ -228,7 +228,7 @@ class _Gathering:
         """Return an origin with its places filled in, and the files that are there of it."""
         if origin.url:
             origin = msgspec.structs.replace(origin, path=draft.model)
-            mine = draft.spec.name, origin.url.partition("?")[0]
+            mine = draft.spec.name, origin.address
             owner = self._fetched.setdefault(origin.target, mine)
             if owner[1] != mine[1]:
                 raise BadRequest(

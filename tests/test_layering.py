@@ -29,6 +29,7 @@ PUBLIC: dict[str, set[str]] = {
     # What the machine offers, and what parameters may be, is asked on both sides of the process boundary.
     "llamaherd.pool.child": PUBLIC_TRANSPORT
     | {
+        "llamaherd.pool.addresses",
         "llamaherd.pool.docker_layout",
         "llamaherd.pool.gbnf",
         "llamaherd.pool.json_schema",

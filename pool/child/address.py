@@ -1,11 +1,13 @@
 """Files by their addresses, as llama.cpp's cache keeps them.
 
 A file comes as ``<name>.downloadInProgress`` and gets its own name once it is whole; ``<name>.etag`` is what the server
-called this version of it. What a broken connection, a cancellation or a killed process leaves behind is taken up again
-as long as the server says that it is the same version. A file that is there is not asked for again.
+called this version of it, and ``<name>.url`` of which address it is. What a broken connection, a cancellation or a
+killed process leaves behind is taken up again as long as the server says that it is the same version. A file that is
+there is not asked for again, unless it is of another address, whose file it then replaces.
 
 An address is no repository: nobody says what its contents should be. So the length must be the server's, the digest
-too where the answer has one, and the contents must begin like a GGUF file. No token is sent.
+too where the answer has one, and the contents must begin like a GGUF file. Where the server does not say how long the
+file is, what has come is thrown away if the disk has no room for more. No token is sent.
 """
 
 import hashlib
@@ -24,9 +26,11 @@ import httpx2
 from filelock import Timeout
 from huggingface_hub.utils import WeakFileLock
 
+from llamaherd.pool.addresses import bare_address, is_other, note_address
+from llamaherd.pool.child.disk import DiskFull, DiskGuard, check_disk
 from llamaherd.pool.child.failures import DownloadCancelled, DownloadFailure
 from llamaherd.pool.child.fetch import ATTEMPTS, RANGE_UNSATISFIABLE, TIMEOUT
-from llamaherd.pool.child.transfer import PARALLEL, LinkedEvent, Progress, Report, check_disk
+from llamaherd.pool.child.transfer import PARALLEL, LinkedEvent, Progress, Report
 from llamaherd.pool.quants import split_urls
 from llamaherd.transport.messages import Download
 
@@ -59,9 +63,11 @@ def download_address(
     target = Path(command.target)
     urls = split_urls(command.url)
     files = {url: target if len(urls) == 1 else target.with_name(_name(url)) for url in urls}
-    missing = {url: file for url, file in files.items() if not file.is_file()}
+    missing = {url: file for url, file in files.items() if not file.is_file() or is_other(file, url)}
     if missing and (offline or command.offline):
-        raise DownloadFailure(f"{next(iter(missing.values()))} is not there, and this is offline", code="offline")
+        file = next(iter(missing.values()))
+        why = "is that of another address" if file.is_file() else "is not there"
+        raise DownloadFailure(f"{file} {why}, and this is offline", code="offline")
     target.parent.mkdir(parents=True, exist_ok=True)
     stop = LinkedEvent(cancelled)
     with _client() as client:
@@ -99,7 +105,7 @@ class _AddressDownload:
         self._partial = file.with_name(f"{file.name}.downloadInProgress")
         #: What the server called the version that the unfinished file is of.
         self._version = file.with_name(f"{file.name}.downloadInProgress.etag")
-        self.shown = _without_query(url)
+        self.shown = bare_address(url)
 
     @property
     def partial_bytes(self) -> int:
@@ -119,7 +125,7 @@ class _AddressDownload:
     def run(self, progress: Callable[[int], None]) -> None:
         """Fetch the file."""
         with self._locked():
-            if self._file.is_file():
+            if self._file.is_file() and not is_other(self._file, self._url):
                 progress(self._file.stat().st_size)
                 return
             descriptor = os.open(self._partial, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
@@ -130,6 +136,7 @@ class _AddressDownload:
             if etag:
                 self._file.with_name(f"{self._file.name}.etag").write_text(etag)
             os.replace(self._partial, self._file)
+            note_address(self._file, self._url)
         progress(have)
 
     @contextmanager
@@ -178,7 +185,7 @@ class _AddressDownload:
             self._cancelled.wait(_TICK_SECONDS)
 
     def _stream(self, target: BinaryIO, have: int, progress: Callable[[int], None]) -> str:
-        version = self._version.read_text() if have and self._version.is_file() else ""
+        version = self._version_of_partial() if have else ""
         have = have if version else _emptied(target)
         headers = {"Range": f"bytes={have}-", "If-Range": version} if have else {}
         with self._client.stream("GET", self._url, headers=headers) as answer:
@@ -193,13 +200,20 @@ class _AddressDownload:
             etag = answer.headers.get("ETag", "")
             # A weak one may be of other bytes, and what is not ASCII cannot be sent back.
             if etag.isascii() and etag and not etag.startswith("W/"):
-                self._version.write_text(etag)
+                self._version.write_text(f"{etag}\n{self.shown}")
             # Of a server that says nothing to HEAD this is the first that is known of the size.
             check_disk(self._file.parent, _length(answer))
             total = have + _length(answer) if _length(answer) else 0
             progress(have)
+            disk = DiskGuard(self._file.parent)
             for chunk in answer.iter_bytes():
                 self._check()
+                try:
+                    disk.before(len(chunk))
+                except DiskFull:
+                    if not total:
+                        _emptied(target)  # nobody knows whether there will ever be room for all of it
+                    raise
                 have += len(chunk)
                 target.write(chunk)
                 progress(have)
@@ -208,6 +222,13 @@ class _AddressDownload:
             raise _CutOff(f"the server ended it after {have} of {total} bytes")
         self._verify(target, have, total, _digest(answer))
         return etag
+
+    def _version_of_partial(self) -> str:
+        """Return what the server called the version that there is a part of; empty if that was another address's."""
+        if not self._version.is_file():
+            return ""
+        etag, _, address = self._version.read_text().partition("\n")
+        return etag if address == self.shown else ""
 
     def _verify(self, target: BinaryIO, have: int, total: int, digest: str) -> None:
         target.seek(0)
@@ -293,9 +314,3 @@ def _digest(answer: httpx2.Response) -> str:
 
 def _name(url: str) -> str:
     return unquote(urlsplit(url).path.rpartition("/")[2])
-
-
-def _without_query(url: str) -> str:
-    """Return an address as messages show it: what follows ``?`` or stands before ``@`` may be a secret."""
-    parts = urlsplit(url)
-    return parts._replace(query="", fragment="", netloc=parts.netloc.rpartition("@")[2]).geturl()

@@ -14,11 +14,12 @@ from typing import Final
 import httpx2
 
 from llamaherd.pool.child.artifact import Manifest, children, choose_layers, parse_manifest
+from llamaherd.pool.child.disk import check_disk
 from llamaherd.pool.child.failures import DownloadCancelled, DownloadFailure
 from llamaherd.pool.child.fetch import Fetcher, held_lock
 from llamaherd.pool.child.oci import Registry
 from llamaherd.pool.child.remote import RemoteFile
-from llamaherd.pool.child.transfer import LinkedEvent, Report, check_disk, fetch_all, make_folder, make_link
+from llamaherd.pool.child.transfer import LinkedEvent, Report, fetch_all, make_folder, make_link
 from llamaherd.pool.docker_layout import DockerFolder
 from llamaherd.transport.messages import Download
 

@@ -18,12 +18,13 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 from huggingface_hub import constants
 
 from llamaherd.pool.child.address import download_address
+from llamaherd.pool.child.disk import check_disk
 from llamaherd.pool.child.docker_download import download_artifact
 from llamaherd.pool.child.failures import DownloadFailure, explain
 from llamaherd.pool.child.fetch import PAUSE_SECONDS, Fetcher
 from llamaherd.pool.child.hub_files import HubFiles
 from llamaherd.pool.child.remote import Remote, RemoteFile, choose, list_remote
-from llamaherd.pool.child.transfer import LinkedEvent, Report, check_disk, fetch_all, make_folder, make_link
+from llamaherd.pool.child.transfer import LinkedEvent, Report, fetch_all, make_folder, make_link
 from llamaherd.pool.quants import pick_model, split_files, split_of
 from llamaherd.transport.messages import Download
 

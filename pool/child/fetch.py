@@ -20,6 +20,7 @@ import httpx2
 from filelock import Timeout
 from huggingface_hub.utils import WeakFileLock
 
+from llamaherd.pool.child.disk import DiskGuard
 from llamaherd.pool.child.failures import DownloadCancelled, DownloadFailure
 from llamaherd.pool.child.remote import RemoteFile
 
@@ -181,11 +182,13 @@ class Fetcher:
                 have = target.truncate(0)
                 target.seek(0)
                 digest.restart()
+            disk = DiskGuard(self._blobs)
             for chunk in response.iter_bytes():
                 self._check()
                 have += len(chunk)
                 if have > file.size:
                     return have
+                disk.before(len(chunk))
                 target.write(chunk)
                 digest.feed(chunk)
                 progress(have)

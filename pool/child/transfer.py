@@ -1,9 +1,8 @@
-"""What all downloads have in common: files that are fetched side by side, room on the disk, and folders and links that
-lie where they should.
+"""What all downloads have in common: files that are fetched side by side, and folders and links that lie where they
+should.
 """
 
 import os
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -15,7 +14,7 @@ from llamaherd.pool.child.failures import DownloadCancelled, DownloadFailure
 from llamaherd.pool.child.fetch import Fetcher
 from llamaherd.pool.child.remote import RemoteFile
 
-__all__ = ["PARALLEL", "LinkedEvent", "Progress", "Report", "check_disk", "fetch_all", "make_folder", "make_link"]
+__all__ = ["PARALLEL", "LinkedEvent", "Progress", "Report", "fetch_all", "make_folder", "make_link"]
 
 #: Takes the payload of a ``downloading`` message. Called from several threads.
 Report = Callable[[Mapping[str, Any]], None]
@@ -24,8 +23,6 @@ Report = Callable[[Mapping[str, Any]], None]
 PARALLEL: Final = 4
 #: Least seconds between two reports of one file.
 REPORT_SECONDS: Final = 0.1
-#: Bytes that a download leaves free on the disk.
-SPARE_BYTES: Final = 64 * 1024 * 1024
 
 
 class LinkedEvent(threading.Event):
@@ -37,17 +34,6 @@ class LinkedEvent(threading.Event):
 
     def is_set(self) -> bool:
         return super().is_set() or self._other.is_set()
-
-
-def check_disk(folder: Path, needed: int) -> None:
-    """Raise DownloadFailure if a folder's disk has not that many bytes, and some to spare."""
-    free = shutil.disk_usage(folder).free
-    if needed and needed + SPARE_BYTES > free:
-        raise DownloadFailure(
-            f"{needed / 1e9:.2f} GB are missing and {free / 1e9:.2f} GB are free on the disk of {folder}",
-            code="disk_full",
-            retry=True,
-        )
 
 
 def make_folder(folder: Path) -> None:

@@ -16,10 +16,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from herding import fake, run
-from llamaherd.pool import LoadFailed, Origin, Pool
+from herding import fake, run, until
+from llamaherd.pool import LoadFailed, ModelSpec, Origin, Pool
+from llamaherd.pool.child.disk import LOOK_BYTES, SPARE_BYTES
 from llamaherd.pool.child.download import run_download
-from llamaherd.pool.child.transfer import SPARE_BYTES
 from llamaherd.pool.hub import url_folder
 from stand_in_hub import Fault, StandInHub
 
@@ -79,7 +79,7 @@ def test_a_file_arrives_under_its_name_with_what_the_server_calls_it(
 
     assert told["result"] == "download_finished"
     assert target.read_bytes() == CONTENT
-    assert left(target) == ["m.gguf", "m.gguf.etag"]
+    assert left(target) == ["m.gguf", "m.gguf.etag", "m.gguf.url"]
     assert target.with_name("m.gguf.etag").read_text() == f'"{hashlib.sha1(CONTENT).hexdigest()}"'
     first, *progress, _ = told["reports"]
     assert first == {"plan": {address(hub): len(CONTENT)}}
@@ -140,6 +140,93 @@ def test_what_does_not_fit_on_the_disk_is_not_begun_even_if_only_the_answer_says
 
     assert (end["result"], end["code"]) == ("download_failed", "disk_full")
     assert target.with_name("m.gguf.downloadInProgress").stat().st_size == 0
+
+
+def test_a_file_of_unknown_length_arrives(download: Run, hub: StandInHub, target: Path) -> None:
+    hub.fault = Fault(no_length=True)
+
+    assert download()["result"] == "download_finished"
+    assert target.read_bytes() == CONTENT
+
+
+def test_a_file_that_does_not_say_its_length_leaves_room_on_the_disk(
+    download: Run, hub: StandInHub, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add("u/r", {"m.gguf": b"GGUF" + bytes(4 * LOOK_BYTES)})
+    hub.fault = Fault(no_length=True)
+    partial = target.with_name("m.gguf.downloadInProgress")
+    most = 0
+
+    def small(_folder: Path) -> SimpleNamespace:
+        nonlocal most
+        used = partial.stat().st_size if partial.exists() else 0
+        most = max(most, used)
+        return SimpleNamespace(free=2 * LOOK_BYTES + SPARE_BYTES - used)
+
+    monkeypatch.setattr(shutil, "disk_usage", small)
+
+    end = download()
+
+    assert (end["result"], end["code"], end["retry"]) == ("download_failed", "disk_full", True)
+    assert f"the disk of {target.parent} is full" in end["reason"] and "make room" in end["reason"]
+    assert 0 < most < 3 * LOOK_BYTES
+    # It may be endless: what has come of it takes nobody's room.
+    assert partial.stat().st_size == 0 and not target.exists()
+
+
+def test_a_file_of_another_address_is_replaced(download: Run, hub: StandInHub, target: Path) -> None:
+    hub.add("other/r", {"m.gguf": b"GGUF the other"})
+    other = f"{hub.url}/other/r/resolve/main/m.gguf"
+    assert download()["result"] == "download_finished"
+    assert Origin(url=address(hub)).find() is not None and Origin(url=other).find() is None
+    assert "is that of another address" in download(other, offline=True)["reason"]
+
+    assert download(other)["result"] == "download_finished"
+
+    assert target.read_bytes() == b"GGUF the other"
+    assert Origin(url=other).find() is not None and Origin(url=address(hub)).find() is None
+
+
+def test_a_file_of_another_address_stays_until_its_successor_is_whole(
+    download: Run, hub: StandInHub, target: Path
+) -> None:
+    assert download()["result"] == "download_finished"
+
+    assert download(f"{hub.url}/nobody/r/resolve/main/m.gguf")["code"] == "refused"
+
+    assert target.read_bytes() == CONTENT
+    assert Origin(url=address(hub)).find() is not None
+
+
+def test_a_part_of_a_file_of_another_address_is_not_gone_on_with(download: Run, hub: StandInHub, target: Path) -> None:
+    cancel_at(download, hub, target)
+    hub.add("other/r", {"m.gguf": b"GGUF" + bytes(len(CONTENT))})
+    hub.fault = Fault(etag=f'"{hashlib.sha1(CONTENT).hexdigest()}"')  # they may call their versions alike
+
+    assert download(f"{hub.url}/other/r/resolve/main/m.gguf")["result"] == "download_finished"
+
+    assert target.read_bytes() == b"GGUF" + bytes(len(CONTENT))
+
+
+@pytest.mark.parametrize(
+    "other",
+    ["{0}?X-Signature=new", "{0}#part"],
+    ids=["signature", "fragment"],
+)
+def test_an_address_that_is_signed_anew_is_the_same(download: Run, hub: StandInHub, other: str) -> None:
+    assert download()["result"] == "download_finished"
+
+    assert Origin(url=other.format(address(hub))).find() is not None
+
+
+def test_a_file_that_somebody_else_put_there_is_taken_as_it_is(download: Run, hub: StandInHub, target: Path) -> None:
+    other = f"{hub.url}/other/r/resolve/main/m.gguf"
+    assert download()["result"] == "download_finished"
+    target.write_bytes(b"GGUF mine")
+
+    assert Origin(url=other).find() is not None
+    assert download(other)["result"] == "download_finished"
+    assert target.read_bytes() == b"GGUF mine"
 
 
 def test_a_connection_that_breaks_is_taken_up_again(download: Run, hub: StandInHub, target: Path) -> None:
@@ -310,5 +397,35 @@ def test_a_model_of_an_address_is_downloaded_when_it_is_loaded(hub: StandInHub, 
             texts = await asyncio.gather(*(pool.complete("m", "hello").collect() for _ in range(3)))
             assert [text.text for text in texts] == ["hello"] * 3
             assert pool.status("m").path == str(target)
+
+    run(scene())
+
+
+def test_a_preset_that_names_another_address_is_served_its_file_and_no_longer_the_old_one(
+    hub: StandInHub, target: Path
+) -> None:
+    hub.add("other/r", {"m.gguf": b"GGUF the other"})
+    other = f"{hub.url}/other/r/resolve/main/m.gguf"
+
+    def catalogued(url: str) -> ModelSpec:
+        found = Origin(url=url).find()
+        spec = fake("m", step_seconds=0.01)
+        return msgspec.structs.replace(spec, origin=Origin(url=url), path=None if found is None else found.path)
+
+    async def scene() -> None:
+        async with Pool([catalogued(address(hub))]) as pool:
+            await pool.load("m")
+            pid = pool.status("m").pid
+            running = pool.complete("m", " ".join(["word"] * 10_000))
+            await anext(aiter(running))
+            pool.reload([catalogued(other)])
+            waits = asyncio.ensure_future(pool.complete("m", "hello").collect())
+            # The worker of the old file has not ended when the new one is there.
+            await until(lambda: pool.status("m").path is not None)
+            assert target.read_bytes() == b"GGUF the other"
+            assert pool.status("m").pid == pid and not waits.done()
+            await running.aclose()
+            assert (await waits).text == "hello"
+            assert pool.status("m").pid != pid
 
     run(scene())

@@ -46,6 +46,7 @@ class Fault:
         no_head: Refuse ``HEAD``, as signed addresses do.
         digest: Name this as the contents' SHA-256.
         etag: Name this as the version of every file.
+        no_length: Do not say how long files are.
     """
 
     status: int = 0
@@ -62,6 +63,7 @@ class Fault:
     no_head: bool = False
     digest: str = ""
     etag: str = ""
+    no_length: bool = False
 
 
 @dataclass
@@ -224,7 +226,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(206 if start else 200)
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        self.send_header("Content-Length", str(len(content) - start))
+        if fault.no_length:
+            self.send_header("Connection", "close")
+        else:
+            self.send_header("Content-Length", str(len(content) - start))
         self.send_header("ETag", etag)
         self.send_header("X-Repo-Commit", found.commit)
         if fault.digest:
