@@ -142,7 +142,7 @@ class CatalogSettings:
 
         Raises as :func:`~llamaherd.pool.build_catalog`, for the files; BadRequest for a projector of no or many models.
         """
-        origin = self._address()
+        origin = self._address()  # it stays the model's: a file that is deleted is downloaded again
         models = [str(origin.target if (found := origin.find()) is None else found.path)] if origin else self.models
         repository = self._repository()
         if self.mmproj is not None and len(models) != 1 and repository is None:
@@ -156,6 +156,8 @@ class CatalogSettings:
             given = build_catalog(models, options=options, aliases=aliases).models
             if self.mmproj is not None:
                 given = tuple(msgspec.structs.replace(spec, mmproj=self.mmproj.absolute()) for spec in given)
+            if origin is not None:
+                given = tuple(msgspec.structs.replace(spec, origin=origin) for spec in given)
         elif self.single:
             given = build_catalog([DEMO], options=options).models
         return Sources(
@@ -200,6 +202,7 @@ class CatalogSettings:
             mmproj=self.mmproj.absolute() if self.mmproj is not None else None if found is None else found.mmproj,
             options=options,
             repo=origin.repo,
+            origin=msgspec.structs.replace(origin, token=self.hf_token or "", offline=self.offline),
         )
         return spec if found is None else spec.with_template(found.template)
 

@@ -86,7 +86,9 @@ class Entry:
         replicas: By their number; as many as any of its specs has had.
         info: Its facts from the last ``ready``.
         backoff: When it may be tried again after failed loads.
-        sized: Whether the scheduler knows what it takes, as far as that can be known before its first start.
+        sized: Whether the scheduler knows what it takes, as far as that can be known before its first start, and its
+            files were there when they were last looked for.
+        estimated: Whether the scheduler knows, and nothing has changed what it takes.
         unsized: Requests that wait until it does, and until its files are there.
         preparing: Whether somebody sees to both.
         fetching: The download of its files.
@@ -105,6 +107,7 @@ class Entry:
     info: dict[str, Any] | None = None
     backoff: Backoff = field(default_factory=Backoff)
     sized: bool = False
+    estimated: bool = False
     unsized: list[int] = field(default_factory=list[int])
     preparing: bool = False
     fetching: Job | None = None

@@ -330,7 +330,7 @@ class Herd:
         """See to it that a model's files are there, and that the scheduler knows what it takes, before a request for it
         can start it.
         """
-        if not entry.preparing and entry.spec.missing() is None and self._size_is_told(entry):
+        if not entry.preparing and not entry.spec.may_be_gone and self._size_is_told(entry):
             self._put(request)
             return
         entry.unsized.append(request.number)
@@ -340,9 +340,12 @@ class Herd:
 
     def _size_is_told(self, entry: Entry) -> bool:
         """Tell the scheduler what a model takes, if nobody has to read its file for that."""
+        if entry.estimated:
+            entry.sized = True
+            return True
         if self._limits.budgeted and (entry.spec.memory is None or self._gpus):
             return False
-        entry.sized = True
+        entry.sized = entry.estimated = True
         self._scheduler.resize(entry.name, self._fit(Room(1, entry.spec.memory or 0)).memory)
         return True
 
@@ -351,6 +354,7 @@ class Herd:
         spec: ModelSpec | None = None
         rooms: list[Room] | None = None
         while spec is not entry.spec:  # a reload may change it meanwhile
+            await self._supply.miss(entry)
             spec = entry.spec
             failure = await self._bring(entry)
             if self._entries.get(entry.name) is not entry:
@@ -366,7 +370,7 @@ class Herd:
         if self._entries.get(entry.name) is not entry:
             return  # it was removed, and those who waited for it were told
         if not entry.sized and rooms is not None:
-            entry.sized = True
+            entry.sized = entry.estimated = True
             self._scheduler.resize(entry.name, rooms[0].memory, [room.gpus for room in rooms])
         waiting, entry.unsized = entry.unsized, []
         for number in waiting:
@@ -749,6 +753,8 @@ class Herd:
         self._tell(replica, "status_change", {"status": entry.state, "exit_code": end.code})
         for request in again.values():
             self._let_wait(request)
+        if entry.worker is None and entry.spec.may_be_gone and not again and not self._scheduler.queued(entry.name):
+            entry.sized = False  # its files are looked for before the next start
         # What is no longer what it was has to be prepared before anyone can start it.
         at_once = again if entry.sized else {}
         second_try = self._scheduler.exited(

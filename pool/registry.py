@@ -77,8 +77,8 @@ class Registry:
         )
 
     def adopt(self, entry: Entry, spec: ModelSpec) -> None:
-        """A model that has no worker has its files now."""
-        catalogued = entry.spec
+        """A model that has no worker has its files now, or has them no more."""
+        catalogued = entry.catalogued or entry.spec
         self._change(entry, spec, "")
         entry.catalogued = catalogued
 
@@ -127,7 +127,7 @@ class Registry:
         finishes what it has.
         """
         if broken or entry.broken or not spec.runs_as(entry.spec) or spec.memory != entry.spec.memory:
-            entry.sized, entry.cache_bytes = False, 0
+            entry.sized, entry.estimated, entry.cache_bytes = False, False, 0
             entry.backoff = Backoff()
         if spec.options.adapters != entry.spec.options.adapters:
             entry.scales = None

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
+from llamaherd.pool.catalog import model_parts
 from llamaherd.pool.config import ModelSpec
 from llamaherd.pool.downloads import Downloads, Job
 from llamaherd.pool.entry import Entry
@@ -46,7 +47,7 @@ class Supply:
             if found is None:
                 failure = await self._download(entry, origin)
                 found = None if failure is not None else await self._find(origin)
-            if entry.spec is not spec:
+            if entry.spec is not spec or entry.removed:
                 return None
             if found is not None:
                 mmproj = spec.mmproj or found.mmproj
@@ -58,6 +59,22 @@ class Supply:
             if failure.code != "cancelled" or not entry.unsized:
                 return failure
         return None
+
+    async def miss(self, entry: Entry) -> None:
+        """See whether the files of a model that could be had again are still there. If they are gone since the
+        catalogue was read, its spec has none afterwards, and :meth:`bring` has something to do.
+        """
+        spec = entry.spec
+        if spec.path is None or spec.origin is None or entry.worker is not None:
+            return
+        try:
+            left = await asyncio.to_thread(_left_of, spec)
+        except (BadRequest, OSError) as error:  # such as a file system that is not mounted now: the load will tell
+            _log.warning("the files of model %r cannot be looked for: %s", entry.name, error)
+            return
+        if left is not spec and entry.spec is spec and entry.worker is None and not entry.removed:
+            _log.warning("%s, a file of model %r, is gone", spec.path, entry.name)
+            self._adopt(entry, left)
 
     async def _find(self, origin: Origin) -> Found | None:
         try:
@@ -84,3 +101,16 @@ class Supply:
         for entry, (job, origin) in self._jobs.items():
             if entries.get(entry.name) is not entry or entry.spec.missing() != origin:
                 self._downloads.cancel(job)
+
+
+def _left_of(spec: ModelSpec) -> ModelSpec:
+    """Return a spec without its files if they are gone; the same one otherwise."""
+    path, origin, mmproj = spec.path, spec.origin, spec.mmproj
+    if path is None or origin is None:
+        return spec
+    # Of an address the file that is there may be another's by now.
+    if origin.find() is not None if origin.url else all(part.is_file() for part in model_parts(path)):
+        return spec
+    came_with_it = bool(origin.repo) and origin.mmproj
+    kept = mmproj if mmproj is None or not came_with_it or mmproj.is_file() else None
+    return msgspec.structs.replace(spec, path=None, mmproj=kept)

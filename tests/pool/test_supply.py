@@ -470,3 +470,102 @@ def test_a_reload_that_says_the_same_leaves_alone_what_was_downloaded_as_long_as
             assert pool.status("m").pid != pid
 
     run(scene())
+
+
+# --- files that are deleted from outside ---
+
+
+def downloaded(hub: StandInHub, **settings: Any) -> ModelSpec:
+    """Return the spec of a model whose files are there, as a catalogue that was read now would have it."""
+
+    async def fetch() -> None:
+        async with Pool() as pool:
+            await pool.download("u/r:Q8_0")
+
+    run(fetch())
+    found = ORIGIN.find()
+    assert found is not None
+    return absent(path=found.path, mmproj=found.mmproj, **settings)
+
+
+@pytest.mark.parametrize("budget", [0, 100_000_000])
+def test_a_file_that_is_deleted_before_its_model_is_loaded_is_downloaded_again(hub: StandInHub, budget: int) -> None:
+    spec = downloaded(hub)
+    assert spec.path is not None
+    spec.path.resolve().unlink()
+
+    async def scene() -> None:
+        async with Pool([spec], memory_budget=budget) as pool:
+            assert (await pool.complete("m", "hello").collect()).text == "hello"
+            assert pool.status("m").path == str(spec.path)
+
+    run(scene())
+    assert spec.path.read_bytes() == CONTENT
+    assert len(hub.downloads("m-Q8_0.gguf")) == 2
+
+
+def test_a_file_that_is_deleted_after_its_model_was_unloaded_is_downloaded_again(hub: StandInHub) -> None:
+    spec = downloaded(hub)
+    path = spec.path
+    assert path is not None
+
+    async def scene() -> None:
+        async with Pool([spec]) as pool:
+            await pool.load("m")
+            path.resolve().unlink()
+            assert (await pool.complete("m", "it has its file").collect()).text == "it has its file"
+            assert len(hub.downloads("m-Q8_0.gguf")) == 1
+            await pool.unload("m")
+            texts = await asyncio.gather(*(pool.complete("m", "hello").collect() for _ in range(3)))
+            assert [text.text for text in texts] == ["hello"] * 3
+            assert pool.reload([spec]).unchanged == ("m",)
+
+    run(scene())
+    assert path.read_bytes() == CONTENT
+    assert len(hub.downloads("m-Q8_0.gguf")) == 2
+
+
+def test_a_projector_that_is_deleted_with_its_model_is_downloaded_again(hub: StandInHub) -> None:
+    spec = downloaded(hub)
+    assert spec.path is not None and spec.mmproj is not None
+    for file in (spec.path, spec.mmproj):
+        file.resolve().unlink()
+
+    async def scene() -> None:
+        async with Pool([spec]) as pool:
+            await pool.load("m")
+
+    run(scene())
+    assert spec.mmproj.read_bytes() == b"GGUF eyes"
+
+
+def test_of_a_deleted_file_that_cannot_be_had_the_reason_is_told_once(hub: StandInHub) -> None:
+    spec = downloaded(hub)
+    assert spec.path is not None
+    spec.path.resolve().unlink()
+    hub.fault = Fault(status=503)
+    hub.requests.clear()
+
+    async def scene() -> None:
+        async with Pool([spec]) as pool:
+            with pytest.raises(LoadFailed, match="its download failed: the hub answered 503"):
+                await pool.load("m")
+            assert len([request for request in hub.requests if "/revision/" in request.path]) == 1
+            hub.fault = Fault()
+            await pool.load("m")
+
+    run(scene())
+
+
+def test_a_model_that_is_there_is_asked_of_nobody(hub: StandInHub) -> None:
+    spec = downloaded(hub)
+    before = len(hub.requests)
+
+    async def scene() -> None:
+        async with Pool([spec]) as pool:
+            for _ in range(2):
+                await pool.load("m")
+                await pool.unload("m")
+
+    run(scene())
+    assert len(hub.requests) == before
