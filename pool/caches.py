@@ -1,10 +1,12 @@
 """The caches of this machine: models of the Hugging Face hub lie in its own, those of registries in llama.cpp's."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
 from llamaherd.pool.docker import docker_cache, find_docker, remove_docker, scan_docker
+from llamaherd.pool.errors import BadRequest
 from llamaherd.pool.hub import CachedModel, Seen, cache_folder, find_cached, remove_cached, scan_cache
 from llamaherd.pool.names import DockerName, HubName
 
@@ -24,8 +26,13 @@ class Caches(msgspec.Struct, frozen=True):
 
     @classmethod
     def of_environment(cls) -> "Caches":
-        """Return those that the environment names, whether or not they exist."""
-        return cls(cache_folder(), docker_cache())
+        """Return those that the environment names, whether or not they exist; none where it names none and this user
+        has no home, such as in a container.
+
+        Raises:
+            BadRequest: a variable begins with the home of a user who is not known.
+        """
+        return cls(_unless_homeless(cache_folder), _unless_homeless(docker_cache))
 
     def folder(self, name: HubName | DockerName) -> Path | None:
         """Return where a model belongs."""
@@ -56,3 +63,12 @@ class Caches(msgspec.Struct, frozen=True):
         if isinstance(name, DockerName):
             return remove_docker(self.docker or docker_cache(), name)
         return remove_cached(self.hub or cache_folder(), name)
+
+
+def _unless_homeless(find: Callable[[], Path]) -> Path | None:
+    try:
+        return find()
+    except BadRequest as error:
+        if error.code != "no_home":
+            raise
+        return None

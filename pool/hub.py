@@ -68,24 +68,49 @@ class CachedModel(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def cache_folder(environment: Mapping[str, str] | None = None) -> Path:
-    """Return where the cache is, whether or not it exists: the reference's variables, in its order."""
+    """Return where the cache is, whether or not it exists: the reference's variables, in its order.
+
+    Raises:
+        BadRequest: a variable begins with the home of a user who is not known; code ``no_home`` if nothing is set and
+            nobody knows this user's.
+    """
     environment = os.environ if environment is None else environment
     for variable, below in _CACHE_VARIABLES:
         value = environment.get(variable)
         if value:
-            return Path(value).expanduser().absolute() / below
-    return Path.home() / ".cache" / "huggingface" / "hub"
+            return _expanded(variable, value) / below
+    return _home() / ".cache" / "huggingface" / "hub"
 
 
 def url_folder(environment: Mapping[str, str] | None = None) -> Path:
-    """Return where llama.cpp keeps the files that are downloaded by their address, whether or not it exists."""
+    """Return where llama.cpp keeps the files that are downloaded by their address, whether or not it exists. Raises as
+    :func:`cache_folder`.
+    """
     environment = os.environ if environment is None else environment
     if environment.get("LLAMA_CACHE"):
-        return Path(environment["LLAMA_CACHE"]).expanduser().absolute()
+        return _expanded("LLAMA_CACHE", environment["LLAMA_CACHE"])
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "llama.cpp"
+        return _home() / "Library" / "Caches" / "llama.cpp"
     base = environment.get("XDG_CACHE_HOME")
-    return (Path(base).expanduser().absolute() if base else Path.home() / ".cache") / "llama.cpp"
+    return (_expanded("XDG_CACHE_HOME", base) if base else _home() / ".cache") / "llama.cpp"
+
+
+def _expanded(variable: str, value: str) -> Path:
+    try:
+        return Path(value).expanduser().absolute()
+    except RuntimeError:
+        raise BadRequest(
+            f"{variable} begins with the home of a user who is not known here: {ascii(value[:200])}", code="bad_folder"
+        ) from None
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError:
+        raise BadRequest(
+            "nobody knows where this user's home is: set LLAMA_CACHE to a folder", code="no_home"
+        ) from None
 
 
 def scan_cache(folder: Path, seen: Seen | None = None) -> list[CachedModel]:

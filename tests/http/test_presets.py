@@ -212,6 +212,27 @@ def test_a_model_of_an_address_goes_where_its_model_says(tmp_path: Path, monkeyp
     assert "no http or https address" in catalog.broken[0].reason
 
 
+def test_a_cache_of_a_user_who_is_not_known_costs_the_models_that_need_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLAMA_CACHE", "~no-such-user/models")
+    gguf(tmp_path / "b.gguf")
+    text = f"""
+        [here]
+        model = {tmp_path}/b.gguf
+        [there]
+        model-url = http://h/a.gguf
+        [hub]
+        hf = o/g
+    """
+
+    catalog = read(tmp_path, text)
+
+    assert [model.name for model in catalog.models] == ["here"]
+    assert [model.name for model in catalog.broken] == ["there", "hub"]
+    assert all("a user who is not known here" in model.reason for model in catalog.broken)
+
+
 def test_the_environment_says_how_requests_are_sampled_where_nothing_else_does(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLAMA_ARG_TOP_K", "7")
     monkeypatch.setenv("LLAMA_ARG_N_PREDICT", "50")

@@ -1,12 +1,24 @@
 """The Hugging Face cache: where it is, what is listed of it, and what a deletion takes and leaves."""
 
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
 from hub_cache import COMMIT, write_repo
-from llamaherd.pool import BadRequest, HubName, ModelNotFound, cache_folder, find_cached, remove_cached, scan_cache
+from llamaherd.pool import (
+    BadRequest,
+    Caches,
+    HubName,
+    ModelNotFound,
+    Origin,
+    cache_folder,
+    docker_cache,
+    find_cached,
+    remove_cached,
+    scan_cache,
+)
 
 
 def test_the_cache_is_where_the_first_variable_says() -> None:
@@ -28,6 +40,25 @@ def test_the_cache_is_where_the_first_variable_says() -> None:
 
 def test_a_variable_that_is_empty_is_not_set() -> None:
     assert cache_folder({"LLAMA_CACHE": "", "HF_HUB_CACHE": "/b"}) == Path("/b")
+
+
+@pytest.mark.parametrize("folder", [cache_folder, docker_cache])
+def test_the_home_of_a_user_who_is_not_known_is_no_folder(folder: Callable[[Mapping[str, str]], Path]) -> None:
+    with pytest.raises(BadRequest, match="LLAMA_CACHE begins with the home of a user who is not known here: '~no-such"):
+        folder({"LLAMA_CACHE": "~no-such-user/models"})
+
+
+def test_who_has_no_home_has_no_cache_and_is_told_what_to_set_once_one_is_needed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("LLAMA_CACHE", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 2**30)  # as in a container that runs as anybody
+
+    assert Caches.of_environment() == Caches(None, None)
+    assert Caches.of_environment().scan() == []
+    with pytest.raises(BadRequest, match="set LLAMA_CACHE to a folder"):
+        Origin(repo="o/g").find()
 
 
 def test_models_are_listed_by_repository_and_tag(tmp_path: Path) -> None:
