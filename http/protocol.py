@@ -1,4 +1,4 @@
-"""HTTP over one connection, within limits that uvicorn does not set: a head's size and time, and how many there are."""
+"""HTTP over one connection, within limits that uvicorn does not set: of heads, of answers, and how many there are."""
 
 import asyncio
 import http
@@ -14,6 +14,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from llamaherd.http.connection import DIRECT
 from llamaherd.http.limits import Limits
+from llamaherd.http.outflow import Outflow
 from llamaherd.http.problems import INVALID_REQUEST, UNAVAILABLE, Kind, Problem
 
 __all__ = ["BoundedProtocol", "bounded_protocol"]
@@ -35,6 +36,25 @@ class BoundedProtocol(HttpToolsProtocol):
     """
 
     limits: ClassVar[Limits] = Limits()
+    _outflow: Outflow | None = None
+
+    def expect(self) -> bool:
+        """Count this connection from now on, before it is made; False if there are far too many.
+
+        A connection that is counted and not made is to be given up.
+        """
+        if self._is_one_of_far_too_many(len(self.connections) + 1):
+            return False
+        self.connections.add(self)
+        return True
+
+    def give_up(self) -> None:
+        """Do nothing if the connection was made, else forget it."""
+        if self.transport is None:
+            self.connections.discard(self)
+
+    def _is_one_of_far_too_many(self, count: int) -> bool:
+        return count > self.limits.max_connections + _COURTESY
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._in_head = True
@@ -45,12 +65,14 @@ class BoundedProtocol(HttpToolsProtocol):
         self._unanswered: deque[RequestResponseCycle] = deque()
         #: Whether a head is parsed that was parsed before.
         self._again = False
+        #: What is said when the answers before it have ended; nothing more is read then.
+        self._refusal: Problem | None = None
+        self._outflow = Outflow(transport, self.limits.send_seconds)
         super().connection_made(transport)
-        surplus = len(self.connections) - self.limits.max_connections
-        if surplus > _COURTESY:
+        if self._is_one_of_far_too_many(len(self.connections)):
             transport.abort()
             return
-        if surplus > 0:
+        if len(self.connections) > self.limits.max_connections:
             headers = {**_CLOSE, "Retry-After": "5"}
             message = f"{self.limits.max_connections} connections are open already"
             self.app = _refuser(Problem(UNAVAILABLE, message, headers=headers))
@@ -65,7 +87,19 @@ class BoundedProtocol(HttpToolsProtocol):
                 cycle.disconnected = True
                 cycle.message_event.set()
 
+    def look(self, now: float) -> None:
+        """Cut the client off if it has taken nothing of its answer for too long. ``now`` is the loop's time."""
+        if self._outflow is not None:
+            self._outflow.look(now)
+
+    def resume_writing(self) -> None:
+        if self._outflow is not None:
+            self._outflow.drained()
+        super().resume_writing()
+
     def data_received(self, data: bytes) -> None:
+        if self._refusal is not None:
+            return
         if self._in_head:
             if self._timer is None:
                 self._start_timer()
@@ -76,6 +110,7 @@ class BoundedProtocol(HttpToolsProtocol):
         except httptools.HttpParserError:
             self.logger.warning("Invalid HTTP request received.")
             self.send_400_response("Invalid HTTP request received.")
+            return
         # The parser keeps a header that has no end yet to itself, so the bytes are counted too.
         if self._in_head and self._received > self.limits.head_bytes and not self.transport.is_closing():
             self._refuse(_head_too_large(self.limits.head_bytes))
@@ -140,7 +175,37 @@ class BoundedProtocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         self._refuse(Problem(INVALID_REQUEST, msg, headers=_CLOSE))
 
+    def shutdown(self) -> None:
+        if self.transport is not None:
+            super().shutdown()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._refusal is not None and not self._is_answering() and not self.transport.is_closing():
+            self._say(self._refusal)
+
+    def _is_answering(self) -> bool:
+        return any(not cycle.response_complete for cycle in self._unanswered)
+
     def _refuse(self, problem: Problem) -> None:
+        """Say what is wrong with what has come, behind the answers that are under way, and end the connection."""
+        self._refusal = problem
+        self._stop_timer()
+        last = self._unanswered[-1] if self._unanswered else None
+        if last is not None and last.more_body and not last.response_complete:
+            # It is the body of this request that is wrong, so this is its answer, unless it has one already.
+            if last.response_started:
+                self.transport.close()
+                return
+            self._unanswered.pop()
+            last.disconnected = True
+            last.message_event.set()
+            if self.pipeline and self.pipeline[0][0] is last:
+                self.pipeline.popleft()
+        if not self._is_answering():
+            self._say(problem)
+
+    def _say(self, problem: Problem) -> None:
         body = msgspec.json.encode(problem.to_dict())
         status = http.HTTPStatus(problem.kind.status)
         head = (

@@ -11,17 +11,19 @@ import ssl
 from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import uvicorn
 from starlette.applications import Starlette
 
 from llamaherd.http.app import create_app
 from llamaherd.http.front import Front
+from llamaherd.http.handshakes import TlsServer
 from llamaherd.http.limits import Limits
 from llamaherd.http.listen import CannotListen, Listener, PortInUse, make_tls
 from llamaherd.http.metrics import LoadWatch
-from llamaherd.http.protocol import bounded_protocol
+from llamaherd.http.outflow import Lagging, watch_outflow
+from llamaherd.http.protocol import BoundedProtocol, bounded_protocol
 from llamaherd.http.security import Security
 from llamaherd.pool import Pool
 
@@ -84,13 +86,16 @@ async def serve_app(
     """
     context = make_tls(*tls) if tls is not None else None
     listener = Listener(host, port, tls=context is not None)
+    bounds = limits or Limits()
     server = _Server(
-        _config(app, limits or Limits(), context),
         app,
+        bounds,
+        context,
         lambda: on_ready(listener.url) if on_ready is not None else None,
     )
     front: Front = app.state.front
     watching = asyncio.ensure_future(LoadWatch(front.pool, front.tallies).run())
+    outflow = asyncio.ensure_future(watch_outflow(server.open_connections, bounds.send_seconds))
     keeping = asyncio.ensure_future(front.library.run(front.pool)) if front.library is not None else None
     serving = asyncio.ensure_future(server.serve([listener.socket]))
     try:
@@ -105,19 +110,16 @@ async def serve_app(
         raise
     finally:
         watching.cancel()
+        outflow.cancel()
         if keeping is not None:
             keeping.cancel()
         listener.close()
 
 
-def _config(app: Starlette, limits: Limits, context: ssl.SSLContext | None) -> uvicorn.Config:
-    def tls(_config: uvicorn.Config, _default: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
-        assert context is not None
-        return context
-
+def _config(app: Starlette, limits: Limits, protocol: type[BoundedProtocol]) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http=bounded_protocol(limits),
+        http=protocol,
         ws="none",
         lifespan="off",
         log_config=None,
@@ -127,26 +129,41 @@ def _config(app: Starlette, limits: Limits, context: ssl.SSLContext | None) -> u
         headers=[("Server", "llamaherd")],
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=limits.drain_seconds,  # type: ignore[arg-type]  # it may be any number of seconds
-        ssl_context_factory=None if context is None else tls,
     )
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, except that it says when it is ready, hangs up on listeners, and leaves signals alone."""
+    """uvicorn, except that it says when it is ready, counts handshakes, ends listeners, and leaves signals alone."""
 
-    def __init__(self, config: uvicorn.Config, app: Starlette, on_ready: Callable[[], None]) -> None:
-        super().__init__(config)
+    def __init__(
+        self, app: Starlette, limits: Limits, tls: ssl.SSLContext | None, on_ready: Callable[[], None]
+    ) -> None:
+        self._protocol = bounded_protocol(limits)
+        super().__init__(_config(app, limits, self._protocol))
         self._app = app
+        self._tls = tls
         self._on_ready = on_ready
 
+    def open_connections(self) -> list[Lagging]:
+        """Return the connections that there are now."""
+        return [connection for connection in self.server_state.connections if isinstance(connection, BoundedProtocol)]
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        if self._tls is None:
+            await super().startup(sockets)
+        else:
+            await super().startup([])
+            for listener in sockets or ():
+                self.servers.append(cast("asyncio.Server", TlsServer(listener, self._make_protocol, self._tls)))
         try:
             self._on_ready()
         except BaseException:
             for server in self.servers:
                 server.close()
             raise
+
+    def _make_protocol(self) -> BoundedProtocol:
+        return self._protocol(self.config, self.server_state, self.lifespan.state)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await self._app.state.front.hang_up()

@@ -14,7 +14,7 @@ import click
 
 from llamaherd.http.grants import Grant
 from llamaherd.http.limits import Limits
-from llamaherd.http.offer import DEFAULT_MAX_INPUTS, Offer
+from llamaherd.http.offer import DEFAULT_BODY_SECONDS, DEFAULT_MAX_INPUTS, Offer
 from llamaherd.http.options import Whole
 from llamaherd.http.security import ANY, ApiKeys, Cors, Security, is_loopback, read_keys
 
@@ -100,6 +100,15 @@ _LISTENING: Final[Sequence[Callable[[_Command], _Command]]] = (
         metavar="N",
         default=Limits().max_connections,
         help="Most connections at a time, idle ones included.",
+    ),
+    _option(
+        "-to",
+        "--timeout",
+        type=click.FloatRange(0, 86_400, min_open=True),
+        metavar="SECONDS",
+        envvar="LLAMA_ARG_TIMEOUT",
+        help="How long a client may neither send its request on nor take any of its answer.  "
+        f"[default: {DEFAULT_BODY_SECONDS:g} for a request, {Limits().send_seconds:g} for an answer]",
     ),
     _option(
         "--drain-seconds",
@@ -225,6 +234,7 @@ def server_options(command: _Command) -> _Command:
         ssl_key_file: Path | None,
         ssl_cert_file: Path | None,
         max_connections: int,
+        timeout: float | None,
         drain_seconds: float,
         api_keys: Sequence[str],
         api_key_file: Path | None,
@@ -245,7 +255,11 @@ def server_options(command: _Command) -> _Command:
         settings = ServerSettings(
             host=host,
             port=port,
-            limits=Limits(max_connections=max_connections, drain_seconds=drain_seconds),
+            limits=Limits(
+                max_connections=max_connections,
+                drain_seconds=drain_seconds,
+                send_seconds=Limits().send_seconds if timeout is None else timeout,
+            ),
             tls=_tls(ssl_key_file, ssl_cert_file),
             security=Security(
                 keys=_keys(api_keys, api_key_file),
@@ -264,6 +278,7 @@ def server_options(command: _Command) -> _Command:
                 metrics=metrics,
                 slots=slots,
                 max_inputs=max_inputs,
+                body_seconds=DEFAULT_BODY_SECONDS if timeout is None else timeout,
                 stream_ping=float(ping) if ping > 0 else None,
             ),
         )

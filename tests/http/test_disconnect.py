@@ -91,6 +91,20 @@ def test_a_client_that_sends_requests_without_end_is_cut_off(front: LiveFront) -
         front.wait_for_requests("talker", 0)
 
 
+@STREAMED
+def test_closing_the_sending_side_alone_is_leaving(front: LiveFront, streamed: bool) -> None:
+    with front.raw(CHAT, say("hi", model="talker", stream=streamed)) as request:
+        front.wait_for_requests("talker", 1)
+        request.send_no_more()
+        front.wait_for_requests("talker", 0)
+
+
+def test_what_needs_no_worker_is_answered_all_the_same(front: LiveFront) -> None:
+    with front.raw("/lora-adapters?model=nobody", {}) as request:
+        request.send_no_more()
+        assert request.read_until(b"}").startswith(b"HTTP/1.1 400")
+
+
 def test_one_client_that_leaves_does_not_disturb_another(front: LiveFront) -> None:
     with (
         front.raw(CHAT, say("hi", model="talker", stream=True)) as staying,

@@ -90,6 +90,59 @@ def test_a_stray_line_break_behind_a_request_does_not_end_its_answer() -> None:
     assert b"[DONE]" in answer
 
 
+def framed(path: str, body: dict[str, object]) -> bytes:
+    raw = json.dumps(body).encode()
+    return f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(raw)}\r\n\r\n".encode() + raw
+
+
+@pytest.mark.parametrize(
+    ("behind", "status"),
+    [
+        (b"no HTTP at all\r\n\r\n", 400),
+        (b"POST /health HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nno size\r\n", 400),
+        (b"GET /health HTTP/1.1\r\nX-Long: " + b"x" * 70_000, 431),
+    ],
+)
+def test_what_is_wrong_behind_a_request_is_told_behind_its_answer(behind: bytes, status: int) -> None:
+    slow = fake("slow", pieces=("word ",), repeat=50, step_seconds=0.01)
+    with LiveFront(slow) as front, connected(front) as connection:
+        connection.sendall(framed(CHAT, say("hi", model="slow", stream=True)))
+        answer = connection.recv(65536)
+        connection.sendall(behind)
+        answer += read_all(connection)
+    first, end, second = answer.partition(b"0\r\n\r\n")
+    assert end
+    assert first.endswith(b"data: [DONE]\n\n\r\n")
+    assert first.count(b'"content":"word "') == 50
+    assert second.startswith(b"HTTP/1.1 %d " % status)
+    assert answer.count(b"HTTP/1.1") == 2
+
+
+def test_of_several_answers_none_is_lost_to_what_is_wrong_behind_them() -> None:
+    requests = framed(CHAT, say("one", model="echo")) + framed(CHAT, say("two", model="echo"))
+    with LiveFront(fake("echo")) as front, connected(front) as connection:
+        connection.sendall(requests + b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nno size\r\n")
+        answers = read_all(connection).split(b"HTTP/1.1 ")[1:]
+    assert [answer[:3] for answer in answers] == [b"200", b"200", b"400"]
+    assert [b'"content":"%b"' % word in answer for word, answer in zip((b"one", b"two"), answers, strict=False)]
+
+
+def test_a_body_that_is_wrong_is_its_requests_answer_and_nobody_waits_for_it() -> None:
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+    with LiveFront(fake("echo")) as front, connected(front) as connection:
+        connection.sendall(head + b"2\r\n{}\r\nno size\r\n")
+        assert answer_of(connection) == (400, "Invalid HTTP request received.")
+
+
+def test_a_client_that_leaves_with_something_wrong_behind_its_request_stops_its_work() -> None:
+    talker = fake("talker", pieces=("word ",), repeat=1_000_000, step_seconds=0.001)
+    with LiveFront(talker) as front:
+        with connected(front) as connection:
+            connection.sendall(framed(CHAT, say("hi", model="talker", stream=True)) + b"no HTTP at all\r\n\r\n")
+            assert connection.recv(10)
+        front.wait_for_requests("talker", 0)
+
+
 def test_a_body_that_stays_away_is_refused() -> None:
     with LiveFront(fake("echo"), body_seconds=0.05) as front, RawRequest(front.url, CHAT, b"{", announced=9) as request:
         answer = request.read_until(b'"type"')

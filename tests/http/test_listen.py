@@ -1,10 +1,11 @@
 """Unix sockets and TLS: the same server behind other doors."""
 
 import asyncio
+import contextlib
 import socket
 import ssl
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import httpx2
@@ -12,6 +13,7 @@ import pytest
 import uvloop
 
 from live_front import DEADLINE, LiveFront, fake, say
+from llamaherd.http.limits import Limits
 from llamaherd.http.listen import CannotListen, Listener, PortInUse, make_tls
 
 LOOPS = [asyncio.new_event_loop, uvloop.new_event_loop]
@@ -108,6 +110,95 @@ def test_it_speaks_tls(pair: tuple[Path, Path], loop_factory: Callable[[], async
         with httpx2.Client(base_url=url, verify=trust, timeout=DEADLINE) as client:
             answer = client.post("/v1/chat/completions", json=say("one two", model="echo")).json()
     assert answer["choices"][0]["message"]["content"] == "one two"
+
+
+@contextlib.contextmanager
+def silent(front: LiveFront, count: int) -> Generator[list[socket.socket]]:
+    """Connect so many times, and say nothing."""
+    port = int(front.url.rsplit(":", 1)[1])
+    with contextlib.ExitStack() as stack:
+        yield [
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=DEADLINE)) for _ in range(count)
+        ]
+
+
+def trusting(front: LiveFront, pair: tuple[Path, Path]) -> httpx2.Client:
+    trust = ssl.create_default_context(cafile=str(pair[0]))
+    return httpx2.Client(base_url=front.url.replace("127.0.0.1", "localhost"), verify=trust, timeout=DEADLINE)
+
+
+@pytest.mark.parametrize("loop_factory", LOOPS)
+def test_handshakes_are_counted_among_the_connections(
+    pair: tuple[Path, Path], loop_factory: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    limits = Limits(max_connections=3)
+    with LiveFront(loop_factory=loop_factory, server={"tls": pair, "limits": limits}) as front:
+        with silent(front, 3), trusting(front, pair) as client:
+            response = client.get("/health")
+            assert response.status_code == 503
+            assert response.json()["error"]["message"] == "3 connections are open already"
+        with trusting(front, pair) as client:
+            while client.get("/health").status_code != 200:  # until the server has noticed that the others left
+                pass
+        with silent(front, 80) as connections:
+            assert connections[-1].recv(1) == b""
+
+
+@pytest.mark.parametrize("loop_factory", LOOPS)
+def test_a_handshake_that_takes_too_long_ends(
+    pair: tuple[Path, Path], loop_factory: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    server = {"tls": pair, "limits": Limits(head_seconds=0.05)}
+    with LiveFront(loop_factory=loop_factory, server=server) as front, silent(front, 2) as (mute, slow):
+        slow.sendall(b"\x16\x03\x01\x02\x00")
+        assert mute.recv(1) == b""
+        assert slow.recv(1) == b""
+
+
+@pytest.mark.parametrize("loop_factory", LOOPS)
+def test_what_is_no_tls_and_a_handshake_at_the_end_of_the_server_harm_nobody(
+    pair: tuple[Path, Path], loop_factory: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    with (
+        LiveFront(loop_factory=loop_factory, server={"tls": pair}) as front,
+        silent(front, 3) as (plain, leaving, staying),
+    ):
+        plain.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        while plain.recv(4096):
+            pass
+        leaving.close()
+        with trusting(front, pair) as client:
+            assert client.get("/health").status_code == 200
+        front.shut_down()
+        assert staying.recv(1) == b""
+
+
+@pytest.mark.parametrize("loop_factory", LOOPS)
+def test_a_request_that_comes_with_the_end_of_the_handshake_is_answered(
+    pair: tuple[Path, Path], loop_factory: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    trust = ssl.create_default_context(cafile=str(pair[0]))
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = trust.wrap_bio(incoming, outgoing, server_hostname="localhost")
+    with LiveFront(loop_factory=loop_factory, server={"tls": pair}) as front, silent(front, 1) as (connection,):
+        while True:
+            try:
+                tls.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                connection.sendall(outgoing.read())
+                incoming.write(connection.recv(65536))
+        tls.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        connection.sendall(outgoing.read())
+        answer = b""
+        while b"}" not in answer:
+            received = connection.recv(65536)
+            assert received, answer
+            incoming.write(received)
+            with contextlib.suppress(ssl.SSLWantReadError):
+                while chunk := tls.read(65536):
+                    answer += chunk
+    assert answer.startswith(b"HTTP/1.1 200")
 
 
 def test_wrong_tls_files_are_one_clear_line(pair: tuple[Path, Path], tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from llamaherd.http.limits import Limits
+from llamaherd.http.offer import DEFAULT_BODY_SECONDS
 from llamaherd.http.security import Cors
 from llamaherd.http.server_options import ServerSettings, server_options
 
@@ -42,6 +43,7 @@ def test_without_options_the_server_is_on_loopback_and_open_to_this_machine() ->
     assert (settings.host, settings.port, settings.tls) == ("127.0.0.1", 8080, None)
     assert [settings.offer.get(name) for name in ("autoload", "manage", "metrics")] == [True, True, True]
     assert settings.limits == Limits()
+    assert settings.offer.get("body_seconds") == DEFAULT_BODY_SECONDS
     assert len(settings.security.keys) == 0
     assert settings.security.cors == Cors()
     assert settings.security.allowed_hosts == ()
@@ -75,6 +77,7 @@ def test_an_empty_variable_is_none_at_all(monkeypatch: pytest.MonkeyPatch) -> No
         (["--ssl-key-file", "key.pem"], "go together"),
         (["--ssl-cert-file", "cert.pem"], "go together"),
         (["--max-connections", "0"], "0 is not in the range"),
+        (["--timeout", "0"], "0.0 is not in the range"),
     ],
 )
 def test_a_door_that_would_stand_open_by_mistake_is_an_error(arguments: list[str], message: str) -> None:
@@ -86,7 +89,7 @@ def test_a_door_that_would_stand_open_by_mistake_is_an_error(arguments: list[str
 def test_the_rest_has_the_references_names() -> None:
     settings = parsed(
         *("--host", "::1", "--port", "9", "--ssl-key-file", "key.pem", "--ssl-cert-file", "cert.pem"),
-        *("--max-connections", "7", "--allowed-host", "a.example", "--allowed-host", "b.example"),
+        *("--max-connections", "7", "-to", "600", "--allowed-host", "a.example", "--allowed-host", "b.example"),
         *("--cors-origins", "https://a.example, localhost", "--cors-methods", "GET", "--cors-headers", "x-a"),
         *(
             "--sse-ping-interval",
@@ -100,6 +103,7 @@ def test_the_rest_has_the_references_names() -> None:
     assert (settings.host, settings.port) == ("::1", 9)
     assert settings.tls == (Path("cert.pem"), Path("key.pem"))
     assert settings.limits.max_connections == 7
+    assert (settings.limits.send_seconds, settings.offer.get("body_seconds")) == (600, 600)
     assert settings.offer.get("stream_ping") == 3
     assert parsed("--sse-ping-interval", "-1").offer.get("stream_ping", 0) is None
     assert settings.security.allowed_hosts == ("a.example", "b.example")

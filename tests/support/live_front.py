@@ -209,6 +209,10 @@ class RawRequest(contextlib.AbstractContextManager["RawRequest"]):
         self._received += chunk
         return self._received
 
+    def send_no_more(self) -> None:
+        """Close the sending side of the connection alone."""
+        self._socket.shutdown(socket.SHUT_WR)
+
     def leave(self) -> None:
         """Close the connection."""
         self._socket.close()
