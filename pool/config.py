@@ -8,7 +8,7 @@ import msgspec
 
 from llamaherd.pool.errors import BadRequest
 from llamaherd.pool.origin import Origin
-from llamaherd.transport.messages import Adapter, EngineOptions, Load, Unknown, decode, encode
+from llamaherd.transport.messages import MAX_MESSAGE_BYTES, Adapter, EngineOptions, Load, Unknown, decode, encode
 
 __all__ = [
     "DEFAULT_DRAIN_TIMEOUT",
@@ -50,6 +50,8 @@ _CUDA_ORDER: Final = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 #: Options that a worker would understand, by their identity, which they keep as long as they are in here.
 _UNDERSTOOD: Final[dict[int, EngineOptions]] = {}
 _MOST_UNDERSTOOD: Final = 1024
+#: Bytes that a load command may grow by when it is given: by figures, and by the scale of each adapter.
+_LATER_BYTES: Final = 64
 
 
 class Placement(msgspec.Struct, frozen=True, kw_only=True):
@@ -217,9 +219,16 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
         if plain and _UNDERSTOOD.get(id(options)) is options:
             return
         try:
-            understood = decode(*encode(self.to_load()))
-        except (TypeError, ValueError, RecursionError) as error:
+            kind, body = encode(self.to_load())
+            understood = decode(kind, body)
+        except (TypeError, ValueError, RecursionError, OverflowError) as error:
             raise BadRequest(f"model {self.name!r} cannot be written as JSON: {error}") from None
+        most = MAX_MESSAGE_BYTES - _LATER_BYTES * (1 + len(options.adapters))
+        if len(body) > most:
+            raise BadRequest(
+                f"model {self.name!r}: what a worker is to be told of it has {len(body)} bytes, and at most {most} are "
+                "allowed; its chat template or its other texts are too long"
+            )
         if isinstance(understood, Unknown):
             raise BadRequest(f"model {self.name!r}: {understood.reason}")
         if len(_UNDERSTOOD) >= _MOST_UNDERSTOOD:

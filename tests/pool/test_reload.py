@@ -29,6 +29,7 @@ from llamaherd.pool import (
     SyncPool,
 )
 from llamaherd.pool.reload import plan_catalog
+from llamaherd.transport.messages import MAX_MESSAGE_BYTES
 from tiny_gguf import tiny_model
 
 
@@ -405,3 +406,18 @@ def test_only_what_the_worker_is_told_makes_a_worker_another() -> None:
         {"placements": (Placement(gpus=("1",)),)},
     ):
         assert not changed(spec, **other).runs_as(spec)
+
+
+def test_a_template_that_no_message_could_carry_costs_one_model_before_any_process_starts() -> None:
+    wrong = msgspec.structs.replace(fake("m"), options=EngineOptions(chat_template="x" * (MAX_MESSAGE_BYTES + 1)))
+
+    async def scene() -> None:
+        async with Pool([fake("sound")]) as pool:
+            report = pool.reload([fake("sound"), wrong])
+            assert report.unchanged == ("sound",)
+            assert "its chat template or its other texts are too long" in report.failed["m"]
+            with pytest.raises(LoadFailed, match="too long"):
+                await pool.load("m")
+            assert pool.status("m").exit_code is None
+
+    run(scene())
