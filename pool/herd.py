@@ -20,6 +20,7 @@ from llamaherd.pool.config import ModelSpec
 from llamaherd.pool.counts import PoolCounts
 from llamaherd.pool.downloads import Downloads
 from llamaherd.pool.entry import Entry, Nobody, Replica, Request, Stream
+from llamaherd.pool.errands import in_thread
 from llamaherd.pool.errors import DownloadFailed, ModelBusy, ModelNotLoaded, PoolClosed, PoolError, WorkerFailed
 from llamaherd.pool.events import EventLog
 from llamaherd.pool.explain import (
@@ -130,6 +131,7 @@ class Herd:
         #: Whose worker it is; spares are nobody's.
         self._homes: dict[Worker, Replica] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._preparing: set[asyncio.Task[None]] = set()
         self._spares = SpareKeeper(spare, self._start_spare, lambda: self._scheduler.busy)
         self._at_rest = asyncio.Event()
         self._closing = False
@@ -182,6 +184,8 @@ class Herd:
             self.leave(request.number, PoolClosed("the pool is closing"))
         self._spares.close(self._stop_timeout)
         self.downloads.stop()
+        for task in self._preparing:
+            task.cancel()
         for entry in self._entries.values():
             entry.stop_timers()
             for replica in entry.replicas:
@@ -192,6 +196,7 @@ class Herd:
             for worker in list(self._workers):
                 await worker.wait()
             await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._preparing, return_exceptions=True)
         await self.downloads.close()
         await self._transport.aclose()
         self.events.close()
@@ -336,7 +341,10 @@ class Herd:
         entry.unsized.append(request.number)
         if not entry.preparing:
             entry.preparing = True
-            self.keep(self._prepare(entry))
+            # Not kept: a hung file system is not to be waited for.
+            task = asyncio.get_running_loop().create_task(self._prepare(entry))
+            self._preparing.add(task)
+            task.add_done_callback(self._preparing.discard)
 
     def _size_is_told(self, entry: Entry) -> bool:
         """Tell the scheduler what a model takes, if nobody has to read its file for that."""
@@ -388,7 +396,7 @@ class Herd:
     async def _read_needs(self, spec: ModelSpec) -> Expected:
         try:
             # In a thread: the header of a model with a large vocabulary takes a good part of a second to read.
-            return await asyncio.to_thread(expected, spec, self._gpus)
+            return await in_thread(expected, spec, self._gpus)
         except Exception:  # whatever it is, those who wait must go on: the load will tell what is wrong
             _log.exception("the memory of model %r could not be estimated", spec.name)
             return Expected()

@@ -35,6 +35,7 @@ from llamaherd.pool.embeddings import (
     size_of,
 )
 from llamaherd.pool.entry import Answer, Entry, Replica, Request, Stream
+from llamaherd.pool.errands import in_thread
 from llamaherd.pool.errors import BadRequest, ModelBusy, ModelNotFound, ModelNotLoaded, PoolClosed, PoolError
 from llamaherd.pool.events import Subscription
 from llamaherd.pool.explain import explain_broken
@@ -584,7 +585,7 @@ class Pool:
         entry = self._entry(model)
         adapters = entry.spec.options.adapters
         scales = entry.scales if entry.scales is not None else tuple(adapter.scale for adapter in adapters)
-        return await asyncio.to_thread(describe, [adapter.path for adapter in adapters], scales)
+        return await in_thread(describe, [adapter.path for adapter in adapters], scales)
 
     def set_adapters(self, model: str, lora: Sequence[Mapping[str, Any]]) -> None:
         """Choose how a model's LoRA adapters are applied where a request does not say.
@@ -789,7 +790,7 @@ class Pool:
         origin.check()
         name = file_of_url(url)
         await self._finish(self._herd.downloads.start(name, origin.to_download(name), None))
-        found = await asyncio.to_thread(origin.find)
+        found = await in_thread(origin.find)
         return origin.target if found is None else found.path
 
     async def _finish(self, job: Job) -> None:

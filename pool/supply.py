@@ -14,6 +14,7 @@ from llamaherd.pool.catalog import model_parts
 from llamaherd.pool.config import ModelSpec
 from llamaherd.pool.downloads import Downloads, Job
 from llamaherd.pool.entry import Entry
+from llamaherd.pool.errands import in_thread
 from llamaherd.pool.errors import BadRequest, DownloadFailed, PoolClosed
 from llamaherd.pool.origin import Found, Origin
 
@@ -68,7 +69,7 @@ class Supply:
         if spec.path is None or spec.origin is None or entry.worker is not None:
             return
         try:
-            left = await asyncio.to_thread(_left_of, spec)
+            left = await in_thread(_left_of, spec)
         except (BadRequest, OSError) as error:  # such as a file system that is not mounted now: the load will tell
             _log.warning("the files of model %r cannot be looked for: %s", entry.name, error)
             return
@@ -78,7 +79,7 @@ class Supply:
 
     async def _find(self, origin: Origin) -> Found | None:
         try:
-            return await asyncio.to_thread(origin.find)
+            return await in_thread(origin.find)
         except (BadRequest, OSError) as error:
             _log.warning("%r cannot be looked for: %s", origin, error)
             return None

@@ -5,7 +5,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -569,3 +569,50 @@ def test_a_model_that_is_there_is_asked_of_nobody(hub: StandInHub) -> None:
 
     run(scene())
     assert len(hub.requests) == before
+
+
+# --- file systems that hang ---
+
+
+@pytest.fixture
+def hung(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], int]]:
+    """Let whoever looks for ``hung.gguf`` wait, as on a network's file system whose server is gone; returns how many
+    do.
+    """
+    back, is_file = threading.Event(), Path.is_file
+    asked: list[Path] = []
+
+    def look(path: Path) -> bool:
+        if path.name == "hung.gguf":
+            asked.append(path)
+            back.wait()
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", look)
+    yield lambda: len(asked)
+    back.set()
+
+
+def test_a_close_does_not_wait_for_a_file_system_that_hangs(hung: Callable[[], int]) -> None:
+    async def scene() -> None:
+        async with Pool([absent(path=Path("/net/hung.gguf"))]) as pool:
+            loading = asyncio.ensure_future(pool.load("m"))
+            await until(lambda: hung() == 1)
+        with pytest.raises(PoolClosed):
+            await loading
+
+    run(scene())  # which waits for the loop's threads too
+
+
+def test_a_model_is_loaded_while_the_file_systems_of_others_hang(hung: Callable[[], int], hub: StandInHub) -> None:
+    others = [absent(f"m{number}", path=Path("/net/hung.gguf")) for number in range(40)]
+
+    async def scene() -> None:
+        async with Pool([*others, absent("sound")]) as pool:
+            loading = [asyncio.ensure_future(pool.load(spec.name)) for spec in others]
+            await until(lambda: hung() == len(others))
+            await pool.load("sound")
+            assert not any(one.done() for one in loading)
+        assert all(isinstance(end, PoolClosed) for end in await asyncio.gather(*loading, return_exceptions=True))
+
+    run(scene())
