@@ -419,9 +419,9 @@ def test_who_waits_is_told_when_the_place_of_its_files_cannot_be_known(monkeypat
     async def scene() -> None:
         async with Pool([absent(origin=Origin(url="http://127.0.0.1:9/m.gguf"))]) as pool:
             for _ in range(2):
-                with pytest.raises(LoadFailed, match=r"could not be looked for: .*home directory") as failure:
+                with pytest.raises(LoadFailed, match="LLAMA_CACHE begins with the home of a user") as failure:
                     await pool.load("m")
-                assert failure.value.code == "not_looked_for"
+                assert failure.value.code == "bad_folder"
             assert pool.status("m").state is State.UNLOADED
 
     run(scene())
