@@ -36,9 +36,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
-from bench_pool import machine, summary, tables
+from bench_pool import machine, tables
 from engine_load import arrival, at_once, completion, prompt, seconds_per_token, tokens_per_second
 from llamaherd.pool import find_model
+from samples import summary
 from servers import Server, our_command, running
 
 __all__ = ["main"]

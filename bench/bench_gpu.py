@@ -33,11 +33,12 @@ from typing import Any, Final
 
 import psutil
 
-from bench_pool import machine, summary, tables
+from bench_pool import machine, tables
 from engine_load import at_once, completion, prompt, seconds_per_token, tokens_per_second
 from llamaherd.pool import EngineOptions, ModelSpec, Pool
 from llamaherd.pool.gpus import find_gpus
 from llamaherd.pool.memory import expected_shares
+from samples import summary
 from servers import Server, our_command, running
 
 __all__ = ["main"]

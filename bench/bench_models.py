@@ -33,9 +33,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from bench_pool import machine, summary
+from bench_pool import machine
 from llamaherd.http.presets import PresetOptions
 from llamaherd.pool import Catalog, Pool, Sources, fingerprint, gather
+from samples import summary
 
 __all__ = ["main", "measure_catalogue", "measure_download", "report"]
 

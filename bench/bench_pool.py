@@ -11,21 +11,20 @@ counted. Figures are medians with the quartiles beside them, ratios are ratios o
   Our server runs from an environment made for this, in which the project is installed from a wheel (``--here``: from
   where this program runs). A process of an editable install starts more slowly, and a swap starts one.
 * busy: generated tokens per second, all streams together, 4 streams on one model and 2 + 2 on two models at once.
-* herd: workers with the scripted engine; requests per second through one manager with 64 at once, its CPU time per
-  request, also with 10 at once so that no two share a worker's message, and while idle, its memory per worker, and the
-  time from a worker's state message to a listener.
+* herd: workers with the scripted engine; requests per second through one manager with 64 at once, its CPU time while
+  idle, its memory per worker, and the time from a worker's state message to a listener. Then its CPU time per request
+  in three loads (64 and 10 at once over all workers, 10 over ten of them), the least of some rounds, with what that
+  time depends on: turns of the loop, reads, and messages that they brought. Where several messages share a read, as
+  when 64 requests meet 10 workers, a request is cheaper; only rows with as many reads compare the sizes of herds.
 
 llama-server is built from the llama-cpp-python source package, so that both sides run the same ggml; see
 bench/README.md.
 """
 
 import argparse
-import asyncio
 import json
 import os
 import platform
-import resource
-import statistics
 import sys
 import tempfile
 import threading
@@ -35,10 +34,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
-import psutil
-
 from installed import installed
-from llamaherd.pool import EngineOptions, ModelSpec, Pool, State, find_model
+from llamaherd.pool import find_model
+from pool_herd import herd_tables, measure_herd
+from samples import summary
 from servers import Server, our_command, running
 
 __all__ = ["main", "running"]
@@ -145,94 +144,7 @@ def measure_busy(models: Path, llama_server: str, rounds: int, max_tokens: int) 
     return {name: summary(values, 1.0) for name, values in samples.items()}
 
 
-# --- herd -------------------------------------------------------------------------------------------------------------
-
-
-async def measure_herd(workers: int, requests: int) -> dict[str, Any]:
-    """Load so many scripted workers into one manager and put the requests through them."""
-    names = [f"w{number}" for number in range(workers)]
-    specs = [
-        ModelSpec(name=name, engine="fake", script={"load_steps": 1}, options=EngineOptions(n_parallel=8))
-        for name in names
-    ]
-    me = psutil.Process()
-    async with Pool(specs, models_max=0, queue_max=0) as pool:
-        before = me.memory_info().rss
-        began = time.perf_counter()
-        for start in range(0, workers, 20):
-            await asyncio.gather(*(pool.load(name) for name in names[start : start + 20]))
-        ready = time.perf_counter() - began
-        rss = (me.memory_info().rss - before) / workers
-        latency = await _state_latency(pool, names)
-        cpu = _cpu()
-        idle_began = time.perf_counter()
-        await asyncio.sleep(3)
-        idle = (_cpu() - cpu) / (time.perf_counter() - idle_began)
-        cpu, began = _cpu(), time.perf_counter()
-        await _put_through(pool, names, requests, at_once=64)
-        wall, spent = time.perf_counter() - began, _cpu() - cpu
-        # With no more at once than the smallest herd has workers, every request has its messages for itself: then
-        # nothing but the herd's size differs between the rows.
-        cpu, heard = _cpu(), pool.counts().received
-        await _put_through(pool, names, requests, at_once=10)
-        alone, messages = _cpu() - cpu, pool.counts().received - heard
-        assert all(status.state is State.LOADED for status in pool.models())
-    return {
-        "workers": workers,
-        "ready_s": round(ready, 2),
-        "rss_per_worker_kB": round(rss / 1000),
-        "idle_cpu_percent": round(100 * idle, 2),
-        "requests_per_s": round(requests / wall),
-        "manager_us_per_request": round(spent / requests * 1e6),
-        "us_with_10_at_once": round(alone / requests * 1e6),
-        "messages_with_10_at_once": round(messages / requests, 1),
-        "state_latency_ms": summary(latency, 1e3),
-    }
-
-
-def _cpu() -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
-
-
-async def _put_through(pool: Pool, names: Sequence[str], requests: int, *, at_once: int) -> None:
-    gate = asyncio.Semaphore(at_once)
-
-    async def ask(number: int) -> None:
-        async with gate:
-            answer = await pool.complete(names[number % len(names)], "one two three").collect()
-            assert answer.text == "one two three"
-
-    await asyncio.gather(*(ask(number) for number in range(requests)))
-
-
-async def _state_latency(pool: Pool, names: Sequence[str]) -> list[float]:
-    """Return the seconds from a sleep command to the event that says so, for up to 100 workers."""
-    samples: list[float] = []
-    for name in names[:100]:
-        async with pool.events() as events:
-            await anext(events)
-            began = time.perf_counter()
-            pool.start_sleep(name)
-            async for event in events:
-                if event.model == name and event.data["status"] == State.SLEEPING:
-                    break
-            samples.append(time.perf_counter() - began)
-        await pool.load(name)
-        await pool.complete(name, "wake").collect()
-    return samples
-
-
 # --- report -----------------------------------------------------------------------------------------------------------
-
-
-def summary(values: Sequence[float], scale: float) -> dict[str, float]:
-    """Return the median, the quartiles and the 99th percentile, scaled."""
-    ordered = sorted(value * scale for value in values)
-    low, middle, high = statistics.quantiles(ordered, n=4) if len(ordered) > 1 else (ordered[0],) * 3
-    p99 = ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]
-    figures = {"median": middle, "q1": low, "q3": high, "p99": p99}
-    return {name: round(figure, 3) for name, figure in figures.items()} | {"n": len(ordered)}
 
 
 def tables(results: Mapping[str, Any], parts: Iterable[str]) -> list[str]:
@@ -260,17 +172,7 @@ def report(results: dict[str, Any]) -> str:
             ]
             lines += ["", *ratios(part, results[part]), ""]
     if "herd" in results:
-        keys = [key for key in results["herd"][0] if key != "state_latency_ms"]
-        lines += [
-            "## herd",
-            "",
-            "| " + " | ".join([*keys, "state latency p99, ms"]) + " |",
-            "|---" * (len(keys) + 1) + "|",
-        ]
-        lines += [
-            "| " + " | ".join([*(str(row[key]) for key in keys), f"{row['state_latency_ms']['p99']:.2f}"]) + " |"
-            for row in results["herd"]
-        ]
+        lines += ["## herd", "", *herd_tables(results["herd"])]
     return "\n".join(lines) + "\n"
 
 
@@ -316,9 +218,7 @@ def main() -> None:
         "busy": lambda models: measure_busy(
             models, arguments.llama_server, arguments.rounds // 2 or 1, arguments.tokens
         ),
-        "herd": lambda _: [
-            asyncio.run(measure_herd(int(workers), arguments.requests)) for workers in arguments.workers.split(",")
-        ],
+        "herd": lambda _: [measure_herd(int(workers), arguments.requests) for workers in arguments.workers.split(",")],
     }
     results: dict[str, Any] = {"machine": machine()}
     with tempfile.TemporaryDirectory() as folder:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-__all__ = ["Figure", "Key", "Sample", "Spread", "percentile", "summarise", "tails"]
+__all__ = ["Figure", "Key", "Sample", "Spread", "percentile", "summarise", "summary", "tails"]
 
 #: (measure, transport, loop, variant)
 Key = tuple[str, str, str, str]
@@ -80,3 +80,12 @@ def summarise(samples: Iterable[Sample]) -> list[Figure]:
 def _spread(rounds: Sequence[Sample], name: str) -> Spread:
     values = [sample.values[name] for sample in rounds if name in sample.values]
     return Spread(statistics.median(values), min(values), max(values), len(values))
+
+
+def summary(values: Sequence[float], scale: float) -> dict[str, float]:
+    """Return the median, the quartiles and the 99th percentile, scaled."""
+    ordered = sorted(value * scale for value in values)
+    low, middle, high = statistics.quantiles(ordered, n=4) if len(ordered) > 1 else (ordered[0],) * 3
+    p99 = ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]
+    figures = {"median": middle, "q1": low, "q3": high, "p99": p99}
+    return {name: round(figure, 3) for name, figure in figures.items()} | {"n": len(ordered)}

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from bench_engine import PARTS, ratios, report
-from bench_pool import summary
+from samples import summary
 from tiny_gguf import tiny_model
 
 INSIDE = Path(__file__).parents[2] / "bench" / "engine_inside.py"
