@@ -24,6 +24,7 @@ from typing import Final
 import msgspec
 
 from llamaherd.pool.child.engine import Engine, EngineError, ModelInfo, RequestError
+from llamaherd.pool.child.parcels import send_all
 from llamaherd.pool.machine import resident_bytes
 from llamaherd.transport.channel import ChildChannel
 from llamaherd.transport.errors import ChannelError, MessageTooLarge
@@ -203,8 +204,9 @@ class Service:
             self._handle(self._inbox.get())
 
     def _send_all(self, messages: Iterable[ChildMessage]) -> None:
-        for message in messages:
-            self._channel.send(message)
+        for number in send_all(messages, self._channel.send):
+            if self._engine is not None:
+                self._engine.cancel(number)
 
     def _handle(self, command: PoolMessage) -> None:
         match command:

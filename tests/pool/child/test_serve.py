@@ -11,7 +11,9 @@ from llamaherd.pool.child.engine import Engine, EngineError
 from llamaherd.pool.child.fake_engine import FakeEngine
 from llamaherd.pool.child.serve import ExitCode, Service
 from llamaherd.transport import ChannelClosed, ChildChannel, EndOfChannel
+from llamaherd.transport.framing import encode_checked
 from llamaherd.transport.messages import (
+    MAX_MESSAGE_BYTES,
     Cancel,
     ChildMessage,
     Done,
@@ -62,6 +64,7 @@ class Desk(ChildChannel):
     def send(self, message: ChildMessage) -> None:
         if self.closed.is_set():
             raise ChannelClosed
+        encode_checked(message)
         self._news.put(message)
 
     def receive(self) -> Sequence[PoolMessage]:
@@ -298,6 +301,30 @@ def test_a_request_that_breaks_the_engines_code_fails_alone(capsys: pytest.Captu
     shop.service.leave()
     assert shop.service.wait() is ExitCode.DONE
     assert "KeyError" in capsys.readouterr().err
+
+
+def test_a_step_with_more_news_than_a_message_holds_tells_them_in_several() -> None:
+    shop = Shop()
+    shop.desk.tell(Load(model="m", engine="fake", options=EngineOptions(n_parallel=2)))
+    prompts = {number: f"{letter * (MAX_MESSAGE_BYTES // 2)} end" for number, letter in ((1, "a"), (2, "b"))}
+    shop.desk.tell(*(Generate(request=number, prompt=prompt) for number, prompt in prompts.items()))
+    heard = [*shop.desk.hear_until(is_done), *shop.desk.hear_until(is_done)]
+    deltas = [delta for news in heard if isinstance(news, Tokens) for delta in news.deltas]
+    for number, prompt in prompts.items():
+        assert "".join(delta.text for delta in deltas if delta.request == number) == prompt
+    shop.service.leave()
+    assert shop.service.wait() is ExitCode.DONE
+
+
+def test_a_request_with_more_news_than_a_message_holds_fails_alone(shop: Shop) -> None:
+    shop.load()
+    prompts = (f"before {'a' * MAX_MESSAGE_BYTES} never", "another one")
+    shop.desk.tell(*(Generate(request=number, prompt=prompt) for number, prompt in enumerate(prompts)))
+    heard = shop.desk.hear_until(lambda news: is_done(news) and getattr(news, "request", None) == 1)
+    (failure,) = (news for news in heard if isinstance(news, Failed))
+    assert (failure.request, failure.fault, failure.code) == (0, "caller", "too_large")
+    texts = [delta.text for news in heard if isinstance(news, Tokens) for delta in news.deltas]
+    assert texts == ["before", "another", " one"]
 
 
 def test_a_request_that_cannot_be_decoded_is_refused_and_not_lost(shop: Shop) -> None:
