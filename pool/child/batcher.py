@@ -601,6 +601,8 @@ class Batcher:
         """Give a sequence its next token, ``token`` unless it is to be picked."""
         if sequence.picked:
             token = self._pick(sequence, index, outputs)
+        elif sequence.constraint is not None:
+            sequence.constraint.accept(token)
         count = sequence.request.sampling.n_probs
         probs = (self._probs(sequence, index, outputs, token),) if count else ()
         return sequence.accept(token, self._vocab, probs)

@@ -69,23 +69,38 @@ class BudgetedThoughts:
         """See :class:`Constraint`."""
         return self._stage != "ending" and self._inner is not None and self._inner.complete
 
+    @property
+    def free(self) -> bool:
+        """See :class:`Constraint`."""
+        return self._inner is None and self._stage != "ending"
+
+    def due(self) -> int | None:
+        """See :class:`Constraint`."""
+        if self._stage != "ending":
+            return None
+        token = self._closing[self._said]
+        if self._inner is not None and not self._inner.allows(token):
+            self._stage = "answer"
+            return None
+        return token
+
     def allows(self, token: int) -> bool:
         """See :class:`Constraint`."""
-        due = self._due()
+        due = self.due()
         if due is not None:
             return token == due
         return self._inner is None or self._inner.allows(token)
 
     def allowed(self, tokens: Sequence[int], most: int) -> list[int]:
         """See :class:`Constraint`."""
-        due = self._due()
+        due = self.due()
         if due is not None:
             return [due] if due in tokens else []
         return list(tokens[:most]) if self._inner is None else self._inner.allowed(tokens, most)
 
     def candidates(self) -> npt.NDArray[np.int64]:
         """See :class:`Constraint`."""
-        due = self._due()
+        due = self.due()
         if due is not None:
             return np.array([due], np.int64)
         return np.arange(self._vocab.size) if self._inner is None else self._inner.candidates()
@@ -115,16 +130,6 @@ class BudgetedThoughts:
         other._stage, other._tail, other._left = self._stage, self._tail, self._left
         other._character, other._said = self._character, self._said
         return other
-
-    def _due(self) -> int | None:
-        """Return the token that must come next; None while the model may say what it likes."""
-        if self._stage != "ending":
-            return None
-        token = self._closing[self._said]
-        if self._inner is not None and not self._inner.allows(token):
-            self._stage = "answer"
-            return None
-        return token
 
     def _read(self, piece: bytes) -> None:
         if self._stage in ("thinking", "character"):

@@ -31,6 +31,15 @@ class Constraint(Protocol):
         """Whether nothing may follow but the end."""
         ...
 
+    @property
+    def free(self) -> bool:
+        """Whether just any token may come next: it need not be asked, only be told of the one that does."""
+        ...
+
+    def due(self) -> int | None:
+        """Return the token that must come next, whatever the samplers say of it; None where there is a choice."""
+        ...
+
     def allows(self, token: int) -> bool:
         """Whether a token may come next. An end-of-generation token may where the text could end here."""
         ...

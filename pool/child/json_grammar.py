@@ -132,6 +132,9 @@ def _grammar_of(schema: str) -> str:
 class JsonConstraint:
     """One sequence's place in a schema. Implements :class:`~llamaherd.pool.child.constraint.Constraint`."""
 
+    #: See :class:`Constraint`.
+    free = False
+
     def __init__(self, matcher: Any, tokenizer: Any, vocab: Vocab, ends: list[int]) -> None:
         self._matcher: Final = matcher
         self._tokenizer: Final = tokenizer
@@ -144,6 +147,10 @@ class JsonConstraint:
     def complete(self) -> bool:
         """See :class:`Constraint`."""
         return bool(self._matcher.is_stopped()) and not self._matcher.is_error()
+
+    def due(self) -> int | None:
+        """See :class:`Constraint`."""
+        return None
 
     @_contained
     def allows(self, token: int) -> bool:

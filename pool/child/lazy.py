@@ -20,6 +20,9 @@ class LazyConstraint:
     their names. Implements :class:`~llamaherd.pool.child.constraint.Constraint`.
     """
 
+    #: See :class:`Constraint`.
+    free = False
+
     def __init__(self, inner: Constraint, trigger: GrammarTrigger, vocab: Vocab) -> None:
         self._inner: Final = inner
         self._vocab: Final = vocab
@@ -37,6 +40,10 @@ class LazyConstraint:
     def complete(self) -> bool:
         """See :class:`Constraint`."""
         return not self._waiting and self._inner.complete
+
+    def due(self) -> int | None:
+        """See :class:`Constraint`."""
+        return None
 
     def allows(self, token: int) -> bool:
         """See :class:`Constraint`."""

@@ -302,6 +302,9 @@ class Automaton:
 class Matcher:
     """One sequence's place in a grammar. Implements :class:`~llamaherd.pool.child.constraint.Constraint`."""
 
+    #: See :class:`Constraint`.
+    free = False
+
     def __init__(self, automaton: Automaton, at: _At | None = None) -> None:
         self._automaton: Final = automaton
         self._at = at if at is not None else automaton.start
@@ -311,6 +314,10 @@ class Matcher:
     def complete(self) -> bool:
         """See :class:`Constraint`."""
         return not self._at.state.places and not self._at.missing
+
+    def due(self) -> int | None:
+        """See :class:`Constraint`."""
+        return None
 
     def allows(self, token: int) -> bool:
         """See :class:`Constraint`."""

@@ -37,7 +37,7 @@ def _send_apart(message: Tokens, send: Callable[[ChildMessage], None], error: Me
     ]
     if len(parts) > 1:
         return send_all(parts, send)
-    number = (*message.deltas, *message.typed, *message.progress)[0].request
+    number = next(one.request for news in (message.deltas, message.typed, message.progress) for one in news)
     text = f"what there is to tell of this request at a time is too much, ask for less (n_probs): {error}"
     send(Failed(request=number, message=text, fault="caller", code=_TOO_LARGE))
     return [number]

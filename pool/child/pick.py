@@ -53,6 +53,12 @@ class Picker:
         Raises:
             ConstraintError: no token is allowed, or the grammar gives up.
         """
+        due = constraint.due() if constraint is not None else None
+        if constraint is not None and due is not None:
+            constraint.accept(due)
+            if chain is not None:
+                chain.take(due)
+            return due
         banned = chain.banned if chain is not None else _NONE
         token = int(logits.argmax()) if chain is None else chain.draw(self._all, logits)
         if constraint is not None:

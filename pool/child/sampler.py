@@ -79,6 +79,11 @@ class Chain:
             _prob(token, chosen, vocab), tuple(_prob(which, value, vocab) for which, value in best if value > 0)
         )
 
+    def take(self, token: int) -> None:
+        """Remember a token that nothing was chosen beside."""
+        self._left = None
+        self.accept(token)
+
     def accept(self, token: int) -> None:
         """Remember a token that :meth:`draw` did not decide alone."""
         bindings.sampler_accept(self._handle, token)

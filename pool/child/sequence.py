@@ -60,8 +60,8 @@ class Sequence:
         chain: Its samplers; None means greedy.
         adapters: What its tokens are computed with.
         constraint: What restricts its tokens, if anything does.
-        picked: Whether its tokens are chosen in the sight of all candidates: under a constraint, and where what the
-            samplers leave is to be told.
+        picked: Whether its next token is chosen in the sight of all candidates: under a constraint that does not let
+            just any pass, and where what the samplers leave is to be told.
     """
 
     def __init__(
@@ -106,7 +106,8 @@ class Sequence:
         self.adapters: Final = adapters
         self.constraint: Final = constraint
         sampling = request.sampling
-        self.picked: Final = constraint is not None or (sampling.n_probs > 0 and sampling.post_sampling_probs)
+        self._asks: Final = sampling.n_probs > 0 and sampling.post_sampling_probs
+        self.picked = self._asks or (constraint is not None and not constraint.free)
         limited = request.n_indent > 0 or request.t_max_predict_ms > 0
         self._lines: Final = LineLimits(request.n_indent, request.t_max_predict_ms / 1e3) if limited else None
         self._text: Final = TextStream(request.stop)
@@ -226,6 +227,8 @@ class Sequence:
         if self._lines is not None:
             text, over = self._lines.feed(text, perf_counter() - self._first_token)
             reason = "length" if over else reason
+        if self.constraint is not None:
+            self.picked = self._asks or not self.constraint.free
         self._new_line = self._new_line or "\n" in text
         delta = Delta(self.request.request, text, (token,), probs)
         if self._reply is not None:

@@ -69,6 +69,15 @@ def test_a_budget_ends_the_thinking_and_the_answer_follows(
     assert answer.usage.completion_tokens == budget + 3 + (name == "maybe")
 
 
+@pytest.mark.parametrize("params", [{}, {"top_k": 40, "temperature": 1.0}, {"n_probs": 2, "post_sampling_probs": True}])
+def test_a_biased_token_ends_the_thinking_all_the_same(pool: SyncPool, params: dict[str, Any]) -> None:
+    (end,) = pool.tokenize("thinker", "</think>")
+    params = {**params, "logit_bias": [[end, False], ["Fin.", 50.0]], "max_tokens": 4}
+    answer = pool.chat("thinker", QUESTION, reasoning_budget_tokens=2, **params).collect()
+    assert "</think>" not in answer.reasoning and answer.text.startswith("Fin.")
+    assert answer.usage.completion_tokens == 4
+
+
 def test_it_may_be_told_why(pool: SyncPool) -> None:
     answer = ask(pool, reasoning_budget_tokens=1, reasoning_budget_message=", no more.\n")
     assert (answer.reasoning, answer.text) == ("One, no more.", "Fin.")

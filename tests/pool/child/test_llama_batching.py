@@ -6,6 +6,7 @@ import pytest
 from chat_templates import ALWAYS_THINKS
 from engine_driver import GREEDY, Collected, ask, collect, drain, load_command, loaded
 from llamaherd.pool.child import bindings
+from llamaherd.pool.child.budget import Budget, BudgetedThoughts
 from llamaherd.pool.child.lazy import LazyConstraint
 from llamaherd.pool.child.llama_engine import LlamaEngine
 from llamaherd.pool.child.loaded import Loaded, make_chats
@@ -286,6 +287,27 @@ def test_an_answer_that_breaks_the_engines_code_fails_alone(capsys: pytest.Captu
     assert (failed.fault, failed.code) == ("worker", "request_broke")
     assert len(got[2].tokens) == 10
     assert "KeyError" in capsys.readouterr().err
+
+
+def test_under_a_budget_alone_only_the_words_that_end_the_thinking_are_picked() -> None:
+    command = load_command("random", n_parallel=1)
+    bindings.init_backend()
+    model = Model(command.path, command.options, lambda _: True)
+    resources = Resources(command, model, (1, 1), bindings.AbortFlag())
+    engine = Loaded(command, resources, make_chats(command, model))
+    closing = model.vocab.tokenize("xyz", add_special=False)
+    budget = Budget(tokens=3, start="<think>", end="xyz", closing="xyz", opened=True)
+    constraint = BudgetedThoughts(budget, None, model.vocab)
+    sequence = Sequence(request(1), [263, 264], 64, None, constraint=constraint)
+    engine.batcher.submit(sequence)
+    picked: list[bool] = []
+    while engine.busy:
+        picked.append(sequence.picked)
+        engine.step()
+    said = sequence.tokens[2:].tolist()
+    engine.free()
+    assert said[3 : 3 + len(closing)] == closing
+    assert picked == [False] * 3 + [True] * len(closing) + [False] * (10 - 3 - len(closing))
 
 
 # --- answers that are read whole ---
