@@ -159,7 +159,6 @@ class EmbedContext:
         if outputs:
             self._batch.want_all()
         bindings.set_embeddings(self._handle, outputs)
-        bindings.forget_log()
         return self._batch.decode(self._handle)
 
     def rows(self) -> npt.NDArray[np.float32] | None:

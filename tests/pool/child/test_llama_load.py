@@ -13,14 +13,19 @@ from typing import Any
 import pytest
 
 from engine_driver import ask, load_command, loaded
+from llamaherd.pool.child import bindings
 from llamaherd.pool.child.bindings import AbortFlag, ContextSettings
 from llamaherd.pool.child.context import Context, settings_for
 from llamaherd.pool.child.engine import EngineError
 from llamaherd.pool.child.fit import check_memory, estimate
 from llamaherd.pool.child.llama_engine import LlamaEngine
 from llamaherd.pool.child.model import Model
+from llamaherd.pool.child.refusal import refusal as why_refused
 from llamaherd.transport.messages import EngineOptions, Load
 from tiny_gguf import SCRIPT_TEXT, tiny_model
+
+#: ggml's level of errors.
+_GGML_ERROR = 4
 
 
 def load(engine: LlamaEngine, path: Path | str, **options: Any) -> None:
@@ -220,6 +225,27 @@ def test_memory_that_ends_while_llama_cpp_allocates_is_told_from_other_refusals(
         resource.setrlimit(resource.RLIMIT_AS, before)
         model.free()
     assert caught.value.code == "out_of_memory"
+
+
+def test_a_batch_that_is_refused_is_not_explained_with_what_was_said_before_it() -> None:
+    bindings.init_backend()
+    model = Model(str(tiny_model("random")), EngineOptions(n_ctx=64), lambda _fraction: True)
+    context = Context(model, EngineOptions(n_ctx=64), (1, 1), AbortFlag())
+    try:
+        bindings.log_callback()(_GGML_ERROR, b"cudaMalloc failed: out of memory\n", None)
+        context.batch.clear()
+        context.batch.add(1, 0, 0)
+        assert context.batch.decode(context.handle) == 0
+        context.batch.clear()
+        context.batch.add(1, 9, 0)  # there is nothing at the places before it
+
+        assert context.batch.decode(context.handle) not in (0, 1)
+
+        why = why_refused("decode_failed")
+        assert why.code == "decode_failed" and "cudaMalloc" not in why.reason and "sequence" in why.reason
+    finally:
+        context.free()
+        model.free()
 
 
 def test_a_close_call_is_decided_by_llama_cpps_own_figures() -> None:
