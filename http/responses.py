@@ -104,8 +104,10 @@ class ResponseAnswer(Answer):
 
     def middle(self, index: int, piece: Piece) -> Iterable[dict[str, Any]]:
         if piece.progress is not None:
+            # Of the response as little as llama-server says: a long prompt has many of these events.
+            response = {"id": self._common["id"], "object": "response", "status": "in_progress"}
             told = {"prompt_progress": progress_json(piece.progress)}
-            return [{"type": "response.in_progress", "response": self._response(), **told}]
+            return [{"type": "response.in_progress", "response": response, **told}]
         chunks: list[dict[str, Any]] = []
         item = self._item
         if piece.reasoning:

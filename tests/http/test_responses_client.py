@@ -118,11 +118,12 @@ def test_events_carry_their_names_and_timings(http: httpx2.Client) -> None:
 
 
 def test_a_stream_tells_how_far_the_prompt_is(http: httpx2.Client) -> None:
-    body = {"model": "echo", "input": HELLO, "stream": True, "return_progress": True}
-    told = [
-        one for one in sse_data(http.post("/v1/responses", json=body).text.splitlines()) if "prompt_progress" in one
-    ]
+    body = {"model": "echo", "input": HELLO, "stream": True, "return_progress": True, "instructions": "long " * 100}
+    data = sse_data(http.post("/v1/responses", json=body).text.splitlines())
+    told = [one for one in data if "prompt_progress" in one]
     assert told
+    shown = {"id": data[0]["response"]["id"], "object": "response", "status": "in_progress"}
+    assert [one["response"] for one in told] == [shown] * len(told), "not what was asked, all over again"
     assert {one["type"] for one in told} == {"response.in_progress"}
     assert told[-1]["prompt_progress"]["processed"] == told[-1]["prompt_progress"]["total"] == 3
 
