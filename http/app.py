@@ -46,6 +46,7 @@ from llamaherd.http.security import Security
 from llamaherd.http.shapes import problem_response
 from llamaherd.http.slots import list_slots, slot_action
 from llamaherd.http.text import apply_template, detokenize, tokenize
+from llamaherd.http.transcriptions import transcriptions
 from llamaherd.pool import ModelSpec, Pool, PoolError
 
 __all__ = ["create_app"]
@@ -119,6 +120,8 @@ def _routes(front: Front) -> list[Route]:
         route("/v1/responses/input_tokens", responses_input_tokens, "POST"),
         route("/v1/messages", messages, "POST"),
         route("/v1/messages/count_tokens", messages_count, "POST"),
+        route("/audio/transcriptions", transcriptions, "POST"),
+        route("/v1/audio/transcriptions", transcriptions, "POST"),
         route("/embedding", native_embeddings, "POST"),
         route("/embeddings", native_embeddings, "POST"),
         route("/v1/embeddings", openai_embeddings, "POST"),

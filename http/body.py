@@ -8,7 +8,7 @@ from starlette.requests import Request
 
 from llamaherd.http.problems import INVALID_REQUEST, Kind, Problem
 
-__all__ = ["MAX_DEPTH", "read_json", "read_json_list"]
+__all__ = ["MAX_DEPTH", "read_bytes", "read_json", "read_json_list"]
 
 #: Deepest nesting of objects and lists in a body. Far more than any chat, far less than a decoder's recursion limit.
 MAX_DEPTH: Final = 100
@@ -46,7 +46,7 @@ async def read_json_list(request: Request, limit: int, *, patience: float) -> li
 
 
 async def _read_value(request: Request, limit: int, patience: float, expected: str) -> object:
-    raw = await _read(request, limit, patience)
+    raw = await read_bytes(request, limit, patience=patience)
     if not raw:
         raise Problem(INVALID_REQUEST, f"the request body is empty, a JSON {expected} is expected")
     try:
@@ -59,7 +59,8 @@ async def _read_value(request: Request, limit: int, patience: float, expected: s
     return value
 
 
-async def _read(request: Request, limit: int, patience: float) -> bytes:
+async def read_bytes(request: Request, limit: int, *, patience: float) -> bytes:
+    """Return the body as it is. Otherwise as :func:`read_json`."""
     announced = request.headers.get("content-length", "")
     if announced.isascii() and announced.isdigit() and int(announced[:20]) > limit:
         raise _too_large(limit)

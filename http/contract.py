@@ -33,6 +33,7 @@ __all__ = [
     "Slot",
     "SlotAnswer",
     "TokenList",
+    "Transcript",
 ]
 
 
@@ -347,3 +348,11 @@ class Props(msgspec.Struct):
 
     default_generation_settings: dict[str, Any]
     build_info: str
+
+
+class Transcript(msgspec.Struct):
+    """What is said in a sound."""
+
+    type: Literal["transcript.text.done"]
+    text: str
+    usage: dict[str, Any]

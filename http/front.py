@@ -10,7 +10,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from llamaherd.http.body import read_json, read_json_list
+from llamaherd.http.body import read_bytes, read_json, read_json_list
 from llamaherd.http.grants import CURRENT
 from llamaherd.http.library import Library
 from llamaherd.http.offer import DEFAULT_BODY_SECONDS, DEFAULT_MAX_BODY_BYTES, DEFAULT_MAX_INPUTS
@@ -102,6 +102,10 @@ class Front:
     async def read_list(self, request: Request) -> list[object]:
         """Return a request's body that is a list. Raises as :func:`~llamaherd.http.body.read_json_list`."""
         return await read_json_list(request, self.max_body_bytes, patience=self.body_seconds)
+
+    async def read_bytes(self, request: Request) -> bytes:
+        """Return a request's body as it is. Raises as :func:`~llamaherd.http.body.read_bytes`."""
+        return await read_bytes(request, self.max_body_bytes, patience=self.body_seconds)
 
     def model_of(self, body: ModelBody) -> str:
         """Return the model that a body names. Raises Problem if it names none and there is no default."""

@@ -112,7 +112,7 @@ def _request_json(operation: Operation, method: str, schema_of: Mapping[Any, Any
     content: dict[str, Any] = {"schema": schema_of[operation.body] if operation.body else {}}
     if operation.example is not None:
         content["example"] = operation.example
-    return {"requestBody": {"required": True, "content": {"application/json": content}}}
+    return {"requestBody": {"required": True, "content": {operation.takes: content}}}
 
 
 def _responses_json(operation: Operation, schema_of: Mapping[Any, Any]) -> dict[str, Any]:

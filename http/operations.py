@@ -21,6 +21,7 @@ from llamaherd.http.schema import (
     SlotBody,
     TokenizeBody,
 )
+from llamaherd.http.transcriptions import TranscriptionForm
 
 __all__ = ["OPERATIONS", "Operation"]
 
@@ -35,6 +36,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
         query: Parameters of the query.
         stream: Whether ``stream`` in the body makes the answer a stream of events.
         media_type: Of a whole answer.
+        takes: Media type of the body.
     """
 
     body: type | None = None
@@ -43,6 +45,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     query: tuple[str, ...] = ()
     stream: bool = False
     media_type: str = "application/json"
+    takes: str = "application/json"
 
 
 _MODEL: Final[dict[str, Any]] = {"model": "demo"}
@@ -82,6 +85,13 @@ OPERATIONS: Final[Mapping[str, Operation]] = MappingProxyType(
         ),
         "messages": Operation(body=MessagesBody, answer=contract.Messages, example=_SAY, query=_LOADS, stream=True),
         "messages_count": Operation(body=MessagesBody, answer=contract.MessageTokens, example=_SAY, query=_LOADS),
+        "transcriptions": Operation(
+            body=TranscriptionForm,
+            answer=contract.Transcript,
+            query=_LOADS,
+            stream=True,
+            takes="multipart/form-data",
+        ),
         "native_completion": Operation(
             body=NativeBody,
             answer=contract.NativeCompletion | list[contract.NativeCompletion],

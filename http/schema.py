@@ -430,14 +430,14 @@ class DetokenizeBody(ModelBody, frozen=True, kw_only=True):
 B = TypeVar("B", bound=ModelBody)
 
 
-def parse(raw: Mapping[str, Any], kind: type[B]) -> B:
-    """Return the body as the given kind.
+def parse(raw: Mapping[str, Any], kind: type[B], *, strict: bool = True) -> B:
+    """Return the body as the given kind; without ``strict`` a text may stand for a value of another type.
 
     Raises:
         Problem: 400, with the path of the first field of a wrong type or the name of one that is not supported.
     """
     try:
-        body = msgspec.convert(raw, kind)
+        body = msgspec.convert(raw, kind, strict=strict)
     except msgspec.ValidationError as error:
         reason, _, path = str(error).partition(" - at `$")
         # Of a field that is missing from the body itself, the text has the name and no path.
