@@ -222,11 +222,13 @@ def sampling_defaults(values: dict[str, Any]) -> dict[str, Any]:
     names = [name for name in values if is_sampling(name)]
     found = {name.removeprefix(_PREFIX): values.pop(name) for name in names}
     letters = found.pop(_LETTERS_OPTION, None)
-    found["samplers"] = found.get("samplers") or letters
+    found["samplers"] = letters if found.get("samplers") is None else found["samplers"]
     for name in ("grammar", "json_schema"):
         from_file = found.pop(f"{name}_file", None)
         found[name] = found.get(name) if from_file is None else from_file
-    defaults = {name: value for name, value in found.items() if value is not None and value != ()}
+    # No samplers draw from the model's own distribution; of what may come several times, none says nothing.
+    unsaid = {name for name, value in found.items() if value is None or (value == () and name != "samplers")}
+    defaults = {name: value for name, value in found.items() if name not in unsaid}
     breakers = defaults.get("dry_sequence_breakers")
     if breakers is not None:
         defaults["dry_sequence_breakers"] = () if "none" in breakers else breakers

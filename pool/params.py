@@ -12,7 +12,7 @@ from llamaherd.pool.adapters import check_lora
 from llamaherd.pool.chat_params import ChatMessage, TemplateParams, chat_options, check_messages
 from llamaherd.pool.constraints import check_constraint
 from llamaherd.pool.errors import BadRequest
-from llamaherd.pool.sampling import LIMITS, MAX_BIASES, SAMPLER_NAMES, problem_of, sampler_name
+from llamaherd.pool.sampling import FILE_KEYS, LIMITS, MAX_BIASES, SAMPLER_NAMES, problem_of, sampler_name
 from llamaherd.transport.messages import (
     MAX_MESSAGE_BYTES,
     ChatOptions,
@@ -70,7 +70,8 @@ _CONSTRAINTS: Final = ("grammar", "json_schema", "response_format")
 
 
 class GenerateParams(TypedDict, total=False):
-    """Keyword arguments of ``Pool.complete``; all optional, defaults are llama-server's.
+    """Keyword arguments of ``Pool.complete``; all optional, defaults are llama-server's, with what the model's file
+    recommends in their place (``general.sampling``).
 
     Attributes:
         max_tokens: Most tokens to generate, 0 or more; -1, the default, means until the context is full.
@@ -355,9 +356,11 @@ def _generate(request: int, subject: dict[str, Any], params: GenerateParams) -> 
     chat: ChatOptions | None = subject.get("chat")
     if (grammar or json_schema) and chat is not None and chat.tools and chat.tool_choice != "none":
         raise BadRequest("tools and a grammar or response_format cannot be used together")
+    sampling = _sampling(params)
     command = Generate(
         request=request,
-        sampling=_sampling(params),
+        sampling=sampling,
+        insisted=_insisted(params, sampling),
         max_tokens=_integer(params, "max_tokens", -1, low=-1, high=_INT32_MAX),
         stop=_stops(params.get("stop")),
         cache_prompt=_flag(params, "cache_prompt", True),
@@ -410,6 +413,12 @@ def _sampling(params: GenerateParams) -> Sampling:
     if problem is not None:
         raise BadRequest(problem)
     return sampling
+
+
+def _insisted(params: GenerateParams, sampling: Sampling) -> tuple[str, ...]:
+    """Return what was asked for and is as usual, of that which a model's file may recommend otherwise."""
+    given = (name for name in FILE_KEYS if params.get(name) is not None)
+    return tuple(name for name in given if getattr(sampling, name) == getattr(_DEFAULTS, name))
 
 
 def _samplers(value: object) -> tuple[str, ...]:

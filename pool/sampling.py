@@ -11,7 +11,16 @@ from typing import Final
 
 from llamaherd.transport.messages import Sampling
 
-__all__ = ["LIMITS", "MAX_BIASES", "MAX_BREAKERS", "MAX_SAMPLERS", "SAMPLER_NAMES", "problem_of", "sampler_name"]
+__all__ = [
+    "FILE_KEYS",
+    "LIMITS",
+    "MAX_BIASES",
+    "MAX_BREAKERS",
+    "MAX_SAMPLERS",
+    "SAMPLER_NAMES",
+    "problem_of",
+    "sampler_name",
+]
 
 _INT: Final = 2**31 - 1
 _LARGE: Final = 1e6
@@ -45,6 +54,26 @@ LIMITS: Final[Mapping[str, tuple[float, float]]] = MappingProxyType(
         "adaptive_decay": (0, 0.99),
         "n_probs": (0, 100),
         "seed": (0, 2**32 - 1),
+    }
+)
+#: What a model's file may recommend, by the key that it has there (llama.cpp's ``llama_model_meta_key``).
+FILE_KEYS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        name: f"general.sampling.{key}"
+        for name, key in (
+            ("samplers", "sequence"),
+            ("top_k", "top_k"),
+            ("top_p", "top_p"),
+            ("min_p", "min_p"),
+            ("xtc_probability", "xtc_probability"),
+            ("xtc_threshold", "xtc_threshold"),
+            ("temperature", "temp"),
+            ("repeat_last_n", "penalty_last_n"),
+            ("repeat_penalty", "penalty_repeat"),
+            ("mirostat", "mirostat"),
+            ("mirostat_tau", "mirostat_tau"),
+            ("mirostat_eta", "mirostat_eta"),
+        )
     }
 )
 #: What ``samplers`` may name.

@@ -720,6 +720,8 @@ class Generate(_Struct, frozen=True, kw_only=True):
         infill: A text with a gap, put together with the model's own tokens for that.
         template_kwargs: Extra variables for the template.
         chat: Tools, reasoning and the like; for ``messages`` alone.
+        insisted: Fields of ``sampling`` that were asked for, though they are as usual: what the model's file recommends
+            takes the place of the others that are as usual.
         max_tokens: Most tokens to generate; -1 means until the context is full.
         stop: Texts that end the generation and are not part of its output.
         cache_prompt: Whether computed prefixes may be reused.
@@ -746,6 +748,7 @@ class Generate(_Struct, frozen=True, kw_only=True):
     template_kwargs: dict[str, Any] = {}
     chat: ChatOptions | None = None
     sampling: Sampling = Sampling()
+    insisted: tuple[str, ...] = ()
     max_tokens: int = -1
     stop: tuple[str, ...] = ()
     cache_prompt: bool = True

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from llamaherd.pool.child import bindings
 from llamaherd.pool.child.adapters import AdapterSet
 from llamaherd.pool.child.batcher import Batcher
 from llamaherd.pool.child.budget import BudgetedThoughts
@@ -24,6 +25,7 @@ from llamaherd.pool.child.inputs import least_tokens, prompt_tokens
 from llamaherd.pool.child.media import Media, has_media, take_media
 from llamaherd.pool.child.model import Model
 from llamaherd.pool.child.prefix import Rules
+from llamaherd.pool.child.recommended import read_recommended, recommend
 from llamaherd.pool.child.resources import Resources
 from llamaherd.pool.child.sampler import Samplers
 from llamaherd.pool.child.sequence import Sequence
@@ -105,6 +107,7 @@ class Loaded:
             self._suffix_first: Final = options.spm_infill
             self.samplers: Final = Samplers(vocab, self.context.n_ctx_seq)
             undo.callback(self.samplers.free)
+            self._recommended: Final = read_recommended(lambda key: bindings.model_meta(self.model.handle, key))
             self.grammars: Final = Grammars(vocab)
             self.chats: Final = chats
             self._undo: Final = undo.pop_all()
@@ -178,6 +181,8 @@ class Loaded:
             raise RequestError(
                 f"slot {request.slot} does not exist; there are {len(self.batcher.slots)}", code="invalid_slot"
             )
+        if self._recommended:
+            request = recommend(request, self._recommended)
         self.samplers.check(request.sampling)
         adapters = self.adapters.chosen(request.lora)
         messages, files = self._files_of(request)

@@ -58,6 +58,11 @@ def test_what_requests_get_that_say_nothing_goes_into_every_model() -> None:
     assert parsed().defaults == {}
 
 
+@pytest.mark.parametrize("option", ["--samplers", "--sampler-seq"])
+def test_no_samplers_are_a_choice_too(option: str) -> None:
+    assert parsed(option, "").defaults == {"samplers": ()}
+
+
 @pytest.mark.parametrize("wrong", [("--top-p", "2"), ("--samplers", "psychic"), ("--mirostat", "3"), ("-l", "15+inf")])
 def test_a_default_that_no_request_could_have_is_refused(wrong: tuple[str, ...]) -> None:
     with pytest.raises(click.UsageError):

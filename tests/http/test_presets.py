@@ -106,6 +106,7 @@ def test_an_engine_setting_is_the_flag_of_the_command_line(line: str, field: str
         ("LLAMA_ARG_TOP_K=20", "defaults", {"top_k": 20}),
         ("n=64", "defaults", {"max_tokens": 64}),
         ("samplers=top_k; temperature", "defaults", {"samplers": ("top_k", "temperature")}),
+        ("samplers=", "defaults", {"samplers": ()}),
         ("sampler-seq=kt", "defaults", {"samplers": ("top_k", "temperature")}),
         ("ignore-eos=1", "defaults", {"ignore_eos": True}),
         ("dry-sequence-breaker=none", "defaults", {"dry_sequence_breakers": ()}),
@@ -335,6 +336,7 @@ def test_the_later_of_several_ways_to_give_a_form_or_samplers_counts(tmp_path: P
         assert spec_of(first, second).defaults == defaults
     assert spec_of("samplers=top_k", "sampler-seq=t").defaults == {"samplers": ("temperature",)}
     assert spec_of("sampler-seq=t", "samplers=top_k").defaults == {"samplers": ("top_k",)}
+    assert spec_of("sampler-seq=t", "samplers=").defaults == {"samplers": ()}
 
 
 def test_the_command_line_wins_over_the_section_and_that_over_all_and_that_over_the_environment(

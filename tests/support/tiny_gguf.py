@@ -28,7 +28,7 @@ import functools
 import importlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -279,10 +279,12 @@ def write_scripted_llama(
     controls: Sequence[str] = (),
     after: Sequence[str] = (),
     tool_template: str = "",
+    recommends: Mapping[str, int | float | str] | None = None,
 ) -> None:
     """Write a llama that says ``script`` after a newline, one piece per token, and then ends. Greedy only.
 
     ``controls`` are control tokens, which may be pieces too; ``after`` are further tokens that the script begins after.
+    ``recommends`` are its ``general.sampling`` keys.
 
     Its layers are silent, so the hidden state is the last token's embedding; the output matrix answers each embedding
     with the token that follows. A token outside the script repeats itself. Pieces start with ``▁`` for a space and are
@@ -294,6 +296,14 @@ def write_scripted_llama(
     file.keys.add_chat_template(template)
     if tool_template:
         file.keys.add_string("tokenizer.chat_template.tool_use", tool_template)
+    for name, value in (recommends or {}).items():
+        key = f"general.sampling.{name}"
+        if isinstance(value, str):
+            file.keys.add_string(key, value)
+        elif isinstance(value, int):
+            file.keys.add_int32(key, value)
+        else:
+            file.keys.add_float32(key, value)
     ids = [vocabulary.index(piece) for piece in script]
     following = {token: token for token in range(len(vocabulary))}
     following.update(zip(ids, [*ids[1:], _EOS], strict=True))
