@@ -10,13 +10,15 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from llamaherd.pool.errors import PoolError, WorkerFailed
+from llamaherd.pool.errors import BadRequest, PoolError, WorkerFailed
+from llamaherd.pool.machine import available_memory
 from llamaherd.transport.messages import Delta, Done, Prompt, PromptProgress, Result, Usage, Vector
 
 __all__ = [
     "Embedding",
     "Embeddings",
     "Ranking",
+    "RowLimit",
     "Vectorial",
     "batches",
     "first_float",
@@ -31,6 +33,10 @@ BATCH_SIZE: Final = 256 * 1024
 #: Commands of one call that are under way together: one that computes, and one that waits to follow it.
 IN_FLIGHT: Final = 2
 _FLOAT_BYTES: Final = 4
+#: Of the memory that is free, the vectors of one call's tokens may take so much: as numbers and as JSON they take more
+#: than ten times as much once again. And what they may take where nobody knows what is free.
+ROWS_SHARE: Final = 1 / 16
+_ROWS_BYTES: Final = 1024 * 1024 * 1024
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -102,19 +108,55 @@ class Ranking(msgspec.Struct, frozen=True, kw_only=True):
         return sorted(range(len(self.scores)), key=lambda index: -self.scores[index])
 
 
+class RowLimit:
+    """What the vectors of single tokens may take in one call. An input has one for each of its tokens without pooling,
+    which a body of some megabytes makes into more than a machine has.
+    """
+
+    def __init__(self) -> None:
+        self._limit = -1
+        self._taken = 0
+
+    def take(self, part: Vector) -> None:
+        """Count a part of an input. Raises BadRequest beyond the limit."""
+        if part.rows == 1 and part.row == 0:
+            return  # of an input it is all, or at least not much
+        if self._limit < 0:
+            free = available_memory()
+            self._limit = _ROWS_BYTES if free is None else int(free * ROWS_SHARE)
+        self._taken += len(part.data)
+        if self._taken > self._limit:
+            raise BadRequest(
+                f"the embeddings of all tokens (pooling none) take more than {self._limit} bytes, which is what one "
+                "request may have of the free memory: send fewer or shorter inputs, or set the option pooling "
+                "(--pooling) to mean, cls or last",
+                code="too_large",
+            )
+
+
 class Vectorial:
     """Resolves a future with the vectors of a request: ``(data, rows)`` of each input, and the tokens computed.
 
     Parts are kept by their place, so that a second worker may say again what a first one has said before it died.
     """
 
-    def __init__(self, future: "asyncio.Future[tuple[list[Embedding], Usage]]", inputs: int) -> None:
+    def __init__(self, future: "asyncio.Future[tuple[list[Embedding], Usage]]", inputs: int, limit: RowLimit) -> None:
         self._future = future
+        self._limit = limit
         self._parts: list[dict[int, Vector]] = [{} for _ in range(inputs)]
 
     def feed(self, part: Delta | Vector | PromptProgress) -> None:
-        if isinstance(part, Vector) and 0 <= part.input < len(self._parts):
-            self._parts[part.input][part.row] = part
+        if self._future.done() or not isinstance(part, Vector) or not 0 <= part.input < len(self._parts):
+            return
+        known = self._parts[part.input]
+        if part.row not in known:
+            try:
+                self._limit.take(part)
+            except BadRequest as error:
+                self._parts.clear()
+                self._future.set_exception(error)
+                return
+        known[part.row] = part
 
     def finish(self, end: Done | Result | None) -> None:
         if self._future.done():

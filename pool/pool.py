@@ -27,6 +27,7 @@ from llamaherd.pool.embeddings import (
     Embedding,
     Embeddings,
     Ranking,
+    RowLimit,
     Vectorial,
     batches,
     first_float,
@@ -336,8 +337,9 @@ class Pool:
             autoload, priority, keep_alive, queue_timeout: As in :meth:`chat`.
 
         Raises:
-            BadRequest: an input is empty or longer than the model takes, or ``dimensions`` is more than it has; the
-                message names the setting that decides. And as :meth:`chat`.
+            BadRequest: an input is empty or longer than the model takes, or ``dimensions`` is more than it has, or the
+                vectors of all tokens (pooling ``none``) take more than a sixteenth of the free memory; the message
+                names the setting that decides. And as :meth:`chat`.
         """
         entry = self._entry_for(model, autoload)
         prompts = check_prompts(inputs)
@@ -476,11 +478,12 @@ class Pool:
     ) -> Callable[[tuple[Any, ...]], Awaitable[tuple[list[Embedding], Usage]]]:
         """Return the function that has a worker compute one batch."""
         wait, keep_alive, rank = self._admission(entry, priority, keep_alive, queue_timeout)
+        limit = RowLimit()
 
         async def compute(batch: tuple[Any, ...]) -> tuple[list[Embedding], Usage]:
             number = self._herd.next_number()
             future: asyncio.Future[tuple[list[Embedding], Usage]] = asyncio.get_running_loop().create_future()
-            request = Request(number, entry, command(number, batch), Vectorial(future, len(batch)))
+            request = Request(number, entry, command(number, batch), Vectorial(future, len(batch), limit))
             request.keep_alive, request.queue_timeout = keep_alive, wait
             request.priority = rank
             self._herd.accept(request)

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from herding import TRANSPORTS, fake, run, until
-from llamaherd.pool import BadRequest, EngineOptions, ModelNotFound, ModelSpec, Pool, SyncPool, WorkerDied
+from llamaherd.pool import BadRequest, EngineOptions, ModelNotFound, ModelSpec, Pool, SyncPool, WorkerDied, embeddings
 from llamaherd.pool.embeddings import BATCH_INPUTS, BATCH_SIZE, Embedding, batches, pipelined
+from llamaherd.pool.machine import available_memory
 from tiny_gguf import tiny_model
 
 
@@ -41,6 +42,23 @@ def test_token_vectors_come_row_by_row() -> None:
             assert np.frombuffer(item.data, "<f4").reshape(3, 64).tolist() == item.vectors
             with pytest.raises(BadRequest, match="--pooling"):
                 await pool.embed("random", ["cat"], pooled=True)
+
+    run(scene())
+
+
+def test_the_vectors_of_all_tokens_take_no_more_than_a_part_of_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As much as if the machine had little memory: some 200 vectors of 64 numbers.
+    monkeypatch.setattr(embeddings, "ROWS_SHARE", 200 * 64 * 4 / (available_memory() or 1))
+
+    async def scene() -> None:
+        async with Pool([tiny("random"), tiny("bert")]) as pool:
+            assert [item.rows for item in await pool.embed("random", ["catcat", "dogdog"])] == [6, 6]
+            with pytest.raises(BadRequest, match="pooling none") as caught:
+                await pool.embed("random", ["cat" * 300] * 3)
+            assert caught.value.code == "too_large"
+            await until(lambda: pool.status("random").in_flight == 0)
+            assert len(await pool.embed("random", ["catcat"])) == 1
+            assert len(await pool.embed("bert", ["cat"] * 100)) == 100, "one for each input counts as nothing"
 
     run(scene())
 
