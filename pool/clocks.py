@@ -1,7 +1,9 @@
 """The timers of models: how long one may idle, and how long a load may be silent. One timer per deadline, no ticker."""
 
 import asyncio
+import time
 from collections.abc import Callable
+from typing import Final
 
 from llamaherd.pool.entry import Replica
 from llamaherd.pool.idle import Rest, rest_of
@@ -11,9 +13,8 @@ from llamaherd.pool.worker import Worker
 __all__ = ["Clocks", "now"]
 
 
-def now() -> float:
-    """Return the running loop's time, in seconds."""
-    return asyncio.get_running_loop().time()
+#: Seconds of the clock by which all waiting of the herd is measured. Not the loop's: to ask for that is a system call.
+now: Final = time.monotonic
 
 
 class Clocks:

@@ -73,7 +73,9 @@ class Replica:
     @property
     def is_spare(self) -> bool:
         """Whether its model goes on without it."""
-        return any(other is not self and other.state in _THERE for other in self.entry.replicas)
+        return len(self.entry.replicas) > 1 and any(
+            other is not self and other.state in _THERE for other in self.entry.replicas
+        )
 
 
 @dataclass(slots=True, eq=False)
@@ -148,6 +150,8 @@ class Entry:
     @property
     def worker(self) -> Worker | None:
         """Its first worker, None if it has no process."""
+        if len(self.replicas) == 1:
+            return self.replicas[0].worker
         return next(self.workers, None)
 
     @property
@@ -218,6 +222,8 @@ class Sink(Protocol):
 class Stream:
     """Feeds a generation, and lets go of it when its caller does."""
 
+    __slots__ = ("_generation",)
+
     def __init__(self, generation: Generation) -> None:
         self._generation = weakref.ref(generation)
 
@@ -231,7 +237,7 @@ class Stream:
         generation = self._generation()
         if generation is None:
             return
-        if isinstance(part, Delta):
+        if type(part) is Delta or isinstance(part, Delta):
             generation.feed(part)
         elif isinstance(part, PromptProgress):
             generation.feed_progress(part)

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -79,8 +79,10 @@ class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
     arguments: str
 
     @classmethod
-    def join(cls, deltas: Iterable[CallDelta]) -> "tuple[Self, ...]":
+    def join(cls, deltas: Sequence[CallDelta]) -> "tuple[Self, ...]":
         """Return the calls that all deltas of an answer make."""
+        if not deltas:
+            return ()
         return tuple(cls(id=one.id, name=one.name, arguments=one.arguments) for one in join_calls(deltas))
 
 
@@ -107,18 +109,18 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
         if last.finish_reason is None:
             raise ValueError("the last piece of the generation is missing")
         return cls(
-            text="".join(piece.text for piece in pieces),
-            tokens=tuple(token for piece in pieces for token in piece.tokens),
+            text="".join([piece.text for piece in pieces]),
+            tokens=tuple([token for piece in pieces for token in piece.tokens]),
             finish_reason=last.finish_reason,
             usage=last.usage or Usage(),
             timings=last.timings or Timings(),
             stopping_word=last.stopping_word,
-            probs=tuple(prob for piece in pieces for prob in piece.probs),
+            probs=tuple([prob for piece in pieces for prob in piece.probs]),
             truncated=last.truncated,
             slot=last.slot,
             reasoning_tokens=last.reasoning_tokens,
-            reasoning="".join(piece.reasoning for piece in pieces),
-            tool_calls=ToolCall.join(delta for piece in pieces for delta in piece.calls),
+            reasoning="".join([piece.reasoning for piece in pieces]),
+            tool_calls=ToolCall.join([delta for piece in pieces for delta in piece.calls]),
         )
 
 
@@ -136,6 +138,22 @@ class Generation(AsyncIterator[Piece]):
         request: The number by which ``ModelStatus.waiting`` shows it while it waits.
         waited: Seconds from its start until a worker took it, a load included; None until then.
     """
+
+    __slots__ = (
+        "__weakref__",
+        "_ended",
+        "_error",
+        "_loop",
+        "_on_cancel",
+        "_on_news",
+        "_pieces",
+        "_reasoned",
+        "_surplus",
+        "_waiter",
+        "model",
+        "request",
+        "waited",
+    )
 
     def __init__(self, model: str, on_cancel: Callable[[], None], request: int = 0) -> None:
         self._on_cancel: Callable[[], None] | None = None
@@ -279,7 +297,12 @@ class Generation(AsyncIterator[Piece]):
     async def collect(self) -> Completion:
         """Wait for the end and return the whole answer; a cancelled wait cancels the work."""
         async with self:
-            pieces = [piece async for piece in self]
+            pieces: list[Piece] = []
+            async for first in self:
+                piece: Piece | None = first
+                while piece is not None:  # what came with it needs no further turn
+                    pieces.append(piece)
+                    piece = self.next_nowait()
         if not pieces or pieces[-1].finish_reason is None:
             raise asyncio.CancelledError("the generation was closed before it ended")
         return Completion.join(pieces)

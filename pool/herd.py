@@ -634,23 +634,28 @@ class Herd:
         replica = self._homes.get(worker)
         if replica is None:
             return
-        match message:
-            case Tokens():
-                if message.progress:
-                    self._feed_progress(replica, message.progress)
+        if type(message) is Tokens:  # of all that is said, nearly all
+            if message.progress:
+                self._feed_progress(replica, message.progress)
+            if message.deltas:
                 self._feed(replica, message.deltas)
-                if message.typed:
-                    self._feed(replica, message.typed)
+            if message.typed:
+                self._feed(replica, message.typed)
+        elif type(message) is Done:
+            if replica.index and message.slot >= 0:
+                first = replica.index * replica.spec.options.n_parallel
+                message = msgspec.structs.replace(message, slot=first + message.slot)
+            self._end(replica, message.request, message)
+        else:
+            self._on_other(worker, replica, message)
+
+    def _on_other(self, worker: Worker, replica: Replica, message: ChildMessage) -> None:
+        match message:
             case Vectors():
                 for vector in message.vectors:
                     request = self._requests.get(vector.request)
                     if request is not None and request.sink is not None and request.replica is replica:
                         request.sink.feed(vector)
-            case Done():
-                if replica.index and message.slot >= 0:
-                    first = replica.index * replica.spec.options.n_parallel
-                    message = msgspec.structs.replace(message, slot=first + message.slot)
-                self._end(replica, message.request, message)
             case Result():
                 self._end(replica, message.request, message)
             case Failed(request=None):
@@ -666,6 +671,8 @@ class Herd:
                     self._scheduler.measure(replica.entry.name, message.rss_bytes, replica.index, gpus)
             case Unknown():
                 self._on_unknown(worker, replica, message)
+            case Tokens() | Done():
+                pass  # see above
 
     def _on_unknown(self, worker: Worker, replica: Replica, message: Unknown) -> None:
         """Nobody waits for what nobody knows; but an answer that cannot be read is one that will never come."""
@@ -827,8 +834,7 @@ class Herd:
     # --- rest ---
 
     def _is_idle(self, replica: Replica) -> bool:
-        name, index, scheduler = replica.entry.name, replica.index, self._scheduler
-        return not (scheduler.in_flight(name, index) or scheduler.queued(name) or scheduler.held(name, index))
+        return self._scheduler.unused(replica.entry.name, replica.index)
 
     def _on_rest(self, replica: Replica, rest: Rest) -> None:
         if rest.action == "sleep":

@@ -29,7 +29,6 @@ class Phase(Enum):
 
 #: Phases in which a process serves, or will without a new start.
 _LIVE = frozenset({Phase.STARTING, Phase.READY, Phase.ASLEEP})
-_AT_REST = frozenset({Phase.READY, Phase.ASLEEP})
 
 
 @dataclass(slots=True)
@@ -90,7 +89,9 @@ class Instance:
     @property
     def idle(self) -> bool:
         """Whether it has its model, or gets it again when it is asked, and nobody uses it."""
-        return self.phase in _AT_REST and not self.granted and not self.errands
+        # Not a set of phases: an enum's hash is computed by Python code.
+        at_rest = self.phase is Phase.READY or self.phase is Phase.ASLEEP
+        return at_rest and not self.granted and not self.errands
 
     @property
     def live(self) -> bool:

@@ -93,10 +93,15 @@ class Scheduler:
             return sum(len(one.granted) for one in instances)
         return len(instances[replica].granted) if replica < len(instances) else 0
 
-    def held(self, model: str, replica: int) -> bool:
-        """Whether an instance does something beside requests that is not to be cut short."""
-        instances = self._models[model].instances
-        return replica < len(instances) and instances[replica].errands > 0
+    def unused(self, model: str, replica: int) -> bool:
+        """Whether nobody waits for a model, and one of its instances has neither requests nor anything else to do."""
+        entry = self._models[model]
+        if entry.waiting:
+            return False
+        if replica >= len(entry.instances):
+            return True
+        instance = entry.instances[replica]
+        return not instance.granted and not instance.errands
 
     def queued(self, model: str) -> int:
         """Return how many requests wait for the model."""
@@ -390,9 +395,11 @@ class Scheduler:
 
     def _rest(self, instance: Instance) -> None:
         """An instance may be idle now: it can go for something else, and one that retires is stopped."""
-        if instance.idle and instance.retiring:
+        if not instance.idle:
+            return
+        if instance.retiring:
             self._stop(instance)
-        elif instance.idle:
+        else:
             self._idle[instance.key] = instance
             self._room_changed = True
 
@@ -419,8 +426,9 @@ class Scheduler:
             for model in stirred.values():
                 self._look_at(model)
         # Threads first: a worker's first step is to be computed with its share, and the others' with what that leaves.
-        for (name, replica), n in self._budget.news().items():
-            self._effects.threads(name, replica, n)
+        if self._budget.stale:
+            for (name, replica), n in self._budget.news().items():
+                self._effects.threads(name, replica, n)
         if self._grants:
             grants, self._grants = self._grants, []
             for ticket, replica in grants:

@@ -40,7 +40,8 @@ class ThreadBudget(Generic[K]):
         """A worker is busy from now on; it was not."""
         self._busy[worker] = None
         if len(self._busy) > self._cores:
-            self._newcomers.append(worker)
+            if self._told.get(worker) != 1:
+                self._newcomers.append(worker)
         else:
             self._changed = True
 
@@ -52,6 +53,11 @@ class ThreadBudget(Generic[K]):
     def forget(self, worker: K) -> None:
         """The worker is gone; the next one starts with no number."""
         self._told.pop(worker, None)
+
+    @property
+    def stale(self) -> bool:
+        """Whether there may be news."""
+        return self._changed or bool(self._newcomers)
 
     def news(self) -> dict[K, int]:
         """Return the threads of each busy worker whose number has changed. Those that were busy first get what does not

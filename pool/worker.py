@@ -49,6 +49,24 @@ class Worker:
         owner: Who is told.
     """
 
+    __slots__ = (
+        "_backlog",
+        "_channel",
+        "_gone",
+        "_kill_timer",
+        "_kill_wanted",
+        "_owner",
+        "_process",
+        "_pumping",
+        "_reaped",
+        "_silent",
+        "_tasks",
+        "generation",
+        "kill_reason",
+        "model",
+        "stopping",
+    )
+
     def __init__(self, model: str, generation: int, owner: Owner) -> None:
         self.model = model
         self.generation = generation

@@ -62,6 +62,8 @@ CHANNEL_ENV: Final = "LLAMAHERD_CHANNEL"
 class Channel(ABC):
     """The pool's end. All methods belong to the loop that opened the transport."""
 
+    __slots__ = ()
+
     @property
     @abstractmethod
     def traffic(self) -> Traffic:

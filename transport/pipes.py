@@ -26,24 +26,27 @@ _HEAD: Final = struct.Struct("<IB")
 _head_at: Final = _HEAD.unpack_from
 _HEADER: Final = _HEAD.size  # the kind's length included, so a record is its length and 4 bytes
 _LENGTH: Final = 4
+#: The kinds that were sent, as they stand in records; there are few.
+_kinds: Final[dict[str, bytes]] = {}
 _MAX_RECORD: Final = 1 + MAX_KIND_BYTES + MAX_MESSAGE_BYTES
 
 
 class RecordFraming(Generic[Received]):
     """See :class:`~llamaherd.transport.framing.Framing`. ``decode`` makes the messages of the receiving direction."""
 
+    __slots__ = ("_decode", "_partial", "_wanted", "missing")
+
     def __init__(self, decode: Decoder[Received]) -> None:
         self._decode = decode
         self._partial = bytearray()
         self._wanted = _LENGTH  # bytes that _partial must reach before there is anything to do
         self.missing = 0
-        self._kinds: dict[str, bytes] = {}
 
     def frame(self, kind: str, body: bytes) -> bytes:
-        tail = self._kinds.get(kind)
+        tail = _kinds.get(kind)
         if tail is None:
             raw = kind.encode("ascii")
-            tail = self._kinds[kind] = bytes((len(raw),)) + raw
+            tail = _kinds[kind] = bytes((len(raw),)) + raw
         return b"".join(((len(tail) + len(body)).to_bytes(_LENGTH, "little"), tail, body))
 
     def feed(self, data: bytes, into: list[Received]) -> None:

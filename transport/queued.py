@@ -37,6 +37,10 @@ class Inbox:
         traffic: What the channel has carried.
     """
 
+    # Of many workers each has objects of its own, which are cold when it speaks: with slots they take fewer lines of
+    # the processor's caches.
+    __slots__ = ("_loop", "_messages", "_on_end", "_waiter", "ending", "on_messages", "size", "taken", "traffic")
+
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._messages: list[ChildMessage] = []
@@ -142,6 +146,8 @@ class _Turns:
 
 class QueuedChannel(Channel):
     """Base of the pool's ends. Subclasses call :meth:`_room_made`, :meth:`_end_sending` and ``self._inbox``."""
+
+    __slots__ = ("_flush_waiter", "_inbox", "_loop", "_queueing", "_released", "_send_ending", "_turns")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop

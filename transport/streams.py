@@ -40,6 +40,21 @@ class StreamChannel(QueuedChannel):
         on_release: Called once when the descriptors are closed.
     """
 
+    __slots__ = (
+        "_corked",
+        "_fds",
+        "_framing",
+        "_on_release",
+        "_prompt",
+        "_read_fd",
+        "_reading",
+        "_undelivered",
+        "_unsent",
+        "_unsent_size",
+        "_write_fd",
+        "_writing",
+    )
+
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
