@@ -120,7 +120,7 @@ class Herd:
         #: What the channels of workers have carried that are gone.
         self._carried = Traffic()
         self._clocks = Clocks(self._is_idle, self._on_rest)
-        self._registry = Registry(self._scheduler, self.events, self._turn_away, self._clocks.mind)
+        self._registry = Registry(self._scheduler, self.events, self._turn_away, self._take_back, self._clocks.mind)
         self._supply = Supply(self.downloads, self._registry.adopt)
         #: The registry's own, to be read.
         self._entries: Final = self._registry.entries
@@ -150,16 +150,15 @@ class Herd:
     def reload(self, models: Iterable[CatalogModel]) -> ReloadReport:
         """Take a new catalogue in the place of the old one. Raises BadRequest, and changes nothing, if it is none."""
         report = self._registry.reload(models)
-        for entry in list(self._entries.values()):
-            # Who waits already has to start what the model is now, and so once that is there and by what it takes.
-            waited_for = not entry.sized and self._scheduler.queued(entry.name)
-            if waited_for and (entry.spec.missing() is not None or not self._size_is_told(entry)):
-                self._take_back(entry)
         self._supply.mind(self._entries)
         return report
 
     def _take_back(self, entry: Entry) -> None:
-        """Have those who wait for a model with the scheduler wait until it is prepared."""
+        """A model has become another: have those who wait for it with the scheduler wait until it is prepared. Who waits
+        already has to start what the model is now, and so once that is there and by what it takes.
+        """
+        if not self._scheduler.queued(entry.name) or (entry.spec.missing() is None and self._size_is_told(entry)):
+            return
         for number, _ in self._scheduler.queue(entry.name):
             self._scheduler.cancel(number)
             self._size(entry, self._requests[number])

@@ -21,6 +21,7 @@ class Registry:
 
     Args:
         turn_away: Called to end what waits for a model with an error.
+        take_back: Called when a model has become another, before anything can start it as that.
         mind: Called after a change of what a replica may do while it is idle.
 
     Attributes:
@@ -33,11 +34,13 @@ class Registry:
         scheduler: Scheduler,
         events: EventLog,
         turn_away: Callable[[Entry, PoolError], None],
+        take_back: Callable[[Entry], None],
         mind: Callable[[Replica], None],
     ) -> None:
         self._scheduler: Final = scheduler
         self._events: Final = events
         self._turn_away: Final = turn_away
+        self._take_back: Final = take_back
         self._mind: Final = mind
         self.entries: Final[dict[str, Entry]] = {}
         self.names: Final[dict[str, Entry]] = {}
@@ -137,6 +140,8 @@ class Registry:
             entry.info = {**entry.info, "aliases": list(spec.aliases), "tags": list(spec.tags)}
         if broken:
             self._turn_away(entry, explain_broken(entry))
+        elif not entry.sized:
+            self._take_back(entry)
         for replica in entry.replicas:
             if replica.state is State.UNLOADED:
                 replica.error = replica.exit_code = None

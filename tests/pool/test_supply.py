@@ -616,3 +616,29 @@ def test_a_model_is_loaded_while_the_file_systems_of_others_hang(hung: Callable[
         assert all(isinstance(end, PoolClosed) for end in await asyncio.gather(*loading, return_exceptions=True))
 
     run(scene())
+
+
+def test_a_reload_starts_no_model_that_has_just_lost_its_file(hub: StandInHub, tmp_path: Path) -> None:
+    """What gives up its place in a reload is another's at once, which may be another by then."""
+    ours = {"memory": 2_000_000}
+    other = msgspec.structs.replace(fake("other", load_seconds=60.0), **ours)
+    there = msgspec.structs.replace(fake("m"), path=Path(__file__), **ours)
+
+    async def scene() -> list[str]:
+        told: list[str] = []
+        async with Pool([there, other], models_max=1, memory_budget=10_000_000) as pool:
+            pool.start_load("other")
+            await reach(pool, "other", State.LOADING)
+            waiting = asyncio.ensure_future(pool.complete("m", "hello").collect())
+            await until(lambda: pool.status("m").queued == 1)
+            events = pool.events()
+            await anext(events)
+            pool.reload([absent(**ours), msgspec.structs.replace(other, script={})])
+            assert (await waiting).text == "hello"
+            while not told or told[-1] != "loaded":
+                event = await anext(events)
+                if event.model == "m" and "status" in event.data:
+                    told.append(event.data["status"])
+        return told
+
+    assert list(dict.fromkeys(run(scene()))) == ["downloading", "loading", "loaded"]
