@@ -154,8 +154,8 @@ class Herd:
         return report
 
     def _take_back(self, entry: Entry) -> None:
-        """A model has become another: have those who wait for it with the scheduler wait until it is prepared. Who waits
-        already has to start what the model is now, and so once that is there and by what it takes.
+        """A model has become another: have those who wait for it with the scheduler wait until it is prepared, since
+        they have to start what it is now, and so once that is there and by what it takes.
         """
         if not self._scheduler.queued(entry.name) or (entry.spec.missing() is None and self._size_is_told(entry)):
             return

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import random
+import re
 import signal
 import time
 import traceback
@@ -27,10 +28,18 @@ CALLERS = 10
 ROUND_SECONDS = 15.0
 #: Seconds after which a request counts as lost, and the disorder as stuck.
 PATIENCE = 60.0
-#: Most descriptors of a spare worker, which may or may not have connected when a rest is measured.
-SPARE_DESCRIPTORS = 6
+#: What the manager holds of one connected worker, by transport and by what each descriptor is: the process, and
+#: pipes to its stdin and from its stderr; beside these ``pipe`` has a pipe each way, ``stdio`` the one from its stdout,
+#: and ``zmq`` the connections of its two sockets.
+OF_A_WORKER = {
+    "pipe": Counter({"pidfd": 1, "pipe": 4}),
+    "stdio": Counter({"pidfd": 1, "pipe": 3}),
+    "zmq": Counter({"pidfd": 1, "pipe": 2, "socket": 2}),
+}
 #: Most seconds between two doings of one actor.
 PAUSE = 0.05
+#: What ``/proc`` says of a descriptor that is no file: ``pipe:[12]``, ``socket:[12]``, ``anon_inode:[pidfd]``.
+_KIND = re.compile(r"anon_inode:\[?(?P<inode>[^\]]+)\]?|(?P<kind>\w+):\[\d+\]")
 
 
 class Soak:
@@ -44,6 +53,7 @@ class Soak:
 
     def __init__(self, folder: Path, seed: int, transport: str) -> None:
         self._random = random.Random(seed)
+        self._transport = transport
         self._pieces = (str(folder / "the only piece"),)
         self._catalogue = self._first_catalogue()
         self._pool = Pool(
@@ -77,14 +87,16 @@ class Soak:
     async def run(self, seconds: float) -> None:
         """Let disorder reign for so many seconds, with rests between the rounds. What is wrong is in ``wrong``."""
         deadline = time.monotonic() + seconds
+        before = _descriptors()
         async with self._pool:
-            opened = await self._rest()
+            opened = _descriptors()  # the spare is not there yet
+            await self._rest(opened)
             while time.monotonic() < deadline and not self.wrong:
                 await self._disorder(min(ROUND_SECONDS, max(1.0, deadline - time.monotonic())))
-                held = await self._rest()
+                await self._rest(opened)
                 self.rounds += 1
-                if held > opened + SPARE_DESCRIPTORS:
-                    self.wrong.append(f"{held - opened} descriptors were not closed in round {self.rounds}")
+        if (after := _descriptors()) != before:
+            self.wrong.append(f"descriptors are left, or gone: {_difference(after, before)}")
         left = psutil.Process().children(recursive=True)
         if left:
             self.wrong.append(f"processes are left: {left}")
@@ -127,8 +139,10 @@ class Soak:
             await actor()
             await asyncio.sleep(self._random.random() * PAUSE)
 
-    async def _rest(self) -> int:
-        """Let everything come to rest and leave; return how many descriptors are open then."""
+    async def _rest(self, opened: Counter[str]) -> None:
+        """Let everything come to rest and leave. What is open then is what the pool had opened without any worker, and
+        what belongs to the spare.
+        """
         self._pool.reload(self._catalogue)
         names = {spec.name for spec in self._catalogue}
         pool, me = self._pool, psutil.Process()
@@ -151,7 +165,17 @@ class Soak:
             await until(lambda: len(me.children()) <= 1, "only the spare is left")
         except AssertionError as error:
             self.wrong.append(f"{error}; {pool.models()}; {me.children()}")
-        return len(os.listdir("/proc/self/fd"))
+            return
+        each = OF_A_WORKER[self._transport]
+
+        def due() -> Counter[str]:
+            workers = len(me.children())
+            return opened + Counter({kind: count * workers for kind, count in each.items()})
+
+        try:
+            await until(lambda: _descriptors() == due())  # the spare may be about to connect
+        except AssertionError:
+            self.wrong.append(f"descriptors of nobody in round {self.rounds}: {_difference(_descriptors(), due())}")
 
     async def _watch(self) -> None:
         while not self.wrong:
@@ -257,3 +281,18 @@ class Soak:
             self.done["kill -9"] += 1
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._random.choice(pids), signal.SIGKILL)
+
+
+def _descriptors() -> Counter[str]:
+    """Return how many descriptors this process has, by what they are: files by their paths, all else by its kind."""
+    kinds: Counter[str] = Counter()
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # the one of the list itself
+            target = os.readlink(f"/proc/self/fd/{name}")
+            found = _KIND.fullmatch(target)
+            kinds[target if found is None else found["inode"] or found["kind"]] += 1
+    return kinds
+
+
+def _difference(held: Counter[str], due: Counter[str]) -> dict[str, int]:
+    return {kind: held[kind] - due[kind] for kind in sorted(held | due) if held[kind] != due[kind]}
