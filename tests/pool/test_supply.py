@@ -620,7 +620,7 @@ def test_a_model_is_loaded_while_the_file_systems_of_others_hang(hung: Callable[
 
 def test_a_reload_starts_no_model_that_has_just_lost_its_file(hub: StandInHub, tmp_path: Path) -> None:
     """What gives up its place in a reload is another's at once, which may be another by then."""
-    ours = {"memory": 2_000_000}
+    ours: dict[str, Any] = {"memory": 2_000_000}
     other = msgspec.structs.replace(fake("other", load_seconds=60.0), **ours)
     there = msgspec.structs.replace(fake("m"), path=Path(__file__), **ours)
 
