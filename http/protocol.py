@@ -114,6 +114,9 @@ class BoundedProtocol(HttpToolsProtocol):
         # The parser keeps a header that has no end yet to itself, so the bytes are counted too.
         if self._in_head and self._received > self.limits.head_bytes and not self.transport.is_closing():
             self._refuse(_head_too_large(self.limits.head_bytes))
+        elif self._timer is None and not self._is_answering() and not self.transport.is_closing():
+            # The body of a request that was answered without it. uvicorn has stopped its own clock for what came.
+            self._start_timer()
 
     def _parse(self, data: memoryview) -> None:
         while data:
@@ -170,6 +173,10 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.parser.should_upgrade():
             return  # its body is still to come
         self._in_head = True
+        if self._timer is not None:
+            # It was the body's; what comes next has a time of its own.
+            self._stop_timer()
+            self._received = 0
         super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:

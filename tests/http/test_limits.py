@@ -65,6 +65,26 @@ def test_a_connection_that_asks_for_nothing_is_closed() -> None:
         assert read_all(connection) == b""
 
 
+@pytest.mark.parametrize("body", [b"12345", b"1234567890", b"1234567890\r\n"])
+def test_a_connection_whose_request_was_answered_before_its_body_came_does_not_stay(body: bytes) -> None:
+    with LiveFront(server={"limits": Limits(head_seconds=0.2)}) as front, connected(front) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n")
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+        connection.sendall(body)
+        assert b"HTTP/1.1" not in read_all(connection)
+
+
+def test_a_body_that_comes_behind_its_answer_is_dropped_and_the_next_request_answered() -> None:
+    with LiveFront() as front, connected(front) as connection:
+        for _ in range(3):
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n")
+            answer = connection.recv(4096)
+            while not answer.endswith(b"}"):
+                answer += connection.recv(4096)
+            assert answer.startswith(b"HTTP/1.1 200")
+            connection.sendall(b"1234567890")
+
+
 def test_a_second_head_has_its_own_time_and_an_answer_as_much_as_it_needs() -> None:
     slow = fake("slow", pieces=("word ",), repeat=20, step_seconds=0.01)
     with (
