@@ -8,10 +8,14 @@ from starlette.requests import Request
 
 from llamaherd.http.problems import INVALID_REQUEST, Kind, Problem
 
-__all__ = ["MAX_DEPTH", "read_bytes", "read_json", "read_json_list"]
+__all__ = ["MAX_CONTAINERS", "MAX_DEPTH", "read_bytes", "read_json", "read_json_list"]
 
 #: Deepest nesting of objects and lists in a body. Far more than any chat, far less than a decoder's recursion limit.
 MAX_DEPTH: Final = 100
+
+#: Most objects and lists in a body. 64 MiB of empty lists took 4.7 s to decode, 1.9 s to check and 1.8 GB of memory; no
+#: stream of the server got a token meanwhile. Brackets in texts count, and no prompt has so many.
+MAX_CONTAINERS: Final = 2_000_000
 
 _TOO_LARGE: Final = Kind(413, INVALID_REQUEST.type)
 _TOO_SLOW: Final = Kind(408, INVALID_REQUEST.type)
@@ -27,8 +31,8 @@ async def read_json(request: Request, limit: int, *, patience: float) -> dict[st
         patience: Seconds to wait for its next part.
 
     Raises:
-        Problem: 413 if the body is larger than that; 408 if it stays away; 400 if it is no JSON object, or nested
-            deeper than :data:`MAX_DEPTH`.
+        Problem: 413 if the body is larger than that; 408 if it stays away; 400 if it is no JSON object, nested deeper
+            than :data:`MAX_DEPTH`, or has more than :data:`MAX_CONTAINERS` objects and lists.
         ClientDisconnect: the client left before the end of the body.
     """
     value = await _read_value(request, limit, patience, "object")
@@ -49,13 +53,17 @@ async def _read_value(request: Request, limit: int, patience: float, expected: s
     raw = await read_bytes(request, limit, patience=patience)
     if not raw:
         raise Problem(INVALID_REQUEST, f"the request body is empty, a JSON {expected} is expected")
+    containers = raw.count(b"[") + raw.count(b"{")
+    if containers > MAX_CONTAINERS:
+        raise Problem(INVALID_REQUEST, f"the request body has more than {MAX_CONTAINERS:,} objects and lists")
     try:
         value: object = _decoder.decode(raw)
     except RecursionError:
         raise _too_deep() from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Problem(INVALID_REQUEST, f"the request body is not valid JSON: {error}") from None
-    _check_depth(value)
+    if containers > MAX_DEPTH:
+        _check_depth(value)
     return value
 
 

@@ -8,6 +8,7 @@ import httpx2
 import pytest
 
 from live_front import LiveFront, RawRequest, fake, say
+from llamaherd.http.body import MAX_CONTAINERS
 
 CHAT = "/v1/chat/completions"
 LIMIT = 100_000
@@ -173,3 +174,12 @@ def test_a_client_that_leaves_in_the_middle_of_its_body_harms_nobody(front: Live
     with RawRequest(front.url, CHAT, b'{"model":', announced=1000) as request:
         request.leave()
     assert client.get("/health").status_code == 200
+
+
+def test_a_body_of_very_many_small_things_is_refused_before_it_is_read() -> None:
+    with LiveFront(fake("echo")) as live, live.client() as client:
+        for small in (b"[],", b"{},"):
+            raw = b'{"model":"echo","messages":[%b[]]}' % (small * MAX_CONTAINERS)
+            assert "more than 2,000,000 objects and lists" in refusal(client, raw)
+        many = say("[" * 100_000, model="echo", metadata=[[]] * 100_000)
+        assert client.post(CHAT, json=many).status_code == 200
