@@ -452,13 +452,13 @@ class Batcher:
                 self._begin(sequence)
 
     def _decode(self, viewer: Sequence | None) -> int:
-        batch, chunk = self._context.batch, viewer.chunk if viewer is not None else None
+        chunk = viewer.chunk if viewer is not None else None
         if viewer is None or chunk is None:
-            return batch.decode(self._context.handle)
+            return self._context.decode()
         self._context.set_causal(not chunk.whole)
-        code = batch.decode(self._context.handle)
+        code = self._context.decode()
         self._context.set_causal(True)
-        if code == _DONE and viewer.computed + batch.n_rows == chunk.end:
+        if code == _DONE and viewer.computed + self._context.batch.n_rows == chunk.end:
             chunk.rows = None
         return code
 
@@ -507,7 +507,8 @@ class Batcher:
             parts.append(_Part(sequence, 1, row))
         prompts = [one for one in texts if one.pending != 1]
         if prompts:
-            self._add_prompts(prompts, parts, min(self._pace.tokens(shared=bool(parts), beside=len(parts)), batch.room))
+            wanted = self._pace.tokens(shared=bool(parts), beside=len(parts), prompts=len(prompts))
+            self._add_prompts(prompts, parts, min(wanted, batch.room))
         return parts
 
     def _next(self) -> list[Sequence]:

@@ -185,12 +185,6 @@ def import_lowlevel(name: str = "llama_cpp") -> Any:
 
 # ggml_abort would otherwise fork a debugger, which costs half a second and prints nothing useful.
 os.environ.setdefault("GGML_NO_BACKTRACE", "1")
-# OpenMP reads it when it is loaded. Its threads would spin 300,000 times (some milliseconds) at each of ggml's hundreds
-# of barriers per step before they let anybody else run, the very thread that they wait for included: where the cores
-# are not theirs alone, a step then takes twenty times as long. So many turns (about 0.05 ms) are what falling asleep
-# and being woken costs, and were not slower anywhere else.
-if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 _low: Any = import_lowlevel()
 _long: Any = ctypes.CDLL(_low._lib._name)
 _short: Any = ctypes.PyDLL(_low._lib._name)

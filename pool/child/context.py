@@ -1,11 +1,13 @@
 """One llama.cpp context: its creation from options, its batch, its sequences and the flag that aborts a decode."""
 
+from time import perf_counter, process_time
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from llamaherd.pool.child import bindings
+from llamaherd.pool.child.barriers import Barriers, Contention
 from llamaherd.pool.child.batch import Batch, Folds, position_of
 from llamaherd.pool.child.bindings import AbortFlag, ContextSettings
 from llamaherd.pool.child.devices import on_device
@@ -163,6 +165,9 @@ class Context:
         self._freed = False
         self._n_vocab: Final = model.vocab.size
         self._folds: Final[dict[int, Folds]] = {}
+        self._threads = threads
+        self._contention: Final = Contention()
+        self._barriers: Final = None if on_device(options) else Barriers()  # waiting for a GPU looks like contention
         self.n_ctx: Final = bindings.n_ctx(handle)
         self.n_ctx_seq: Final = bindings.n_ctx_seq(handle)
         self.n_ubatch: Final = settings.n_ubatch
@@ -194,6 +199,18 @@ class Context:
             raise EngineError(
                 f"the model cannot compute a token (llama_decode returned {code}): {why.reason}", code=why.code
             )
+
+    def decode(self) -> int:
+        """Compute the batch; the codes are those of :meth:`Batch.decode`."""
+        barriers = self._barriers
+        if barriers is None or not barriers.adjustable:
+            return self.batch.decode(self.handle)
+        began, had = perf_counter(), process_time()
+        code = self.batch.decode(self.handle)
+        now, threads = perf_counter(), self._threads[self.batch.n_rows > 1]
+        self._contention.note(now, now - began, process_time() - had, threads)
+        barriers.set_short(self._contention.short)
+        return code
 
     def logits(self, n_outputs: int) -> npt.NDArray[np.float32]:
         """Return a view of the last batch's logits, one row per output in batch order; valid until the next decode."""
@@ -306,10 +323,13 @@ class Context:
 
     def set_threads(self, n: int, batch: int) -> None:
         """Use so many threads from the next decode on."""
+        self._threads = (n, batch)
         bindings.set_n_threads(self.handle, n, batch)
 
     def free(self) -> None:
         """Release the memory. Idempotent."""
         if not self._freed:
             self._freed = True
+            if self._barriers is not None:
+                self._barriers.close()
             bindings.context_free(self.handle)

@@ -8,7 +8,9 @@ __all__ = ["PrefillPace"]
 _SHARED_STEP: Final = 0.33
 _LONE_STEP: Final = 1.0
 #: While others wait, such a step is at most so many times as long as one without a prompt: their tokens then cost the
-#: prompt a twentieth of its speed, and longer steps would gain little for what the others lose.
+#: prompt a twentieth of its speed, and longer steps would gain little for what the others lose. Where more prompts wait
+#: than there are others, that often: of many requests that come together, the one that came first would have steps of
+#: its own while all the others wait for their first token.
 _AMORTISED: Final = 20
 #: A step's fixed cost is worth at least so many tokens.
 _LEAST: Final = 16
@@ -49,16 +51,17 @@ class PrefillPace:
             return self._first
         return int(max(min(seconds / self._seconds_per_token, self._most), min(_LEAST, self._most)))
 
-    def tokens(self, *, shared: bool, beside: int = 0) -> int:
+    def tokens(self, *, shared: bool, beside: int = 0, prompts: int = 1) -> int:
         """Return the prompt tokens for the next step.
 
         Args:
             shared: Some request waits for its next token meanwhile.
-            beside: Rows that the batch has already.
+            beside: Rows that the batch has already, one for each of these.
+            prompts: Requests whose prompts wait.
         """
         wanted = float(self._first)
         if self._seconds_per_token > 0.0:
-            wanted = (self._shared_step() if shared else _LONE_STEP) / self._seconds_per_token
+            wanted = (self._shared_step(prompts / max(1, beside)) if shared else _LONE_STEP) / self._seconds_per_token
         return _in_whole_tiles(int(max(min(wanted, self._most), min(_LEAST, self._most))), beside)
 
     def note(self, rows: int, seconds: float) -> None:
@@ -71,8 +74,10 @@ class PrefillPace:
         """Learn from a step without prompt tokens."""
         self._plain_step = _moved(self._plain_step, seconds)
 
-    def _shared_step(self) -> float:
-        return min(_SHARED_STEP, _AMORTISED * self._plain_step) if self._plain_step else _SHARED_STEP
+    def _shared_step(self, waiting_for_each: float) -> float:
+        if not self._plain_step:
+            return _SHARED_STEP
+        return min(_SHARED_STEP, _AMORTISED * max(1.0, waiting_for_each) * self._plain_step)
 
 
 def _in_whole_tiles(tokens: int, beside: int) -> int:

@@ -85,3 +85,13 @@ def test_a_step_of_a_given_length_has_what_the_machine_was_measured_to_do() -> N
     assert pace.within(0.05) == 64
     pace.note(rows=64, seconds=0.128)
     assert [pace.within(seconds) for seconds in (0.001, 0.05, 1.0, 9.0)] == [16, 25, 500, 512]
+
+
+def test_many_that_come_together_are_not_held_up_by_the_one_that_came_first() -> None:
+    pace = PrefillPace(2048, 512)
+    pace.note(100, 0.1)
+    pace.note_plain(0.005)
+    assert pace.tokens(shared=True, beside=1, prompts=1) == 100
+    assert pace.tokens(shared=True, beside=1, prompts=3) == 255
+    assert pace.tokens(shared=True, beside=1, prompts=15) == 319
+    assert pace.tokens(shared=True, beside=4, prompts=3) == 100
