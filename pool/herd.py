@@ -456,12 +456,14 @@ class Herd:
     # --- commands ---
 
     def unload(self, entry: Entry) -> None:
-        """Begin to stop a model's workers. Raises ModelBusy if it has none; no effect on those that are stopping."""
-        if entry.state not in RUNNING and not entry.unsized:
+        """Begin to stop a model's workers, and turn away who waits for it. Raises ModelBusy if there is neither; no
+        effect on workers that are stopping.
+        """
+        if entry.state not in RUNNING and not self.queued(entry):
             raise ModelBusy("model is not running", code="model_not_running")
         self._let_rest(entry)
         error = WorkerFailed(f"model {entry.name!r} was unloaded", code="unloaded")
-        if entry.preparing:
+        if entry.preparing or entry.state not in RUNNING:
             self._turn_away(entry, error)
         if entry.fetching is not None:
             self.downloads.cancel(entry.fetching)

@@ -713,7 +713,7 @@ class Pool:
         What the worker runs, and what waits for the model, fails with ``WorkerFailed`` (code ``unloaded``).
 
         Raises:
-            ModelBusy: it is not running. ModelNotFound.
+            ModelBusy: it is not running, and nothing waits for it. ModelNotFound.
         """
         job = self._herd.downloads.active(model)
         if job is not None:

@@ -343,6 +343,7 @@ class Scheduler:
         instance.retiring = False
         if instance.victim_of is not None:
             self._stir(instance.victim_of)
+            instance.victim_of.victim = None
             instance.victim_of = None
         entry.trim()
         tried_again = starting and short_of_memory and self._make_second_try(entry)

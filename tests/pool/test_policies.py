@@ -17,6 +17,7 @@ from llamaherd.pool import (
     BadRequest,
     EngineOptions,
     LoadFailed,
+    ModelBusy,
     ModelSpec,
     Origin,
     Pool,
@@ -24,6 +25,7 @@ from llamaherd.pool import (
     QueueTimeout,
     State,
     WorkerDied,
+    WorkerFailed,
     find_model,
     kv_bytes,
     read_facts,
@@ -515,3 +517,28 @@ def test_wrong_times_are_refused(field: str) -> None:
     wrong: dict[str, Any] = {field: -1.0}
     with pytest.raises(BadRequest, match=field):
         Pool([spec("m", **wrong)])
+
+
+def test_a_load_that_waits_for_room_can_be_called_off(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+
+    async def scene() -> None:
+        async with Pool([fake("busy", step_gate=str(gate), gate_at=1), fake("m")], models_max=1) as pool:
+            running = pool.complete("busy", "one two")
+            assert (await anext(running)).text == "one"
+            pool.start_load("m")
+            waiting = asyncio.ensure_future(pool.complete("m", "hello").collect())
+            await until(lambda: pool.status("m").queued == 2)
+
+            assert (await pool.unload("m")).state is State.UNLOADED
+
+            with pytest.raises(WorkerFailed, match="'m' was unloaded") as failure:
+                await waiting
+            assert failure.value.code == "unloaded" and pool.status("m").queued == 0
+            with pytest.raises(ModelBusy, match="not running"):
+                await pool.unload("m")
+            gate.touch()
+            assert [piece.text async for piece in running] == [" two", ""]
+            assert pool.status("m").pid is None
+
+    run(scene())

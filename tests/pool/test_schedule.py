@@ -449,6 +449,32 @@ def test_short_of_memory_the_idle_model_on_the_same_gpu_goes() -> None:
     assert effects.take() == ["reject 1: memory"]
 
 
+def test_who_left_while_room_was_made_for_a_second_try_holds_up_nobody_later() -> None:
+    effects = Recorder()
+    scheduler = Scheduler(effects, Limits(models_max=2))
+    for model in ("a", "new", "other"):
+        scheduler.add(model)
+    serve(scheduler, "a")
+    scheduler.request(1, "new")
+    assert scheduler.exited("new", LoadFailed("memory"), short_of_memory=True)
+    effects.take()
+    scheduler.cancel(1)
+    scheduler.exited("a")
+    # What had made room is back, and stops for a reason of its own.
+    scheduler.request(2, "a")
+    scheduler.ready("a")
+    scheduler.finish(2)
+    scheduler.unload("a", WorkerFailed("unloaded"))
+    effects.take()
+
+    scheduler.request(3, "new")
+
+    assert effects.take() == ["start new"]
+    scheduler.exited("a")
+    scheduler.ready("new")
+    assert "grant 3" in " ".join(effects.take())
+
+
 def test_what_does_not_fit_alone_is_refused_with_the_figures() -> None:
     scheduler, effects = budgeted(huge=11)
     scheduler.request(1, "huge")
