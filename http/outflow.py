@@ -81,8 +81,10 @@ class Outflow:
         client = str(cast("tuple[object, ...]", address)[0]) if isinstance(address, tuple) else "a client"
         logger.warning("%s has taken nothing of its answer for %g s and is cut off", client, self._seconds)
         # A reset: the kernel forgets what it holds, and half an answer is not taken for a whole one.
-        with contextlib.suppress(OSError):
-            self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        connection = self._transport.get_extra_info("socket")
+        if connection is not None:
+            with contextlib.suppress(OSError):
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self._transport.abort()
 
     def _lower(self, lowered: bool) -> None:

@@ -36,6 +36,7 @@ class BoundedProtocol(HttpToolsProtocol):
     """
 
     limits: ClassVar[Limits] = Limits()
+    #: None until the connection is made.
     _outflow: Outflow | None = None
 
     def expect(self) -> bool:
@@ -50,7 +51,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def give_up(self) -> None:
         """Do nothing if the connection was made, else forget it."""
-        if self.transport is None:
+        if self._outflow is None:
             self.connections.discard(self)
 
     def _is_one_of_far_too_many(self, count: int) -> bool:
@@ -183,7 +184,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._refuse(Problem(INVALID_REQUEST, msg, headers=_CLOSE))
 
     def shutdown(self) -> None:
-        if self.transport is not None:
+        if self._outflow is not None:
             super().shutdown()
 
     def on_response_complete(self) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import socket
 import ssl
 import subprocess
@@ -199,6 +200,25 @@ def test_a_request_that_comes_with_the_end_of_the_handshake_is_answered(
                 while chunk := tls.read(65536):
                     answer += chunk
     assert answer.startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize("loop_factory", LOOPS)
+def test_a_stream_that_nobody_reads_is_ended_under_tls_too(
+    pair: tuple[Path, Path], loop_factory: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    talker = fake("talker", pieces=("word " * 200,), repeat=1_000_000, step_seconds=0.001)
+    trust = ssl.create_default_context(cafile=str(pair[0]))
+    body = json.dumps(say("hi", model="talker", stream=True)).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    server = {"tls": pair, "limits": Limits(send_seconds=0.2)}
+    with (
+        LiveFront(talker, loop_factory=loop_factory, server=server) as front,
+        silent(front, 1) as (plain,),
+        trust.wrap_socket(plain, server_hostname="localhost") as connection,
+    ):
+        connection.sendall(head + body)
+        assert connection.recv(10)
+        front.wait_for_requests("talker", 0)
 
 
 def test_wrong_tls_files_are_one_clear_line(pair: tuple[Path, Path], tmp_path: Path) -> None:
