@@ -40,8 +40,8 @@ def read_recommended(meta: Callable[[str], str]) -> Values:
 
 def _read(name: str, text: str) -> float | tuple[str, ...] | None:
     if name == "samplers":
-        known = tuple(known for word in text.split(";") if (known := sampler_name(word.strip())) is not None)
-        return known or None
+        names = [sampler_name(word.strip()) for word in text.split(";")]
+        return tuple(name for name in names if name is not None) or None
     whole = isinstance(getattr(_USUAL, name), int)
     match = (_WHOLE if whole else _NUMBER).match(text)
     if match is None:
