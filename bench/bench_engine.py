@@ -1,12 +1,13 @@
 """Measures the engine beside llama-server: batching, shared prefixes, long prompts, constraints, and what Python costs.
 
-    python bench/bench_engine.py [--llama-server PATH] [--rounds N] [--only PARTS] [--out bench/results]
+    python bench/bench_engine.py [--llama-server PATH] [--rounds N] [--only PARTS]
+        [--quantisation Q4_0|Q4_1] [--out bench/results]
 
 Method. Both servers run as separate processes on the same model file with the same flags and as many threads as there
 are cores, and are driven over HTTP by this process, so our side pays for its front end, its pool and its transport.
 Prompts are random token ids, new ones for every request; greedy, without end-of-text, so that every request generates
-the same number of tokens on both sides. Rounds of all sides are interleaved; the first round warms up and is not
-counted. Figures are medians with the quartiles beside them, ratios are ratios of medians.
+the same number of tokens on both sides. All sides take turns at each thing that is measured, and at being the first;
+the first round warms up and is not counted. Figures are medians with the quartiles beside them, ratios are ratios of medians.
 
 * streams: generated tokens per second of wall time, 64-token prompts included, that many requests at once, 96 tokens
   each; the demo model as shipped (Q4_1), and quantised anew to Q4_0, whose kernels gain more from batches. Either side
@@ -16,10 +17,11 @@ counted. Figures are medians with the quartiles beside them, ratios are ratios o
 * prefix: 8 requests at once that share 1,000 tokens and have 24 of their own, 16 tokens each; the wall time when nobody
   has seen the prefix, and again with other endings when it is resident. `cache_prompt` is on, as by default.
 * arrival: four streams run, and a prompt of 1,000 tokens arrives: the longest wait of a running stream for a token, and
-  the prompt's speed against the same prompt alone.
+  the prompt's speed against the same prompt alone; in both quantisations.
 * constraints (ours): the time between two tokens with a JSON schema, and with `top_p` but no `top_k`, against none.
 * inside (ours): the engine without a pool; microseconds of a step of 8 sequences with the default samplers, and what of
-  it is neither `llama_decode` nor a C sampler; growth over loads of, and requests to, a tiny model.
+  it is neither `llama_decode` nor a C sampler, and the same where nothing is decoded between two steps, so that all lies
+  in the caches; growth over loads of, and requests to, a tiny model.
 
 llama-server is built from the llama-cpp-python source package, so that both sides run the same ggml; see
 bench/README.md.
@@ -31,10 +33,10 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from bench_pool import machine, tables
 from engine_load import arrival, at_once, completion, prompt, seconds_per_token, tokens_per_second
@@ -43,6 +45,8 @@ from samples import summary
 from servers import Server, our_command, running
 
 __all__ = ["main"]
+
+T = TypeVar("T")
 
 WIDTHS: Final = (1, 4, 8, 16)
 #: llama.cpp's number of the quantisation Q4_0.
@@ -57,8 +61,9 @@ _SCHEMA: Final = {
 class Bench:
     """Where the servers are and how often to measure."""
 
-    def __init__(self, llama_server: str, rounds: int, folder: Path) -> None:
+    def __init__(self, llama_server: str, rounds: int, folder: Path, quantisation: str = "") -> None:
         self._llama_server = llama_server
+        self._quantisation = quantisation
         self.rounds = rounds
         self.folder = folder
         path = find_model("demo").path
@@ -90,11 +95,20 @@ class Bench:
             at_once(server, [completion(prompt(16), 2) for _ in range(slots)])
         return servers
 
-    def rounds_of(self, sides: list[Server]) -> Iterator[tuple[Server, bool]]:
-        """Yield each side in each round, and whether the round counts."""
+    def rounds_of(self, sides: list[Server], each: Sequence[T]) -> Iterator[tuple[T, Server, bool]]:
+        """Yield each thing to measure with each side in each round, and whether the round counts. The sides take turns
+        at every thing, and at being the first.
+        """
         for number in range(self.rounds + 1):
-            for server in sides:
-                yield server, number > 0
+            first = number % len(sides)
+            for one in each:
+                for server in (*sides[first:], *sides[:first]):
+                    yield one, server, number > 0
+
+    def models(self) -> list[tuple[str, Path]]:
+        """Return the demo model in both quantisations, or in the one that is asked for."""
+        both = [("Q4_0", self.quantised()), ("Q4_1", self.model)]
+        return [one for one in both if self._quantisation in ("", one[0])]
 
     def quantised(self) -> Path:
         """Return the demo model in Q4_0."""
@@ -114,13 +128,13 @@ Samples = dict[str, list[float]]
 def measure_streams(bench: Bench) -> Samples:
     """Tokens per second at every width."""
     samples: Samples = {}
-    for label, model in (("Q4_0", bench.quantised()), ("Q4_1", bench.model)):
+    for label, model in bench.models():
         with ExitStack() as stack:
-            for server, counts in bench.rounds_of(bench.sides(stack, model, max(WIDTHS), 4096, layouts=True)):
-                for width in WIDTHS:
-                    rate = tokens_per_second(server, width, 64, 96)
-                    if counts:
-                        samples.setdefault(f"{label}, {width} streams, {server.name}", []).append(rate)
+            sides = bench.sides(stack, model, max(WIDTHS), 4096, layouts=True)
+            for width, server, counts in bench.rounds_of(sides, WIDTHS):
+                rate = tokens_per_second(server, width, 64, 96)
+                if counts:
+                    samples.setdefault(f"{label}, {width} streams, {server.name}", []).append(rate)
     return samples
 
 
@@ -128,7 +142,7 @@ def measure_prefix(bench: Bench) -> Samples:
     """Milliseconds for 8 requests that share a prefix."""
     samples: Samples = {}
     with ExitStack() as stack:
-        for server, counts in bench.rounds_of(bench.sides(stack, bench.model, 8, 16384)):
+        for _, server, counts in bench.rounds_of(bench.sides(stack, bench.model, 8, 16384), [""]):
             shared = prompt(1_000)
             for state in ("new", "resident"):
                 bodies = [completion([*shared, *prompt(24)], 16, cache_prompt=True) for _ in range(8)]
@@ -141,12 +155,14 @@ def measure_prefix(bench: Bench) -> Samples:
 def measure_arrival(bench: Bench) -> Samples:
     """The longest wait in milliseconds, and the prompt's speed against undisturbed."""
     samples: Samples = {}
-    with ExitStack() as stack:
-        for server, counts in bench.rounds_of(bench.sides(stack, bench.model, 8, 16384)):
-            seen = arrival(server, 4, 1_000)
-            if counts:
-                samples.setdefault(f"longest wait, ms, {server.name}", []).append(seen.worst * 1e3)
-                samples.setdefault(f"prompt speed, share, {server.name}", []).append(seen.alone / seen.beside)
+    for label, model in bench.models():
+        with ExitStack() as stack:
+            for _, server, counts in bench.rounds_of(bench.sides(stack, model, 8, 16384), [""]):
+                seen = arrival(server, 4, 1_000)
+                if counts:
+                    samples.setdefault(f"{label}, longest wait, ms, {server.name}", []).append(seen.worst * 1e3)
+                    share = seen.alone / seen.beside
+                    samples.setdefault(f"{label}, prompt speed, share, {server.name}", []).append(share)
     return samples
 
 
@@ -155,7 +171,7 @@ def measure_constraints(bench: Bench) -> Samples:
     samples: Samples = {}
     sampled = {"temperature": 0.8, "cache_prompt": True}
     with ExitStack() as stack:
-        for server, counts in bench.rounds_of(bench.sides(stack, bench.model, 4, 4096, ours_only=True)):
+        for _, server, counts in bench.rounds_of(bench.sides(stack, bench.model, 4, 4096, ours_only=True), [""]):
             for number in range(4):
                 kinds: dict[str, dict[str, Any]] = {
                     "free": {},
@@ -202,6 +218,9 @@ PARTS: Final[dict[str, Callable[[Bench], Samples]]] = {
     "inside": measure_inside,
 }
 
+#: Those that measure both quantisations.
+BY_QUANTISATION: Final = ("streams", "arrival")
+
 
 def ratios(results: dict[str, dict[str, Any]]) -> list[tuple[str, float, str]]:
     """Return ``(what, ratio or figure, what is wanted)`` for each target."""
@@ -232,9 +251,10 @@ def ratios(results: dict[str, dict[str, Any]]) -> list[tuple[str, float, str]]:
     compare("constraints", "json_schema", "free", "<= 1.10")
     compare("constraints", "top_p, no top_k", "top_p, top_k", "<= 1.05")
     for part, name, wanted in (
-        ("arrival", "longest wait, ms, llamaherd", "<= 400"),
-        ("arrival", "prompt speed, share, llamaherd", ">= 0.93"),
+        *(("arrival", f"{label}, longest wait, ms, llamaherd", "<= 400") for label in ("Q4_0", "Q4_1")),
+        *(("arrival", f"{label}, prompt speed, share, llamaherd", ">= 0.93") for label in ("Q4_0", "Q4_1")),
         ("inside", "SmolLM2, python_us", "<= 100"),
+        ("inside", "SmolLM2, python_warm_us", ""),
         ("inside", "growth, loads_bytes", "< 2 MB"),
         ("inside", "growth, requests_bytes", "< 2 MB"),
     ):
@@ -260,18 +280,23 @@ def main() -> None:
         "--llama-server", default="", help="path of the reference; without it only this project is measured"
     )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", default=",".join(PARTS))
+    parser.add_argument("--only", default=",".join(PARTS), help="parts, by commas; what the others gave before stays")
+    parser.add_argument("--quantisation", default="", choices=["", "Q4_0", "Q4_1"], help="measure only this one")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
-    results: dict[str, Any] = {"machine": machine()}
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    target = arguments.out / "engine.json"
+    results: dict[str, Any] = json.loads(target.read_text()) if target.exists() else {}
+    results["machine"] = machine()
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(arguments.llama_server, arguments.rounds, Path(folder))
+        bench = Bench(arguments.llama_server, arguments.rounds, Path(folder), arguments.quantisation)
         for part in arguments.only.split(","):
             samples = PARTS[part](bench)
-            results[part] = {name: summary(values, 1.0) for name, values in samples.items()}
-            print(f"{part}: {json.dumps(results[part])}", flush=True)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "engine.json").write_text(json.dumps(results, indent=1) + "\n")
+            measured = {name: summary(values, 1.0) for name, values in samples.items()}
+            one = arguments.quantisation and part in BY_QUANTISATION
+            results[part] = {**results.get(part, {}), **measured} if one else measured
+            print(f"{part}: {json.dumps(measured)}", flush=True)
+    target.write_text(json.dumps(results, indent=1) + "\n")
     (arguments.out / "engine.md").write_text(report(results))
     print(report(results))
 
