@@ -410,6 +410,7 @@ class Herd:
         self.events.emit(entry.name, "status_change", {"status": entry.state, "exit_code": None})
         for number in list(entry.unsized):
             self.leave(number, error)
+        self._revive_later(entry)
 
     def _fit(self, room: Room) -> Room:
         """Return an estimate; with a budget that nobody chose, no more than that: what is too large runs alone."""
@@ -794,9 +795,13 @@ class Herd:
             if starved:
                 error.retry_after = entry.backoff.wait(now())
         entry.reviving = entry.reviving or not loading
-        if entry.reviving and entry.spec.pinned:
-            if entry.revival is not None:
-                entry.revival.cancel()
+        self._revive_later(entry)
+
+    def _revive_later(self, entry: Entry) -> None:
+        """Try once more to bring a model back that is pinned and died, when its back-off allows."""
+        if entry.reviving and entry.spec.pinned and not self._closing:
+            entry.stop_revival()
+            loop = asyncio.get_running_loop()
             entry.revival = loop.call_later(entry.backoff.wait(now()), self._revive, entry)
 
     def _let_grow(self, entry: Entry) -> None:

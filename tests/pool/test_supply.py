@@ -642,3 +642,25 @@ def test_a_reload_starts_no_model_that_has_just_lost_its_file(hub: StandInHub, t
         return told
 
     assert list(dict.fromkeys(run(scene()))) == ["downloading", "loading", "loaded"]
+
+
+def test_a_pinned_model_that_died_comes_back_once_its_deleted_file_can_be_had_again(hub: StandInHub) -> None:
+    spec = downloaded(hub, pinned=True)
+    path = spec.path
+    assert path is not None
+
+    async def scene() -> None:
+        async with Pool([spec]) as pool:
+            pid = (await pool.load("m")).pid
+            assert pid is not None
+            path.resolve().unlink()
+            hub.fault = Fault(status=503)
+            events = pool.events()
+            os.kill(pid, signal.SIGKILL)
+            while (await anext(events)).event != "download_failed":
+                pass
+            hub.fault = Fault()
+            await reach(pool, "m", State.LOADED)
+            assert path.read_bytes() == CONTENT
+
+    run(scene())
