@@ -7,7 +7,8 @@ Method. Both servers run as separate processes on the same model file with the s
 are cores, and are driven over HTTP by this process, so our side pays for its front end, its pool and its transport.
 Prompts are random token ids, new ones for every request; greedy, without end-of-text, so that every request generates
 the same number of tokens on both sides. All sides take turns at each thing that is measured, and at being the first;
-the first round warms up and is not counted. Figures are medians with the quartiles beside them, ratios are ratios of medians.
+the first round warms up and is not counted. Figures are medians with the quartiles beside them, ratios are ratios of
+medians.
 
 * streams: generated tokens per second of wall time, 64-token prompts included, that many requests at once, 96 tokens
   each; the demo model as shipped (Q4_1), and quantised anew to Q4_0, whose kernels gain more from batches. Either side
@@ -20,8 +21,8 @@ the first round warms up and is not counted. Figures are medians with the quarti
   the prompt's speed against the same prompt alone; in both quantisations.
 * constraints (ours): the time between two tokens with a JSON schema, and with `top_p` but no `top_k`, against none.
 * inside (ours): the engine without a pool; microseconds of a step of 8 sequences with the default samplers, and what of
-  it is neither `llama_decode` nor a C sampler, and the same where nothing is decoded between two steps, so that all lies
-  in the caches; growth over loads of, and requests to, a tiny model.
+  it is neither `llama_decode` nor a C sampler, and the same where nothing is decoded between two steps, so that all
+  lies in the caches; growth over loads of, and requests to, a tiny model.
 
 llama-server is built from the llama-cpp-python source package, so that both sides run the same ggml; see
 bench/README.md.
