@@ -6,8 +6,8 @@ cores, they hold up the very thread that they wait for: a step then takes twenty
 OpenMP's do by default, until the cores are seen to be contended, and then for a moment only.
 
 libgomp decides at its start how long they spin, but for one thing: while there are more threads of its teams than
-cores, they hardly do. So threads that sleep are all that is needed to change its mind. Where the runtime is another
-one, or the user has chosen (``OMP_WAIT_POLICY``, ``GOMP_SPINCOUNT``), nothing is done.
+cores, they do so for 1,000 turns only. So threads that sleep are all that is needed to change its mind. Where
+the runtime is another one, or the user has chosen (``OMP_WAIT_POLICY``, ``GOMP_SPINCOUNT``), nothing is done.
 """
 
 import ctypes
@@ -16,18 +16,30 @@ import threading
 from pathlib import Path
 from typing import Any, Final
 
-__all__ = ["Barriers", "Contention"]
+__all__ = ["ENVIRONMENT", "Barriers", "Contention", "choose"]
+
+#: What libgomp is told when it is loaded. The count is what it has by default; the policy makes it a thousand turns, not
+#: a hundred, where it is to spin for a moment only.
+ENVIRONMENT: Final = {"OMP_WAIT_POLICY": "active", "GOMP_SPINCOUNT": "300000"}
 
 #: What of a core must be lost to others for this to be contention: passing on tokens costs much less.
-_LOST_CORES: Final = 0.3
+_LOST_CORES: Final = 0.5
 #: Seconds of computing after which that is judged.
 _WINDOW: Final = 0.1
 #: Seconds for which threads then spin for a moment only, at first and at most. It doubles with each attempt that finds
 #: the cores contended still.
 _FIRST_PERIOD: Final = 1.0
 _LONGEST_PERIOD: Final = 16.0
-#: What the user may choose.
-_CHOICES: Final = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+#: Whether the user has not chosen.
+_OURS = False
+
+
+def choose() -> None:
+    """Write the environment that libgomp reads when it is loaded, unless the user has chosen."""
+    global _OURS
+    _OURS = all(os.environ.get(name, value) == value for name, value in ENVIRONMENT.items())
+    if _OURS:
+        os.environ.update(ENVIRONMENT)
 
 
 class Contention:
@@ -78,13 +90,21 @@ class Barriers:
     """
 
     def __init__(self) -> None:
-        self._library: Final = None if any(name in os.environ for name in _CHOICES) else _libgomp()
+        self._library: Final = _libgomp() if _OURS else None
         self.adjustable: Final = self._library is not None
         self._over: threading.Event | None = None
+        self._lock: Final = threading.Lock()
 
     def set_short(self, short: bool) -> None:
-        """Spin for a moment only from now on, or not. Costs some tenths of a millisecond when it changes."""
-        if self._library is None or short == (self._over is not None):
+        """From any thread: spin for a moment only from now on, in a running step too, or not. Costs some tenths of a
+        millisecond when it changes.
+        """
+        if self._library is not None and short != (self._over is not None):
+            with self._lock:
+                self._change(short)
+
+    def _change(self, short: bool) -> None:
+        if short == (self._over is not None):
             return
         if self._over is not None:
             self._over.set()

@@ -167,6 +167,7 @@ class Context:
         self._folds: Final[dict[int, Folds]] = {}
         self._threads = threads
         self._contention: Final = Contention()
+        self._sharing = False
         self._barriers: Final = None if on_device(options) else Barriers()  # waiting for a GPU looks like contention
         self.n_ctx: Final = bindings.n_ctx(handle)
         self.n_ctx_seq: Final = bindings.n_ctx_seq(handle)
@@ -208,9 +209,18 @@ class Context:
         began, had = perf_counter(), process_time()
         code = self.batch.decode(self.handle)
         now, threads = perf_counter(), self._threads[self.batch.n_rows > 1]
-        self._contention.note(now, now - began, process_time() - had, threads)
+        if self._sharing:
+            self._sharing = False  # what was lost was lost to another model, which has cores of its own from now on
+        else:
+            self._contention.note(now, now - began, process_time() - had, threads)
         barriers.set_short(self._contention.short)
         return code
+
+    def share_cores(self) -> None:
+        """From any thread: another model needs cores that the running step has; its threads now let that run."""
+        if self._barriers is not None:
+            self._sharing = True
+            self._barriers.set_short(True)
 
     def logits(self, n_outputs: int) -> npt.NDArray[np.float32]:
         """Return a view of the last batch's logits, one row per output in batch order; valid until the next decode."""

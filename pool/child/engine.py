@@ -173,6 +173,12 @@ class Engine(Protocol):
         """Use ``n`` threads for steps and ``batch`` (0: the same) for prompts from the next step on."""
         ...
 
+    def expect_threads(self, n: int) -> None:
+        """From any thread: :meth:`set_threads` will follow after the running step, because another model needs cores
+        or needs them no more.
+        """
+        ...
+
     def set_scales(self, scales: Sequence[float]) -> None:
         """Use these default scales, one for each LoRA adapter, for requests from the next one on.
 

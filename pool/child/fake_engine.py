@@ -358,6 +358,9 @@ class FakeEngine:
     def set_scales(self, scales: Sequence[float]) -> None:
         self.scales = tuple(scales)
 
+    def expect_threads(self, n: int) -> None:
+        del n  # a step of it uses none
+
     def interrupt(self) -> None:
         if not self._script.ignore_exit:
             self._interrupted.set()

@@ -121,6 +121,12 @@ class LlamaEngine:
         if self._loaded is not None:
             self._loaded.set_threads(*self._threads)
 
+    def expect_threads(self, n: int) -> None:
+        """From any thread: let the others run that these threads are for, if the running step has more."""
+        loaded, threads = self._loaded, self._threads
+        if loaded is not None and threads and _clamped(n) < max(threads):
+            loaded.context.share_cores()
+
     def set_scales(self, scales: Ordered[float]) -> None:
         """Use these default scales of the LoRA adapters from the next request on. See :meth:`Engine.set_scales`."""
         if self._loaded is not None:

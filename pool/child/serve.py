@@ -133,6 +133,8 @@ class Service:
                     if isinstance(message, Exit):
                         self.leave()
                         return
+                    if isinstance(message, Threads) and self._engine is not None:
+                        self._engine.expect_threads(message.n)
                     self._inbox.put(message)
         except ChannelError:
             if not self._leaving.is_set():
