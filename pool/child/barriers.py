@@ -18,8 +18,8 @@ from typing import Any, Final
 
 __all__ = ["ENVIRONMENT", "Barriers", "Contention", "choose"]
 
-#: What libgomp is told when it is loaded. The count is what it has by default; the policy makes it a thousand turns, not
-#: a hundred, where it is to spin for a moment only.
+#: What libgomp is told when it is loaded. The count is what it has by default; with this policy it spins a thousand
+#: turns, not a hundred, where it is to do so for a moment only.
 ENVIRONMENT: Final = {"OMP_WAIT_POLICY": "active", "GOMP_SPINCOUNT": "300000"}
 
 #: What of a core must be lost to others for this to be contention: passing on tokens costs much less.

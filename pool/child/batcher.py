@@ -154,6 +154,13 @@ class Batcher:
         return bool(self._running or self._waiting or self._ended)
 
     @property
+    def pause(self) -> float:
+        """How many seconds the first step of all that waits may be put off for a further request; 0 where one runs."""
+        if self._running or self._ended:
+            return 0.0
+        return self._pace.pause(sum(one.pending for one in self._waiting))
+
+    @property
     def figures(self) -> Figures:
         """How busy it is."""
         return Figures(

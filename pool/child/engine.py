@@ -106,6 +106,13 @@ class Engine(Protocol):
         ...
 
     @property
+    def pause(self) -> float:
+        """How many seconds the next step may wait for a further request: next to nothing of what it will take, and 0
+        while somebody waits for a token of it.
+        """
+        ...
+
+    @property
     def busy(self) -> bool:
         """Whether :meth:`step` has work: some request is queued or running."""
         ...

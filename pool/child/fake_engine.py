@@ -220,6 +220,11 @@ class FakeEngine:
     # --- requests ---
 
     @property
+    def pause(self) -> float:
+        """None: its steps take no time."""
+        return 0.0
+
+    @property
     def busy(self) -> bool:
         return bool(self._queue or self._running or self._cancelled or self._questions)
 

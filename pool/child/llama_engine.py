@@ -145,6 +145,12 @@ class LlamaEngine:
     # --- requests ---
 
     @property
+    def pause(self) -> float:
+        """How many seconds the next step may wait for a further request. See :attr:`Engine.pause`."""
+        loaded = self._loaded
+        return 0.0 if loaded is None or loaded.embedder.busy or loaded.desk.busy else loaded.batcher.pause
+
+    @property
     def busy(self) -> bool:
         """Whether :meth:`step` has work."""
         return self._loaded is not None and self._loaded.busy

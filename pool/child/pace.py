@@ -12,6 +12,9 @@ _LONE_STEP: Final = 1.0
 #: than there are others, that often: of many requests that come together, the one that came first would have steps of
 #: its own while all the others wait for their first token.
 _AMORTISED: Final = 20
+#: What of a first step's time it may wait for what comes together, and the most, in seconds.
+_PAUSE_SHARE: Final = 0.02
+_LONGEST_PAUSE: Final = 0.002
 #: A step's fixed cost is worth at least so many tokens.
 _LEAST: Final = 16
 #: Rows that ggml's attention on CPUs computes together (``GGML_FA_TILE_Q``): a tile that is not full costs as much as
@@ -50,6 +53,12 @@ class PrefillPace:
         if self._seconds_per_token <= 0.0:
             return self._first
         return int(max(min(seconds / self._seconds_per_token, self._most), min(_LEAST, self._most)))
+
+    def pause(self, tokens: int) -> float:
+        """Return the seconds for which so many prompt tokens may wait for further ones before they are computed; 0
+        before anything was measured.
+        """
+        return min(_PAUSE_SHARE * tokens * self._seconds_per_token, _LONGEST_PAUSE)
 
     def tokens(self, *, shared: bool, beside: int = 0, prompts: int = 1) -> int:
         """Return the prompt tokens for the next step.

@@ -78,6 +78,10 @@ class ExitCode(IntEnum):
     ENGINE_BROKE = 4
 
 
+#: How long the first step waits at most for requests that come together.
+_GATHER_SECONDS: Final = 0.01
+
+
 class Service:
     """Connects one channel with one engine.
 
@@ -186,9 +190,23 @@ class Service:
                 # What was too soon to be told is told when its time has come, if nothing else comes before.
                 with contextlib.suppress(queue.Empty):
                     self._handle(self._inbox.get(timeout=max(0.0, self._load_due - monotonic())))
+                    self._gather()
                 self._tell_load(engine)
             else:
                 self._handle(self._inbox.get())
+                self._gather()
+
+    def _gather(self) -> None:
+        """Take what comes together with an idle engine's first request: who misses the first step waits for all of it,
+        and ends by as much after the others.
+        """
+        engine, until = self._engine, monotonic() + _GATHER_SECONDS
+        with contextlib.suppress(queue.Empty):
+            while engine is not None and self._awake and not self._leaving.is_set():
+                pause = min(engine.pause, until - monotonic())
+                if pause <= 0:
+                    return
+                self._handle(self._inbox.get(timeout=pause))
 
     def _tell_load(self, engine: Engine) -> None:
         """Send the engine's figures, if they have changed and the last ones are a second old."""

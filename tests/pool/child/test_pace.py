@@ -95,3 +95,10 @@ def test_many_that_come_together_are_not_held_up_by_the_one_that_came_first() ->
     assert pace.tokens(shared=True, beside=1, prompts=3) == 255
     assert pace.tokens(shared=True, beside=1, prompts=15) == 319
     assert pace.tokens(shared=True, beside=4, prompts=3) == 100
+
+
+def test_a_first_step_waits_for_others_for_next_to_nothing_of_its_time() -> None:
+    pace = PrefillPace(2048, 512)
+    assert pace.pause(64) == 0.0
+    pace.note(rows=100, seconds=0.1)
+    assert [round(pace.pause(tokens) * 1e6) for tokens in (0, 10, 64, 1000)] == [0, 200, 1280, 2000]

@@ -245,6 +245,27 @@ class Breaking(FakeEngine):
         raise EngineError("the GPU is lost", code="device_lost")
 
 
+class Waiting(FakeEngine):
+    """An engine whose first step is worth a wait until two requests are there."""
+
+    @property
+    def pause(self) -> float:
+        return 5.0 if 0 < self.load_figures.waiting < 2 else 0.0
+
+
+def test_requests_that_come_together_have_their_first_step_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llamaherd.pool.child.serve._GATHER_SECONDS", 60.0)
+    shop = Shop(Waiting())
+    shop.load(pieces=["x"], repeat=3)
+    shop.desk.tell(Generate(request=1, prompt="go"))
+    shop.desk.tell(Generate(request=2, prompt="go"))
+    *_, first = shop.desk.hear_until(lambda news: isinstance(news, Tokens))
+    assert isinstance(first, Tokens)
+    assert [delta.request for delta in first.deltas] == [1, 2]
+    shop.service.leave()
+    shop.service.wait()
+
+
 class Buggy(FakeEngine):
     """An engine with a mistake in it."""
 
