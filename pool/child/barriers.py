@@ -6,7 +6,7 @@ cores, they hold up the very thread that they wait for: a step then takes twenty
 OpenMP's do by default, until the cores are seen to be contended, and then for a moment only.
 
 libgomp decides at its start how long they spin, but for one thing: while there are more threads of its teams than
-cores, they do so for 1,000 turns only. So threads that sleep are all that is needed to change its mind. Where
+cores, they spin for a hundred turns only. So threads that sleep are all that is needed to change its mind. Where
 the runtime is another one, or the user has chosen (``OMP_WAIT_POLICY``, ``GOMP_SPINCOUNT``), nothing is done.
 """
 
@@ -16,11 +16,10 @@ import threading
 from pathlib import Path
 from typing import Any, Final
 
-__all__ = ["ENVIRONMENT", "Barriers", "Contention", "choose"]
+__all__ = ["Barriers", "Contention"]
 
-#: What libgomp is told when it is loaded. The count is what it has by default; with this policy it spins a thousand
-#: turns, not a hundred, where it is to do so for a moment only.
-ENVIRONMENT: Final = {"OMP_WAIT_POLICY": "active", "GOMP_SPINCOUNT": "300000"}
+#: With which the user chooses. Ours are none: other runtimes, for whom ``active`` means for ever, read them too.
+_CHOICES: Final = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 
 #: What of a core must be lost to others for this to be contention: passing on tokens costs much less.
 _LOST_CORES: Final = 0.5
@@ -30,16 +29,6 @@ _WINDOW: Final = 0.1
 #: the cores contended still.
 _FIRST_PERIOD: Final = 1.0
 _LONGEST_PERIOD: Final = 16.0
-#: Whether the user has not chosen.
-_OURS = False
-
-
-def choose() -> None:
-    """Write the environment that libgomp reads when it is loaded, unless the user has chosen."""
-    global _OURS
-    _OURS = all(os.environ.get(name, value) == value for name, value in ENVIRONMENT.items())
-    if _OURS:
-        os.environ.update(ENVIRONMENT)
 
 
 class Contention:
@@ -90,7 +79,7 @@ class Barriers:
     """
 
     def __init__(self) -> None:
-        self._library: Final = _libgomp() if _OURS else None
+        self._library: Final = None if any(name in os.environ for name in _CHOICES) else _libgomp()
         self.adjustable: Final = self._library is not None
         self._over: threading.Event | None = None
         self._lock: Final = threading.Lock()

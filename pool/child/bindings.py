@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from llamaherd.pool.child import barriers
 from llamaherd.pool.child.lean import without_typing_extensions
 
 if TYPE_CHECKING:
@@ -186,7 +185,6 @@ def import_lowlevel(name: str = "llama_cpp") -> Any:
 
 # ggml_abort would otherwise fork a debugger, which costs half a second and prints nothing useful.
 os.environ.setdefault("GGML_NO_BACKTRACE", "1")
-barriers.choose()
 _low: Any = import_lowlevel()
 _long: Any = ctypes.CDLL(_low._lib._name)
 _short: Any = ctypes.PyDLL(_low._lib._name)
