@@ -36,6 +36,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from datetime import date
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -268,7 +269,9 @@ def ratios(results: dict[str, dict[str, Any]]) -> list[tuple[str, float, str]]:
 def report(results: dict[str, Any]) -> str:
     """Return the results as Markdown, method first."""
     lines = ["# The engine", "", (__doc__ or "").split("Method. ")[1].strip(), "", f"Machine: {results['machine']}", ""]
-    lines += ["## Targets", "", "| what | measured | wanted |", "|---|--:|--:|"]
+    sittings: dict[str, str] = results.get("sittings", {})
+    lines += [f"* {part}: {when}" for part, when in sorted(sittings.items())]
+    lines += ["", "## Targets", "", "| what | measured | wanted |", "|---|--:|--:|"]
     lines += [f"| {what} | {value:,.2f} | {wanted} |" for what, value, wanted in ratios(results)]
     lines += tables(results, PARTS)
     return "\n".join(lines) + "\n"
@@ -295,6 +298,8 @@ def main() -> None:
             samples = PARTS[part](bench)
             measured = {name: summary(values, 1.0) for name, values in samples.items()}
             one = arguments.quantisation and part in BY_QUANTISATION
+            name = f"{part} {arguments.quantisation}" if one else part
+            results.setdefault("sittings", {})[name] = f"{date.today()}, {arguments.rounds} rounds"
             results[part] = {**results.get(part, {}), **measured} if one else measured
             print(f"{part}: {json.dumps(measured)}", flush=True)
     target.write_text(json.dumps(results, indent=1) + "\n")

@@ -43,13 +43,14 @@ def test_a_target_is_a_ratio_of_medians_and_stands_above_the_figures() -> None:
         "llama-server -kvu": [5.0],
     }
     streams = {f"Q4_0, 8 streams, {side}": summary(values, 1.0) for side, values in rates.items()}
-    results = {"streams": streams}
+    results = {"streams": streams, "sittings": {"streams Q4_0": "one afternoon, 3 rounds"}}
     assert ratios(results) == [
         ("tokens per second, Q4_0, 8 streams, divided", 4.0, ">= 1.0"),
         ("tokens per second, Q4_0, 8 streams, unified", 4.0, ">= 1.0"),
         ("tokens per second, Q4_0, 8 streams, defaults", 2.0, ">= 1.0"),
     ]
     text = report({"machine": "here", **results})
+    assert "* streams Q4_0: one afternoon, 3 rounds\n" in text
     assert text.index("every request generates") < text.index("Machine: here") < text.index("| 2.00 | >= 1.0 |")
 
 
