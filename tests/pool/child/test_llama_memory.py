@@ -1,7 +1,7 @@
 """Sequences that leave the cache and come back, contexts that shift, and what the cache is made of."""
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -208,7 +208,7 @@ def test_a_shift_does_not_move_the_cells_of_finished_sequences(n_discard: int, k
 
 
 @contextmanager
-def _cache(store: int | None = 0, n_ctx: int = 1024) -> Iterator[tuple[Cache, Context]]:
+def _cache(store: int | None = 0, n_ctx: int = 1024) -> Generator[tuple[Cache, Context]]:
     """A cache, and the context that it is of."""
     bindings.init_backend()
     options = EngineOptions(n_ctx=n_ctx, n_threads=1, n_parallel=4)
