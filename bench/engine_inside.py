@@ -24,6 +24,9 @@ __all__ = ["leaks", "overhead"]
 
 Result = TypeVar("Result")
 
+#: What threads that were told to end may take for that.
+_END_SECONDS = 5.0
+
 
 class _Clock:
     """Adds up the thread's processor time in functions that it wraps: waiting for a core is nobody's cost."""
@@ -134,6 +137,9 @@ def _held() -> dict[str, int]:
 
 
 def _growth(before: dict[str, int]) -> dict[str, int]:
+    until = time.monotonic() + _END_SECONDS
+    while _held()["threads"] > before["threads"] and time.monotonic() < until:
+        os.sched_yield()
     return {name: value - before[name] for name, value in _held().items()}
 
 

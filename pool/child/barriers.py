@@ -29,6 +29,8 @@ _WINDOW: Final = 0.1
 #: the cores contended still.
 _FIRST_PERIOD: Final = 1.0
 _LONGEST_PERIOD: Final = 16.0
+#: How long a close waits for the thread that it ends.
+_END_SECONDS: Final = 1.0
 
 
 class Contention:
@@ -82,6 +84,7 @@ class Barriers:
         self._library: Final = None if any(name in os.environ for name in _CHOICES) else _libgomp()
         self.adjustable: Final = self._library is not None
         self._over: threading.Event | None = None
+        self._holder: threading.Thread | None = None
         self._lock: Final = threading.Lock()
 
     def set_short(self, short: bool) -> None:
@@ -101,12 +104,15 @@ class Barriers:
             return
         self._over, ready = threading.Event(), threading.Event()
         arguments = (self._library, self._over, ready)
-        threading.Thread(target=_hold_a_crowd, args=arguments, name="barriers", daemon=True).start()
+        self._holder = threading.Thread(target=_hold_a_crowd, args=arguments, name="barriers", daemon=True)
+        self._holder.start()
         ready.wait()
 
     def close(self) -> None:
-        """Undo everything. Idempotent."""
+        """Undo everything, and wait for that. Idempotent."""
         self.set_short(False)
+        if self._holder is not None:
+            self._holder.join(_END_SECONDS)
 
 
 def _hold_a_crowd(library: Any, over: threading.Event, ready: threading.Event) -> None:

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from bench_engine import PARTS, ratios, report
 from samples import summary
@@ -43,7 +44,7 @@ def test_a_target_is_a_ratio_of_medians_and_stands_above_the_figures() -> None:
         "llama-server -kvu": [5.0],
     }
     streams = {f"Q4_0, 8 streams, {side}": summary(values, 1.0) for side, values in rates.items()}
-    results = {"streams": streams, "sittings": {"streams Q4_0": "one afternoon, 3 rounds"}}
+    results: dict[str, dict[str, Any]] = {"streams": streams, "sittings": {"streams Q4_0": "one afternoon, 3 rounds"}}
     assert ratios(results) == [
         ("tokens per second, Q4_0, 8 streams, divided", 4.0, ">= 1.0"),
         ("tokens per second, Q4_0, 8 streams, unified", 4.0, ">= 1.0"),
