@@ -107,7 +107,7 @@ class Batch:
         struct = self._struct
         if self._rows is not None:
             struct = bindings.embedding_struct(struct, self._rows.ctypes.data, self._places.ctypes.data)
-        bindings.forget_log()  # a refusal's reason is not what something else said before it
+        bindings.forget_errors()  # a refusal's reason is not what something else said before it
         code = bindings.decode(context, struct, self.n_rows)
         if code == 0:
             bindings.synchronize(context)

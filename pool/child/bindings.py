@@ -50,6 +50,7 @@ __all__ = [
     "embedding_struct",
     "error_lines",
     "float_rows",
+    "forget_errors",
     "forget_log",
     "gpu_devices",
     "info_lines",
@@ -250,6 +251,11 @@ def forget_log() -> None:
     _infos.clear()
 
 
+def forget_errors() -> None:
+    """Forget the ERROR lines only: what was said of the load is still asked for after the first batch."""
+    _errors.clear()
+
+
 def quieten(quiet: bool) -> None:
     """Drop INFO lines, or show them again. A loaded model prints some at every change of adapters."""
     global _quiet
@@ -257,7 +263,9 @@ def quieten(quiet: bool) -> None:
 
 
 def error_lines(most: int = 5) -> str:
-    """Return the last ERROR lines since :func:`forget_log`, joined; empty when there was none."""
+    """Return the last ERROR lines, joined, since :func:`forget_log` or :func:`forget_errors`; empty when there was
+    none.
+    """
     return "; ".join(list(_errors)[-most:])
 
 

@@ -63,8 +63,8 @@ def test_a_worker_that_spins_in_a_step_and_never_returns_is_killed_at_its_stop_t
 
 def test_the_pool_answers_while_a_worker_refuses_to_stop() -> None:
     async def scene() -> None:
-        async with Pool([fake("deaf", ignore_exit=True, stop_timeout=0.5), fake("m")]) as pool:
-            await pool.load("deaf")
+        async with Pool([fake("deaf", ignore_exit=True, stop_timeout=1), fake("m")]) as pool:
+            await asyncio.gather(pool.load("deaf"), pool.load("m"))
             stopping = asyncio.ensure_future(pool.unload("deaf"))
             assert (await pool.complete("m", "still here").collect()).text == "still here"
             assert pool.status("deaf").state is State.STOPPING
