@@ -119,11 +119,8 @@ class FrameChannel(QueuedChannel):
         if kind == BYE:
             # The worker closes its socket only now, when nothing of it can be lost any more.
             self._send_frames(self.up_id, BYE, b"")
-        if self._inbox.ending is not None:
-            return
-        if kind == BYE:
             self._finish(EndOfChannel("the worker closed the channel"))
-        elif not kind.startswith(b"\x01"):
+        elif self._inbox.ending is None and not kind.startswith(b"\x01"):
             self._inbox.put((from_child(kind, body),), wire_size(body))
             if self._inbox.on_messages is not None:
                 self._resume_receiving()

@@ -1,8 +1,8 @@
 """How long OpenMP's threads spin at a barrier before they sleep.
 
 ggml's threads meet at hundreds of barriers in each step. Threads that spin there go on at once, and those that sleep
-must be woken: with the cores to itself a model is 5 to 10 % faster with the former. Where other programs use the same
-cores, they hold up the very thread that they wait for: a step then takes twenty times as long. So they spin, as
+must be woken: with the cores to itself a model is 3 to 9 % faster with the former. Where other programs use the same
+cores, they hold up the very thread that they wait for: a step then took eight times as long. So they spin, as
 OpenMP's do by default, until the cores are seen to be contended, and then for a moment only.
 
 libgomp decides at its start how long they spin, but for one thing: while there are more threads of its teams than

@@ -180,24 +180,27 @@ class Cache:
         if not self.store.on or not self._context.unified or self._rules.exact:
             return
         running, seconds = list(running), _QUICK_COPY
-        for one in self._kept[: None if self._context.cell_seconds else max(0, len(self._kept) - newest)]:
-            if not self._context.cell_seconds and self.cells.used - self.cells.held_by(running) <= _IDLE_CELLS:
-                return
+        leaving = self._dear(running, rows) if self._context.cell_seconds else self._crowding(running, newest)
+        for one in leaving:
             few = self.cells.own(one.slot) < min(_FEW_OF_ITS_OWN, one.computed)  # others keep the rest
             copying = 0.0 if few else self._copying(one)
-            if copying > seconds or not self._is_dear(one, running, rows):
-                continue
-            if few or self._put_away(one):
+            if copying <= seconds and (few or self._put_away(one)):
                 seconds -= copying
-                self._kept.remove(one)
-                self.release(one.slot)
+                self.drop(one)
 
-    def _is_dear(self, one: Kept, running: list[int], rows: int) -> bool:
-        """Whether a finished sequence costs more in the cache than to leave and, in the worst case, to come back."""
-        if not self._context.cell_seconds:
-            return True
-        stay = self.cells.idle(one.slot, running) * rows * self._context.cell_seconds
-        return stay > 2 * self._copying(one)
+    def _dear(self, running: list[int], rows: int) -> Iterator[Kept]:
+        """Yield what costs more in the cache than to leave and, in the worst case, to come back."""
+        for one in tuple(self._kept):
+            stay = self.cells.idle(one.slot, running) * rows * self._context.cell_seconds
+            if stay > 2 * self._copying(one):
+                yield one
+
+    def _crowding(self, running: list[int], newest: int) -> Iterator[Kept]:
+        """Yield the older ones while idle cells are many."""
+        for one in self._kept[: max(0, len(self._kept) - newest)]:
+            if self.cells.used - self.cells.held_by(running) <= _IDLE_CELLS:
+                return
+            yield one
 
     def _copying(self, one: Kept) -> float:
         """Return the seconds that a copy is likely to take. Asking llama.cpp for the size each time would cost as much

@@ -167,7 +167,7 @@ class Context:
         self._folds: Final[dict[int, Folds]] = {}
         self._threads = threads
         self._contention: Final = Contention()
-        self._sharing = False
+        self._computing = self._sharing = False
         self._barriers: Final = None if on_device(options) else Barriers()  # waiting for a GPU looks like contention
         self.n_ctx: Final = bindings.n_ctx(handle)
         self.n_ctx_seq: Final = bindings.n_ctx_seq(handle)
@@ -207,7 +207,9 @@ class Context:
         if barriers is None or not barriers.adjustable:
             return self.batch.decode(self.handle)
         began, had = perf_counter(), process_time()
+        self._computing = True
         code = self.batch.decode(self.handle)
+        self._computing = False
         now, threads = perf_counter(), self._threads[self.batch.n_rows > 1]
         if self._sharing:
             self._sharing = False  # what was lost was lost to another model, which has cores of its own from now on
@@ -217,8 +219,10 @@ class Context:
         return code
 
     def share_cores(self) -> None:
-        """From any thread: another model needs cores that the running step has; its threads now let that run."""
-        if self._barriers is not None:
+        """From any thread: another model needs cores that the running step has; its threads now let that run. Where
+        none runs, the next one will have its own threads anyway.
+        """
+        if self._barriers is not None and self._computing:
             self._sharing = True
             self._barriers.set_short(True)
 

@@ -1,5 +1,6 @@
 """Sequences that leave the cache and come back, contexts that shift, and what the cache is made of."""
 
+import threading
 from array import array
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -246,6 +247,13 @@ def test_cells_that_a_running_sequence_holds_are_not_moved() -> None:
         left = cache.cells.used
     assert (refused, lengths) == (False, (50, 30))
     assert (allowed, after, left) == (True, (25, 30, 50), 0)
+
+
+def test_a_context_that_computes_nothing_has_no_cores_to_share() -> None:
+    with _cache() as (cache, context):
+        context.share_cores()
+        assert [one.name for one in threading.enumerate() if one.name == "barriers"] == []
+        assert _computed(cache, context, 10).computed == 10
 
 
 # --- who may stay ---
