@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Final
 from llamaherd.pool.child import bindings
 from llamaherd.pool.child.adapters import Adapters, Turns
 from llamaherd.pool.child.cache import Cache, Kept
-from llamaherd.pool.child.constraint import ConstraintError
+from llamaherd.pool.child.constraint import Constraint, ConstraintError
 from llamaherd.pool.child.context import Context
 from llamaherd.pool.child.engine import EngineError
 from llamaherd.pool.child.pace import PrefillPace
@@ -576,7 +576,7 @@ class Batcher:
         if not parts:
             return []
         deltas: list[Delta] = []
-        # Where a grammar holds, the highest logit serves only to tell damaged weights: the picker chooses.
+        # Where the picker chooses, the highest logit serves only to tell damaged weights.
         chains = [None if part.sequence.picked else part.sequence.chain for part in parts]
         chosen = choose(self._context, [(part.row, chain) for part, chain in zip(parts, chains, strict=True)])
         for index, (part, token) in enumerate(zip(parts, chosen, strict=True)):
@@ -606,11 +606,11 @@ class Batcher:
         return deltas
 
     def _take(self, sequence: Sequence, token: int, index: int, outputs: int) -> tuple[Delta, FinishReason | None]:
-        """Give a sequence its next token, ``token`` unless it is to be picked."""
+        """Give a sequence its next token, ``token`` unless it is to be picked or may not stand."""
         if sequence.picked:
             token = self._pick(sequence, index, outputs)
         elif sequence.constraint is not None:
-            sequence.constraint.accept(token)
+            token = self._hold(sequence, sequence.constraint, token, index, outputs)
         count = sequence.request.sampling.n_probs
         probs = (self._probs(sequence, index, outputs, token),) if count else ()
         return sequence.accept(token, self._vocab, probs)
@@ -619,6 +619,15 @@ class Batcher:
         logits = self._context.logits(outputs)[index]
         go_on = sequence.request.ignore_eos
         return self._picker.pick(logits, sequence.chain, sequence.constraint, sequence.tokens, go_on=go_on)
+
+    def _hold(self, sequence: Sequence, constraint: Constraint, token: int, index: int, outputs: int) -> int:
+        """Return a token that was chosen freely if a constraint lets it pass, else another."""
+        chain, go_on = sequence.chain, sequence.request.ignore_eos
+        if constraint.choice == "any" or self._picker.may_stand(token, chain, constraint, go_on=go_on):
+            constraint.accept(token)
+            return token
+        logits = self._context.logits(outputs)[index]
+        return self._picker.replace(logits, chain, constraint, sequence.tokens, go_on=go_on)
 
     def _probs(self, sequence: Sequence, index: int, outputs: int, token: int) -> TokenProbs:
         sampling = sequence.request.sampling

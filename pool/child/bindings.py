@@ -106,6 +106,7 @@ __all__ = [
     "sampler_mirostat",
     "sampler_mirostat_v2",
     "sampler_penalties",
+    "sampler_reset",
     "sampler_sample",
     "sampler_temp",
     "sampler_temp_ext",
@@ -726,6 +727,8 @@ sampler_dist: Callable[[int], int] = _bind(_short, "llama_sampler_init_dist", _p
 sampler_clone: Callable[[int], int] = _bind(_short, "llama_sampler_clone", _ptr, _ptr)
 #: Tells a sampler of a token that it did not choose itself.
 sampler_accept: Callable[[int, int], None] = _bind(_short, "llama_sampler_accept", None, _ptr, _i32)
+#: Makes a sampler forget what it was told, and what it has drawn.
+sampler_reset: Callable[[int], None] = _bind(_short, "llama_sampler_reset", None, _ptr)
 #: Samples from a row of the last batch and accepts the token. The row must have been an output, or the process aborts.
 sampler_sample: Callable[[int, int, int], int] = _bind(_short, "llama_sampler_sample", _i32, _ptr, _ptr, _i32)
 
@@ -733,20 +736,23 @@ sampler_sample: Callable[[int, int, int], int] = _bind(_short, "llama_sampler_sa
 _apply = _bind(_short, "llama_sampler_apply", None, _ptr, ctypes.POINTER(_low.llama_token_data_array))
 _pointer_to: Any = ctypes.POINTER
 _token_data: Any = _pointer_to(_low.llama_token_data)
+_TOKEN_DATA_BYTES: Final = ctypes.sizeof(_low.llama_token_data)
 
 
-def sampler_apply(chain: int, address: int, count: int) -> tuple[int, int]:
+def sampler_apply(chain: int, address: int, count: int) -> tuple[int, range]:
     """Have a chain choose among candidates without telling it that they were accepted; return the index of its choice,
-    and how many candidates it has left.
+    and those of the candidates that it has left.
 
     Args:
         address: Where ``count`` >= 1 candidates lie, each an int32 id and two float32, its logit and a probability
-            to be written. They are reordered, those that are left to the front, so the index is one of the order
-            afterwards.
+            to be written. They are reordered, so the indices are those of the order afterwards. What is left need
+            not be at the front: XTC drops the likeliest.
     """
     array = _low.llama_token_data_array(ctypes.cast(address, _token_data), count, -1, False)
     _apply(chain, ctypes.byref(array))
-    return int(array.selected), int(array.size)
+    left: Any = ctypes.cast(array.data, _ptr).value
+    first = (left - address) // _TOKEN_DATA_BYTES
+    return first + int(array.selected), range(first, first + int(array.size))
 
 
 _dry = _bind(_short, "llama_sampler_init_dry", _ptr, _ptr, _f32, _f32, _i32, _i32, ctypes.POINTER(_str), _size)

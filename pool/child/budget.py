@@ -13,7 +13,7 @@ from typing import Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-from llamaherd.pool.child.constraint import Constraint, decode
+from llamaherd.pool.child.constraint import Choice, Constraint, decode
 from llamaherd.pool.child.vocab import Vocab
 
 __all__ = ["Budget", "BudgetedThoughts"]
@@ -70,9 +70,11 @@ class BudgetedThoughts:
         return self._stage != "ending" and self._inner is not None and self._inner.complete
 
     @property
-    def free(self) -> bool:
+    def choice(self) -> Choice:
         """See :class:`Constraint`."""
-        return self._inner is None and self._stage != "ending"
+        if self._stage == "ending":
+            return "one"
+        return "any" if self._inner is None else self._inner.choice
 
     def due(self) -> int | None:
         """See :class:`Constraint`."""

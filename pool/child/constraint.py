@@ -1,14 +1,17 @@
 """What may be generated: the interface of everything that restricts a sequence's tokens, and what it knows of them."""
 
 from collections.abc import Sequence
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from llamaherd.pool.child.vocab import Vocab
 
-__all__ = ["Alphabet", "Constraint", "ConstraintError", "Text", "decode"]
+__all__ = ["Alphabet", "Choice", "Constraint", "ConstraintError", "Text", "decode"]
+
+#: Which tokens may come next: just ``any``, which need not be asked about, only be told; ``some``; or ``one`` alone.
+Choice: TypeAlias = Literal["any", "some", "one"]
 
 
 class ConstraintError(Exception):
@@ -32,8 +35,8 @@ class Constraint(Protocol):
         ...
 
     @property
-    def free(self) -> bool:
-        """Whether just any token may come next: it need not be asked, only be told of the one that does."""
+    def choice(self) -> Choice:
+        """Which tokens may come next; with ``one``, :meth:`due` knows which."""
         ...
 
     def due(self) -> int | None:

@@ -12,7 +12,7 @@ import llguidance
 import numpy as np
 import numpy.typing as npt
 
-from llamaherd.pool.child.constraint import ConstraintError
+from llamaherd.pool.child.constraint import Choice, ConstraintError
 from llamaherd.pool.child.engine import RequestError
 from llamaherd.pool.child.vocab import Vocab
 
@@ -133,7 +133,7 @@ class JsonConstraint:
     """One sequence's place in a schema. Implements :class:`~llamaherd.pool.child.constraint.Constraint`."""
 
     #: See :class:`Constraint`.
-    free = False
+    choice: Choice = "some"
 
     def __init__(self, matcher: Any, tokenizer: Any, vocab: Vocab, ends: list[int]) -> None:
         self._matcher: Final = matcher

@@ -6,7 +6,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from llamaherd.pool.child.constraint import Constraint
+from llamaherd.pool.child.constraint import Choice, Constraint
 from llamaherd.pool.child.vocab import Vocab
 from llamaherd.transport.messages import GrammarTrigger
 
@@ -21,7 +21,7 @@ class LazyConstraint:
     """
 
     #: See :class:`Constraint`.
-    free = False
+    choice: Choice = "some"
 
     def __init__(self, inner: Constraint, trigger: GrammarTrigger, vocab: Vocab) -> None:
         self._inner: Final = inner

@@ -17,7 +17,7 @@ from typing import Final, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from llamaherd.pool.child.constraint import Alphabet, ConstraintError, Text, decode
+from llamaherd.pool.child.constraint import Alphabet, Choice, ConstraintError, Text, decode
 from llamaherd.pool.gbnf import Chars, Element, Ref, Rules, TokenRef
 
 __all__ = ["Automaton", "GrammarState", "Matcher"]
@@ -303,7 +303,7 @@ class Matcher:
     """One sequence's place in a grammar. Implements :class:`~llamaherd.pool.child.constraint.Constraint`."""
 
     #: See :class:`Constraint`.
-    free = False
+    choice: Choice = "some"
 
     def __init__(self, automaton: Automaton, at: _At | None = None) -> None:
         self._automaton: Final = automaton

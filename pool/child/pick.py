@@ -4,6 +4,9 @@ By rejection, as in llama.cpp's ``common_sampler_sample``: the samplers choose f
 choice, which it mostly does, that was all. Else they choose once more, among the allowed tokens alone. The result is
 the same as if they always did; for chains that cut the candidates down early it is enough to find as many allowed
 tokens as they keep.
+
+The free choice is llama.cpp's own way from logits to a token wherever it can be, as for sequences without a grammar,
+and half as dear as a draw from here.
 """
 
 from collections.abc import Collection, Sequence
@@ -43,7 +46,7 @@ class Picker:
         *,
         go_on: bool,
     ) -> int:
-        """Return the next token from a row of logits, which chain and constraint have then accepted.
+        """Return the next token from a row of logits, chosen here; chain and constraint have then accepted it.
 
         Args:
             constraint: What restricts the choice; None for one whose candidates shall be known afterwards.
@@ -59,12 +62,37 @@ class Picker:
             if chain is not None:
                 chain.take(due)
             return due
-        banned = chain.banned if chain is not None else _NONE
         token = int(logits.argmax()) if chain is None else chain.draw(self._all, logits)
         if constraint is not None:
-            if token in banned or (go_on and self._vocab.ends(token)) or not constraint.allows(token):
+            if not self.may_stand(token, chain, constraint, go_on=go_on):
                 token = self._among_allowed(logits, chain, constraint, recent, go_on=go_on)
             constraint.accept(token)
+        if chain is not None:
+            chain.accept(token)
+        return token
+
+    def may_stand(self, token: int, chain: Chain | None, constraint: Constraint, *, go_on: bool) -> bool:
+        """Whether a constraint lets a token pass that was chosen without it. May raise ConstraintError."""
+        if (chain is not None and token in chain.banned) or (go_on and self._vocab.ends(token)):
+            return False
+        return constraint.allows(token)
+
+    def replace(
+        self,
+        logits: npt.NDArray[np.float32],
+        chain: Chain | None,
+        constraint: Constraint,
+        recent: Sequence[int],
+        *,
+        go_on: bool,
+    ) -> int:
+        """Return another token for one that may not stand and that the chain, a revocable one, has accepted; chain and
+        constraint have then accepted this one instead. See :meth:`pick`.
+        """
+        if chain is not None:
+            chain.take_back(recent)
+        token = self._among_allowed(logits, chain, constraint, recent, go_on=go_on)
+        constraint.accept(token)
         if chain is not None:
             chain.accept(token)
         return token

@@ -60,8 +60,9 @@ class Sequence:
         chain: Its samplers; None means greedy.
         adapters: What its tokens are computed with.
         constraint: What restricts its tokens, if anything does.
-        picked: Whether its next token is chosen in the sight of all candidates: under a constraint that does not let
-            just any pass, and where what the samplers leave is to be told.
+        picked: Whether the picker chooses its next token from the beginning, in the sight of all candidates: where
+            what the samplers leave is to be told, where just one may come, and where its samplers cannot take back what
+            a constraint may refuse.
     """
 
     def __init__(
@@ -107,7 +108,7 @@ class Sequence:
         self.constraint: Final = constraint
         sampling = request.sampling
         self._asks: Final = sampling.n_probs > 0 and sampling.post_sampling_probs
-        self.picked = self._asks or (constraint is not None and not constraint.free)
+        self.picked = self._is_picked()
         limited = request.n_indent > 0 or request.t_max_predict_ms > 0
         self._lines: Final = LineLimits(request.n_indent, request.t_max_predict_ms / 1e3) if limited else None
         self._text: Final = TextStream(request.stop)
@@ -228,12 +229,18 @@ class Sequence:
             text, over = self._lines.feed(text, perf_counter() - self._first_token)
             reason = "length" if over else reason
         if self.constraint is not None:
-            self.picked = self._asks or not self.constraint.free
+            self.picked = self._is_picked()
         self._new_line = self._new_line or "\n" in text
         delta = Delta(self.request.request, text, (token,), probs)
         if self._reply is not None:
             delta, reason = read_delta(self._reply, delta, reason)
         return (self._timed(delta) if self.request.timed else delta), reason
+
+    def _is_picked(self) -> bool:
+        if self._asks or self.constraint is None:
+            return self._asks
+        choice = self.constraint.choice
+        return choice == "one" or (choice == "some" and self.chain is not None and not self.chain.revocable)
 
     def _timed(self, delta: Delta) -> TypedDelta:
         more = (delta.reasoning, delta.calls) if isinstance(delta, TypedDelta) else ("", ())

@@ -1,5 +1,8 @@
 """Many requests at once on the real engine: sharing, fairness, cancelling, and what happens when the room runs out."""
 
+from collections.abc import Generator
+from contextlib import contextmanager
+
 import msgspec
 import pytest
 
@@ -7,6 +10,7 @@ from chat_templates import ALWAYS_THINKS
 from engine_driver import GREEDY, Collected, ask, collect, drain, load_command, loaded
 from llamaherd.pool.child import bindings
 from llamaherd.pool.child.budget import Budget, BudgetedThoughts
+from llamaherd.pool.child.grammars import Grammars
 from llamaherd.pool.child.lazy import LazyConstraint
 from llamaherd.pool.child.llama_engine import LlamaEngine
 from llamaherd.pool.child.loaded import Loaded, make_chats
@@ -289,25 +293,67 @@ def test_an_answer_that_breaks_the_engines_code_fails_alone(capsys: pytest.Captu
     assert "KeyError" in capsys.readouterr().err
 
 
-def test_under_a_budget_alone_only_the_words_that_end_the_thinking_are_picked() -> None:
+@contextmanager
+def parts() -> Generator[tuple[Loaded, Model]]:
+    """Yield what an engine is made of."""
     command = load_command("random", n_parallel=1)
     bindings.init_backend()
     model = Model(command.path, command.options, lambda _: True)
     resources = Resources(command, model, (1, 1), bindings.AbortFlag())
     engine = Loaded(command, resources, make_chats(command, model))
-    closing = model.vocab.tokenize("xyz", add_special=False)
-    budget = Budget(tokens=3, start="<think>", end="xyz", closing="xyz", opened=True)
-    constraint = BudgetedThoughts(budget, None, model.vocab)
-    sequence = Sequence(request(1), [263, 264], 64, None, constraint=constraint)
-    engine.batcher.submit(sequence)
-    picked: list[bool] = []
-    while engine.busy:
-        picked.append(sequence.picked)
-        engine.step()
-    said = sequence.tokens[2:].tolist()
+    yield engine, model
     engine.free()
-    assert said[3 : 3 + len(closing)] == closing
-    assert picked == [False] * 3 + [True] * len(closing) + [False] * (10 - 3 - len(closing))
+
+
+def picked(engine: Loaded, sequence: Sequence) -> list[bool]:
+    """Run a sequence; return of each of its tokens whether the picker chose it, and not llama.cpp alone."""
+    engine.batcher.submit(sequence)
+    told: list[bool] = []
+    while engine.busy:
+        told.append(sequence.picked)
+        engine.step()
+    return told
+
+
+def test_under_a_budget_alone_only_the_words_that_end_the_thinking_are_picked() -> None:
+    with parts() as (engine, model):
+        closing = model.vocab.tokenize("xyz", add_special=False)
+        budget = Budget(tokens=3, start="<think>", end="xyz", closing="xyz", opened=True)
+        constraint = BudgetedThoughts(budget, None, model.vocab)
+        sequence = Sequence(request(1), [263, 264], 64, None, constraint=constraint)
+        told = picked(engine, sequence)
+    assert sequence.tokens[2:].tolist()[3 : 3 + len(closing)] == closing
+    assert told == [False] * 3 + [True] * len(closing) + [False] * (10 - 3 - len(closing))
+
+
+@pytest.mark.parametrize(
+    ("sampling", "expected"),
+    [
+        (GREEDY, False),
+        (Sampling(seed=3), False),
+        (Sampling(seed=3, presence_penalty=1.5, dry_multiplier=0.8), False),
+        (Sampling(seed=3, n_probs=2), False),
+        # What cannot be taken back, or not cheaply, is not chosen before it is known that it may stand.
+        (Sampling(seed=3, samplers=("adaptive_p",), adaptive_target=0.5), True),
+        (Sampling(seed=3, presence_penalty=1.5, repeat_last_n=-1), True),
+        (Sampling(seed=3, n_probs=2, post_sampling_probs=True), True),
+    ],
+)
+def test_under_a_grammar_llama_cpp_chooses_as_without_one(sampling: Sampling, expected: bool) -> None:
+    with parts() as (engine, model):
+        inner = Grammars(model.vocab).make(Generate(request=1, grammar="root ::= .*"))
+        assert inner is not None
+        waiting = LazyConstraint(inner, GrammarTrigger(words=("nowhere at all",)), model.vocab)
+        budget = Budget(tokens=3, start="<think>", end="xyz", closing="xyz", opened=True)
+        both = BudgetedThoughts(budget, waiting, model.vocab)
+        closing = len(model.vocab.tokenize("xyz", add_special=False))
+        told: list[list[bool]] = []
+        for constraint in (inner, waiting.copy(), both):
+            asked = msgspec.structs.replace(request(1), sampling=sampling)
+            chain = engine.samplers.make(sampling, [263, 264])
+            told.append(picked(engine, Sequence(asked, [263, 264], 64, chain, constraint=constraint)))
+    assert told[:2] == [[expected] * 10] * 2
+    assert told[2] == [expected] * 3 + [True] * closing + [expected] * (10 - 3 - closing)
 
 
 # --- answers that are read whole ---

@@ -3,13 +3,15 @@
 import json
 import re
 from collections.abc import Iterator
+from typing import Any
 
+import msgspec
 import pytest
 
 from engine_driver import GREEDY, ask, drain, loaded, smollm2_path
 from llamaherd.pool.child.engine import RequestError
 from llamaherd.pool.child.llama_engine import LlamaEngine
-from llamaherd.transport.messages import Generate, GrammarTrigger, Sampling
+from llamaherd.transport.messages import Delta, Generate, GrammarTrigger, Sampling, TokenProb
 from tiny_gguf import SCRIPT_TEXT
 
 PROMPT = "<|im_start|>user\nTell me of a person, as JSON.<|im_end|>\n<|im_start|>assistant\n"
@@ -42,22 +44,28 @@ def refusal(engine: LlamaEngine, **fields: object) -> RequestError:
     return caught.value
 
 
-@pytest.mark.parametrize(
+KINDS = [
+    GREEDY,
+    HOT,
+    Sampling(temperature=1, top_k=0, top_p=1, min_p=0, seed=5),
+    Sampling(temperature=1, repeat_penalty=1.3, presence_penalty=0.5, seed=5),
+    Sampling(temperature=1, repeat_penalty=1.3, repeat_last_n=-1, seed=5),
+    Sampling(temperature=1, dry_multiplier=5, dry_allowed_length=1, seed=5),
+    Sampling(temperature=1, top_n_sigma=1.0, samplers=("top_n_sigma", "temperature"), seed=5),
+    Sampling(temperature=1.5, xtc_probability=0.5, xtc_threshold=0.02, seed=5),
+    Sampling(mirostat=1, seed=5),
+    Sampling(mirostat=2, seed=5),
+    Sampling(temperature=0.7, samplers=("typ_p", "adaptive_p"), adaptive_target=0.5, typical_p=0.9, seed=5),
+    Sampling(logit_bias=((0, 100.0), ("e", -5.0)), seed=5),
+]
+every_kind = pytest.mark.parametrize(
     "sampling",
-    [
-        GREEDY,
-        HOT,
-        Sampling(temperature=1, top_k=0, top_p=1, min_p=0, seed=5),
-        Sampling(temperature=1, repeat_penalty=1.3, presence_penalty=0.5, seed=5),
-        Sampling(temperature=1, dry_multiplier=0.8, seed=5),
-        Sampling(temperature=1, top_n_sigma=1.0, samplers=("top_n_sigma", "temperature"), seed=5),
-        Sampling(mirostat=1, seed=5),
-        Sampling(mirostat=2, seed=5),
-        Sampling(temperature=0.7, samplers=("typ_p", "adaptive_p"), adaptive_target=0.5, typical_p=0.9, seed=5),
-        Sampling(logit_bias=((0, 100.0), ("e", -5.0)), seed=5),
-    ],
+    KINDS,
     ids=lambda sampling: "-".join(sampling.samplers[:1]) + str(sampling.mirostat) + str(sampling.temperature),
 )
+
+
+@every_kind
 def test_every_kind_of_sampling_obeys(random: LlamaEngine, sampling: Sampling) -> None:
     got = ask(random, "abc", grammar=WORDS, sampling=sampling)
     assert re.fullmatch(r"([a-z]{1,6}|[A-Z][a-z]{0,5})( ([a-z]{1,6}|[A-Z][a-z]{0,5})){3,5}\.", got.text)
@@ -194,6 +202,49 @@ def test_a_leading_word_counts_only_at_the_beginning(scripted: LlamaEngine) -> N
     assert ask(scripted, "\n", grammar='root ::= "Hello" " you"', trigger=at_start).text == "Hello you"
     later = GrammarTrigger(leading=("from",))
     assert ask(scripted, "\n", grammar='root ::= "from" " you"', trigger=later).text == SCRIPT_TEXT
+
+
+#: Letters with which the grammar never begins: a token that shows one is refused, each time.
+NEVER: dict[str, Any] = {
+    "grammar": 'root ::= "zz" [a-z]*',
+    "trigger": GrammarTrigger(words=(*"aeioutns", "zz")),
+}
+
+
+@every_kind
+@pytest.mark.parametrize("bound", [NEVER, {"grammar": WORDS}], ids=["waits", "holds"])
+def test_a_choice_that_a_grammar_refuses_leaves_no_trace(
+    random: LlamaEngine, bound: dict[str, Any], sampling: Sampling
+) -> None:
+    fields: dict[str, Any] = {"max_tokens": 60, "ignore_eos": True, **bound}
+    quick = ask(random, "abcabcabc", sampling=sampling, **fields)
+    # Where it is to be told what the samplers leave, they choose among candidates of ours, and accept none unasked.
+    told = msgspec.structs.replace(sampling, n_probs=1, post_sampling_probs=True)
+    slow = ask(random, "abcabcabc", sampling=told, **fields)
+    assert quick.text == slow.text
+    assert quick.tokens == slow.tokens
+    assert len(quick.tokens) > 4
+
+
+def odds(delta: Delta) -> list[TokenProb]:
+    (probs,) = delta.probs
+    return [probs.chosen, *probs.top]
+
+
+@every_kind
+def test_a_grammar_that_sleeps_changes_nothing(random: LlamaEngine, sampling: Sampling) -> None:
+    trigger = GrammarTrigger(words=("nowhere to be seen",))
+    fields: dict[str, Any] = {
+        "sampling": msgspec.structs.replace(sampling, n_probs=3, logit_bias=((2, None), *sampling.logit_bias)),
+        "max_tokens": 40,
+    }
+    free = ask(random, "abc", **fields)
+    sleeping = ask(random, "abc", grammar='root ::= "nowhere"', trigger=trigger, **fields)
+    assert sleeping.tokens == free.tokens
+    told, expected = ([one for delta in got.deltas for one in odds(delta)] for got in (sleeping, free))
+    assert [one.token for one in told] == [one.token for one in expected]
+    # Where a sequence lies in the cache changes the last digits.
+    assert [one.logprob for one in told] == pytest.approx([one.logprob for one in expected], abs=1e-2)
 
 
 @pytest.mark.parametrize("words", [(), ("",), ("x" * 300,), ("x",) * 65])

@@ -202,6 +202,18 @@ def test_the_bytes_of_each_token_are_told() -> None:
     assert pieces == [piece.replace("▁", " ").encode() for piece in SCRIPT] + [b"</s>"]
 
 
+def test_what_xtc_leaves_is_told_and_chosen_from(engine: LlamaEngine) -> None:
+    xtc: dict[str, Any] = {"temperature": 1.5, "xtc_probability": 1.0, "xtc_threshold": 0.02, "seed": 5}
+    plain = ask(engine, PROMPT, sampling=Sampling(**xtc), max_tokens=20, ignore_eos=True)
+    sampling = Sampling(**xtc, n_probs=4, post_sampling_probs=True)
+    told = ask(engine, PROMPT, sampling=sampling, max_tokens=20, ignore_eos=True)
+    assert told.tokens == plain.tokens
+    for delta in told.deltas:
+        (probs,) = delta.probs
+        assert probs.chosen.logprob > -9999, "it is one of those that were left"
+        assert sum(math.exp(one.logprob) for one in probs.top) <= 1.001
+
+
 def test_without_the_wish_nothing_is_told(engine: LlamaEngine) -> None:
     assert probs_of(ask(engine, PROMPT, max_tokens=3, ignore_eos=True)) == []
 
