@@ -1,7 +1,7 @@
 """The catalogue behind a server: read anew on request, after a download, and when its sources change.
 
-Reading is file work and happens in a thread; what it finds is handed to the pool in one piece, so that requests see the
-old catalogue or the new one. One reading at a time.
+Reading is file work and happens in a thread, which a hung file system may keep; what it finds is handed to the pool in
+one piece, so that requests see the old catalogue or the new one. One reading at a time.
 """
 
 import asyncio
@@ -23,6 +23,7 @@ from llamaherd.pool import (
     Sources,
     State,
     fingerprint,
+    in_thread,
     parse_name,
 )
 
@@ -76,7 +77,7 @@ class Library:
             BadRequest: a source cannot be read; nothing has changed.
         """
         async with self._lock:
-            catalog = await asyncio.to_thread(self._read, self._sources)
+            catalog = await in_thread(self._read, self._sources)
             for problem in catalog.problems:
                 logger.warning("%s", problem)
             report = pool.reload((*catalog.models, *catalog.broken))
@@ -97,7 +98,7 @@ class Library:
             await pool.unload(status.name)
         async with self._lock:
             try:
-                await asyncio.to_thread(_delete, self.caches, name)
+                await in_thread(_delete, self.caches, name)
             except OSError as error:
                 raise BadRequest(f"model {status.name!r} cannot be removed: {error}", code="not_removable") from None
         await self.reload(pool)
@@ -118,12 +119,12 @@ class Library:
             begun = True
 
     async def _watch(self, pool: Pool) -> None:
-        seen = await asyncio.to_thread(fingerprint, self._sources)
+        seen = await in_thread(fingerprint, self._sources)
         # What has changed since the catalogue was read at the start.
         await self._try_reload(pool)
         while True:
             await asyncio.sleep(self._seconds)
-            now = await asyncio.to_thread(fingerprint, self._sources)
+            now = await in_thread(fingerprint, self._sources)
             if now != seen:
                 seen = now
                 await self._try_reload(pool)

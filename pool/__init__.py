@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from llamaherd.pool.counts import PoolCounts
     from llamaherd.pool.docker import docker_cache, find_docker, remove_docker, scan_docker
     from llamaherd.pool.embeddings import Embedding, Embeddings, Ranking
+    from llamaherd.pool.errands import in_thread
     from llamaherd.pool.errors import (
         BadRequest,
         DownloadFailed,
@@ -144,6 +145,7 @@ __all__ = [
     "find_key",
     "find_model",
     "gather",
+    "in_thread",
     "kv_bytes",
     "model_name",
     "model_parts",
@@ -245,6 +247,7 @@ _HOME: Final = {
     "find_key": "llamaherd.pool.flags",
     "find_model": "llamaherd.pool.catalog",
     "gather": "llamaherd.pool.sources",
+    "in_thread": "llamaherd.pool.errands",
     "kv_bytes": "llamaherd.pool.gguf",
     "model_name": "llamaherd.pool.names",
     "model_parts": "llamaherd.pool.catalog",

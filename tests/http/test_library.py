@@ -265,6 +265,46 @@ def test_a_download_that_ends_among_too_many_events_is_taken_up(cache: Path) -> 
         front.wait_until(lambda _: len(begun) == 2)
 
 
+@pytest.fixture
+def hang(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Callable[[], int]]]:
+    """From its call on, let whoever lists a folder of the cache wait, as on a network's file system whose server is
+    gone; what it returns says how many do.
+    """
+    gone, back, iterdir = threading.Event(), threading.Event(), Path.iterdir
+    asked: list[Path] = []
+
+    def look(path: Path) -> Iterator[Path]:
+        if gone.is_set() and path.is_relative_to(cache):
+            asked.append(path)
+            back.wait()
+        return iterdir(path)
+
+    def begin() -> Callable[[], int]:
+        gone.set()
+        return lambda: len(asked)
+
+    monkeypatch.setattr(Path, "iterdir", look)
+    yield begin
+    back.set()
+
+
+@pytest.mark.parametrize("work", ["watch", "reload", "remove"])
+def test_the_end_does_not_wait_for_a_file_system_that_hangs(
+    hang: Callable[[], Callable[[], int]], cache: Path, work: str
+) -> None:
+    write_repo(cache, "u/r", ["m-Q8_0.gguf"])
+    sources = Sources(cache=cache)
+    library = Library(sources, read, Caches(cache, cache), watch=work == "watch", watch_seconds=0.05)
+
+    with LiveFront(*read(sources).models, library=library) as front:
+        hung = hang()
+        if work == "reload":
+            front.start(library.reload)
+        elif work == "remove":
+            front.start(lambda pool: library.remove(pool, NAME))
+        front.wait_until(lambda _: hung() > 0)
+
+
 def test_without_management_nothing_is_downloaded_deleted_or_reloaded(start: Start) -> None:
     with start(manage=False) as front:
         answers = [post(front, "/models", model=NAME), delete(front, NAME), httpx2.get(f"{front.url}/models?reload=1")]

@@ -5,7 +5,7 @@ import contextlib
 import json
 import socket
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import Future
 from typing import Any, Final, Self, TypeVar
 from urllib.parse import urlsplit
@@ -119,6 +119,10 @@ class LiveFront(contextlib.AbstractContextManager["LiveFront"]):
             return question(self._pool)
 
         return asyncio.run_coroutine_threadsafe(answer(), self._loop).result(DEADLINE)
+
+    def start(self, work: Callable[[Pool], Coroutine[Any, Any, object]]) -> None:
+        """Have the pool's loop begin some work, and do not wait for it."""
+        asyncio.run_coroutine_threadsafe(work(self._pool), self._loop)
 
     def wait_until(self, condition: Callable[[Pool], bool]) -> None:
         """Wait until something holds of the pool; fail if it never does."""
