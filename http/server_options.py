@@ -227,67 +227,59 @@ def server_options(command: _Command) -> _Command:
     """Give a command the server's options; it receives them as one argument ``settings``, a ``ServerSettings``."""
 
     @functools.wraps(command)
-    def with_options(
-        *args: Any,
-        host: str,
-        port: int,
-        ssl_key_file: Path | None,
-        ssl_cert_file: Path | None,
-        max_connections: int,
-        timeout: float | None,
-        drain_seconds: float,
-        api_keys: Sequence[str],
-        api_key_file: Path | None,
-        allowed_hosts: Sequence[str],
-        cors_origins: str | None,
-        cors_methods: str,
-        cors_headers: str,
-        cors_credentials: bool,
-        autoload: bool,
-        manage: bool,
-        metrics: bool,
-        access_log: bool,
-        slots: bool,
-        max_inputs: int,
-        ping: int,
-        **values: Any,
-    ) -> Any:
+    def with_settings(*args: Any, **values: Any) -> Any:
+        timeout = values.pop("timeout")
         settings = ServerSettings(
-            host=host,
-            port=port,
-            limits=Limits(
-                max_connections=max_connections,
-                drain_seconds=drain_seconds,
-                send_seconds=Limits().send_seconds if timeout is None else timeout,
-            ),
-            tls=_tls(ssl_key_file, ssl_cert_file),
-            security=Security(
-                keys=_keys(api_keys, api_key_file),
-                cors=Cors(
-                    origins=None if cors_origins is None else tuple(_words(cors_origins)),
-                    methods=cors_methods,
-                    headers=cors_headers,
-                    credentials=cors_credentials,
-                ),
-                allowed_hosts=tuple(allowed_hosts),
-            ),
-            access_log=access_log,
-            offer=Offer(
-                autoload=autoload,
-                manage=manage,
-                metrics=metrics,
-                slots=slots,
-                max_inputs=max_inputs,
-                body_seconds=DEFAULT_BODY_SECONDS if timeout is None else timeout,
-                stream_ping=float(ping) if ping > 0 else None,
-            ),
+            host=values.pop("host"),
+            port=values.pop("port"),
+            limits=_limits(values, timeout),
+            tls=_tls(values.pop("ssl_key_file"), values.pop("ssl_cert_file")),
+            security=_security(values),
+            access_log=values.pop("access_log"),
+            offer=_offer(values, timeout),
         )
         return command(*args, settings=settings, **values)
 
-    decorated: _Command = with_options
+    decorated: _Command = with_settings
     for option in reversed((*_LISTENING, *_SECURITY, *_OFFER)):
         decorated = option(decorated)
     return decorated
+
+
+def _limits(values: dict[str, Any], timeout: float | None) -> Limits:
+    """Return what bounds connections, and take it out of the options."""
+    return Limits(
+        max_connections=values.pop("max_connections"),
+        drain_seconds=values.pop("drain_seconds"),
+        send_seconds=Limits().send_seconds if timeout is None else timeout,
+    )
+
+
+def _security(values: dict[str, Any]) -> Security:
+    """Return who is let in, and take it out of the options."""
+    keys = _keys(values.pop("api_keys"), values.pop("api_key_file"))
+    origins: str | None = values.pop("cors_origins")
+    cors = Cors(
+        origins=None if origins is None else tuple(_words(origins)),
+        methods=values.pop("cors_methods"),
+        headers=values.pop("cors_headers"),
+        credentials=values.pop("cors_credentials"),
+    )
+    return Security(keys=keys, cors=cors, allowed_hosts=tuple(values.pop("allowed_hosts")))
+
+
+def _offer(values: dict[str, Any], timeout: float | None) -> Offer:
+    """Return what clients may have done, and take it out of the options."""
+    ping: int = values.pop("ping")
+    return Offer(
+        autoload=values.pop("autoload"),
+        manage=values.pop("manage"),
+        metrics=values.pop("metrics"),
+        slots=values.pop("slots"),
+        max_inputs=values.pop("max_inputs"),
+        body_seconds=DEFAULT_BODY_SECONDS if timeout is None else timeout,
+        stream_ping=float(ping) if ping > 0 else None,
+    )
 
 
 def _keys(given: Sequence[str], file: Path | None) -> ApiKeys:
