@@ -78,8 +78,8 @@ class Slots:
         return bool(self._idle) if wanted < 0 else self._slots[wanted].sequence is None
 
     def take(self, sequence: Sequence, donor: object) -> None:
-        """Give a request a slot: the one that it wants, else the one that left ``donor``, else the one whose last
-        request it goes on with, which may lie in RAM, else the longest idle.
+        """Give a request a slot: the one that it wants, else the one that left ``donor``, else of those whose last
+        request it goes on with, which may lie in RAM, the one that it has most in common with, else the longest idle.
         """
         wanted = sequence.request.slot
         if wanted >= 0:
@@ -87,7 +87,7 @@ class Slots:
         elif (left := next((one for one in self._idle if donor is not None and one.kept is donor), None)) is not None:
             slot = left
         else:
-            slot = next((one for one in self._idle if _goes_on(sequence, one.kept)), self._idle[0])
+            slot = max(self._idle, key=lambda one: _continued(sequence, one.kept))  # of equals the longest idle
         self._idle.remove(slot)
         slot.take(sequence)
 
@@ -99,8 +99,9 @@ class Slots:
         self._idle.append(slot)
 
 
-def _goes_on(sequence: Sequence, kept: Kept | None) -> bool:
-    """Whether a request begins with most of what a slot has left."""
+def _continued(sequence: Sequence, kept: Kept | None) -> int:
+    """Return how much of what a slot has left a request begins with; 0 where it is not most of it."""
     if kept is None or kept.adapters != sequence.adapters:
-        return False
-    return common_length(sequence.tokens, kept.tokens) * 2 > kept.computed
+        return 0
+    common = common_length(sequence.tokens, kept.tokens)
+    return common if common * 2 > kept.computed else 0
