@@ -116,9 +116,16 @@ class Front:
         return name
 
     def defaults_of(self, model: str) -> Mapping[str, Any]:
-        """Return the parameters of a model's requests where they say nothing else."""
+        """Return the parameters of a model's requests where they say nothing else: what its settings say, and for the
+        rest what its file recommends, as far as that is known, which it is from the first load on.
+        """
         spec = self.specs.get(model)
-        return {} if spec is None else spec.defaults
+        said: Mapping[str, Any] = {} if spec is None else spec.defaults
+        try:
+            info = self.pool.status(model).info or {}
+        except ModelNotFound:
+            return said  # it was removed since
+        return {**info.get("meta", {}).get("sampling", {}), **said}
 
     def check_model(self, name: str) -> None:
         """Raise Problem if the key of the request does not open this model, whether there is one or not."""

@@ -43,7 +43,7 @@ async def infill(front: Front, request: Request) -> Response:
         )
 
     works = start_all(body.choices, begin)
-    answer = NativeAnswer(works[0].model, body, front.defaults_of(works[0].model))
+    answer = NativeAnswer(works[0].model, body, lambda: front.defaults_of(works[0].model))
     return await respond(front, request, body, works, answer)
 
 

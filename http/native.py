@@ -1,7 +1,7 @@
 """``POST /completion`` (and ``/completions``, without ``/v1``): llama-server's own way to continue a prompt."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, cast
 
 import msgspec
@@ -69,7 +69,7 @@ async def native_completion(front: Front, request: Request) -> Response:
     """Continue one prompt, or several."""
     body = parse(await front.read(request), NativeBody)
     works = start_prompts(front, request, body)
-    answer = NativeAnswer(works[0].model, body, front.defaults_of(works[0].model))
+    answer = NativeAnswer(works[0].model, body, lambda: front.defaults_of(works[0].model))
     return await respond(front, request, body, works, answer)
 
 
@@ -106,12 +106,12 @@ def _biases_json(biases: dict[str, Any] | list[Any]) -> list[dict[str, Any]]:
 
 class NativeAnswer(Answer):
     """llama-server's object, whole or in parts; several make a list. Fields whose content the pool does not know are
-    left out.
+    left out. ``defaults`` are asked for at the end: some are known only when the model is loaded.
     """
 
     ending = b""
 
-    def __init__(self, model: str, body: NativeBody, defaults: Mapping[str, Any]) -> None:
+    def __init__(self, model: str, body: NativeBody, defaults: Callable[[], Mapping[str, Any]]) -> None:
         self._model = model
         self._body = body
         self._defaults = defaults
@@ -160,7 +160,7 @@ class NativeAnswer(Answer):
         self, index: int, piece: Piece, text: str, tokens: tuple[int, ...], probs: Sequence[TokenProbs] = ()
     ) -> dict[str, Any]:
         usage = piece.usage or Usage()
-        settings = settings_json(self._body, self._defaults)
+        settings = settings_json(self._body, self._defaults())
         stopped = "limit" if piece.finish_reason == "length" else "word" if piece.stopping_word else "eos"
         answer = {
             "index": index,

@@ -6,7 +6,7 @@ submitted, each :meth:`Engine.step` moves all of them, and its output is a list 
 ``tokens``.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -32,7 +32,7 @@ Progress = Callable[[float], bool]
 
 
 #: Facts that travel elsewhere.
-_NOT_META: Final = ("modalities", "gpu")
+_NOT_META: Final = ("modalities", "gpu", "sampling")
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,6 +45,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
         ftype: The quantisation's name, such as ``Q4_1``.
         modalities: What it takes in: ``text``, and with a projector ``image`` and ``audio``.
         gpu: Whether this process has any of a GPU: False without a backend for one, and where it is shown none.
+        sampling: What its file recommends to requests that say nothing, by the names of
+            :class:`~llamaherd.transport.messages.Sampling`.
     """
 
     vocab_type: int = 0
@@ -57,10 +59,12 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     ftype: str = ""
     modalities: tuple[str, ...] = ("text",)
     gpu: bool = True
+    sampling: Mapping[str, Any] = {}
 
     def to_meta(self) -> dict[str, Any]:
-        """Return the facts as the ``meta`` object of the ``ready`` message."""
-        return {field: getattr(self, field) for field in self.__struct_fields__ if field not in _NOT_META}
+        """Return the facts as the ``meta`` object of the ``ready`` message; ``sampling`` only if there is any."""
+        told = {field: getattr(self, field) for field in self.__struct_fields__ if field not in _NOT_META}
+        return told | ({"sampling": dict(self.sampling)} if self.sampling else {})
 
 
 #: The code of a load that found too little memory, wherever: the pool then makes room and tries again.

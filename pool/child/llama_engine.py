@@ -87,6 +87,7 @@ class LlamaEngine:
             ftype=model.ftype,
             modalities=loaded.modalities,
             gpu=bindings.supports_gpu(),
+            sampling=loaded.recommended,
         )
 
     def _make(self, command: Load, report: "_Report") -> "Loaded":

@@ -107,7 +107,8 @@ class Loaded:
             self._suffix_first: Final = options.spm_infill
             self.samplers: Final = Samplers(vocab, self.context.n_ctx_seq)
             undo.callback(self.samplers.free)
-            self._recommended: Final = read_recommended(lambda key: bindings.model_meta(self.model.handle, key))
+            #: What the model's file recommends, by the names of ``Sampling``.
+            self.recommended: Final = read_recommended(lambda key: bindings.model_meta(self.model.handle, key))
             self.grammars: Final = Grammars(vocab)
             self.chats: Final = chats
             self._undo: Final = undo.pop_all()
@@ -181,8 +182,8 @@ class Loaded:
             raise RequestError(
                 f"slot {request.slot} does not exist; there are {len(self.batcher.slots)}", code="invalid_slot"
             )
-        if self._recommended:
-            request = recommend(request, self._recommended)
+        if self.recommended:
+            request = recommend(request, self.recommended)
         self.samplers.check(request.sampling)
         adapters = self.adapters.chosen(request.lora)
         messages, files = self._files_of(request)

@@ -1,6 +1,7 @@
 """llama-server's own API over real sockets: completion, tokens, templates and properties."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -10,6 +11,7 @@ import pytest
 from live_front import LiveFront, fake, sse_data
 from llamaherd.http.native import DEFAULT_SETTINGS
 from llamaherd.pool import EngineOptions, ModelSpec
+from tiny_gguf import write_scripted_llama
 
 PROMPT = {"model": "echo", "prompt": "one two three"}
 
@@ -271,3 +273,27 @@ def test_a_models_own_defaults_are_told_and_a_request_overrides_them() -> None:
         assert short["generation_settings"]["top_k"] == 7
         longer = client.post("/completion", json={**PROMPT, "n_predict": -1, "top_k": 3}).json()
         assert (longer["content"], longer["generation_settings"]["top_k"]) == ("one two three", 3)
+
+
+def test_what_a_models_file_recommends_is_told_where_nothing_else_was_said(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    write_scripted_llama(path, recommends={"top_k": 20, "top_p": 0.5, "min_p": 0.25, "sequence": "top-k;temp"})
+    options = EngineOptions(n_ctx=256, n_threads=1, n_parallel=1)
+    spec = ModelSpec(name="m", path=path, options=options, defaults={"top_p": 0.75})
+    with LiveFront(spec, specs=[spec]) as front, front.client() as client:
+
+        def told() -> dict[str, Any]:
+            settings: dict[str, Any] = client.get("/props?model=m").json()["default_generation_settings"]["params"]
+            return settings
+
+        assert told() == {**DEFAULT_SETTINGS, "top_p": 0.75}, "nobody has looked into the file yet"
+        body = {"model": "m", "prompt": "\n", "min_p": 0.05, "n_predict": 2}
+        used = client.post("/completion", json=body).json()["generation_settings"]
+        samplers = ["top_k", "temperature"]
+        assert [used[name] for name in ("top_k", "top_p", "min_p", "samplers")] == [20, 0.75, 0.05, samplers]
+        assert told() == {**DEFAULT_SETTINGS, "top_k": 20, "top_p": 0.75, "min_p": 0.25, "samplers": samplers}
+        (slot,) = client.get("/slots?model=m").json()
+        shown = slot["params"]
+        assert [shown[name] for name in ("top_k", "top_p", "min_p", "samplers")] == [20, 0.75, 0.05, samplers]
+        (model,) = client.get("/v1/models").json()["data"]
+        assert model["meta"]["sampling"] == {"samplers": samplers, "top_k": 20, "top_p": 0.5, "min_p": 0.25}

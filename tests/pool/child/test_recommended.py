@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from engine_driver import drain, loaded
+from engine_driver import drain, load_command, loaded
+from llamaherd.pool.child.llama_engine import LlamaEngine
 from llamaherd.pool.child.recommended import read_recommended, recommend
 from llamaherd.pool.params import GenerateParams, completion_request, with_defaults
 from llamaherd.pool.sampling import FILE_KEYS, problem_of
@@ -74,6 +75,16 @@ def test_what_was_asked_for_is_stronger_also_where_it_is_as_usual(opinionated: P
     got = sampled_with(opinionated, completion_request(1, "x", params))
     kept = {"temperature": usual.temperature, "top_p": 0.75, "samplers": usual.samplers, "min_p": 0.05, "top_k": 7}
     assert got == replace(usual, **{**VALUES, **kept})
+
+
+def test_the_models_facts_tell_what_its_file_recommends(opinionated: Path, tmp_path: Path) -> None:
+    write_scripted_llama(tmp_path / "m.gguf")
+    told: list[object] = []
+    for path in (opinionated, tmp_path / "m.gguf"):
+        engine = LlamaEngine()
+        told.append(engine.load(load_command(path), lambda _: True).to_meta().get("sampling"))
+        engine.unload()
+    assert told == [VALUES, None]
 
 
 def test_a_file_without_such_keys_changes_nothing(tmp_path: Path) -> None:
