@@ -155,6 +155,11 @@ class Entry:
         return next(self.workers, None)
 
     @property
+    def awake(self) -> bool:
+        """Whether any of its workers has its model, or loads it, or ends."""
+        return any(one.worker is not None and not one.drowsy for one in self.replicas)
+
+    @property
     def lives(self) -> bool:
         """Whether any of its workers is not on its way out."""
         return any(one.worker is not None and one.state is not State.STOPPING for one in self.replicas)

@@ -485,6 +485,8 @@ class Herd:
         if replica.worker is not None and self._scheduler.asleep(replica.entry.name, replica.index):
             replica.drowsy = True
             replica.worker.post(Sleep())
+            if replica.entry.spec.may_be_gone and not replica.entry.awake:
+                replica.entry.sized = False  # its files are looked for before one of them is woken
 
     def scale(self, entry: Entry, scales: tuple[float, ...]) -> None:
         """Have a model's LoRA adapters applied with these factors, one for each, now and after every load."""

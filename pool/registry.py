@@ -80,7 +80,7 @@ class Registry:
         )
 
     def adopt(self, entry: Entry, spec: ModelSpec) -> None:
-        """A model that has no worker has its files now, or has them no more."""
+        """A model that has no worker awake has its files now, or has them no more."""
         catalogued = entry.catalogued or entry.spec
         self._change(entry, spec, "")
         entry.catalogued = catalogued

@@ -63,19 +63,22 @@ class Supply:
 
     async def miss(self, entry: Entry) -> None:
         """See whether the files of a model that could be had again are still there. If they are gone since the
-        catalogue was read, its spec has none afterwards, and :meth:`bring` has something to do.
+        catalogue was read, its spec has none afterwards, and :meth:`bring` has something to do. Workers that sleep have
+        ended then: they have nothing to wake to.
         """
         spec = entry.spec
-        if spec.path is None or spec.origin is None or entry.worker is not None:
+        if spec.path is None or spec.origin is None or entry.awake:
             return
         try:
             left = await in_thread(_left_of, spec)
         except (BadRequest, OSError) as error:  # such as a file system that is not mounted now: the load will tell
             _log.warning("the files of model %r cannot be looked for: %s", entry.name, error)
             return
-        if left is not spec and entry.spec is spec and entry.worker is None and not entry.removed:
+        if left is not spec and entry.spec is spec and not entry.awake and not entry.removed:
             _log.warning("%s, a file of model %r, is gone", spec.path, entry.name)
             self._adopt(entry, left)
+            for sleeper in list(entry.workers):
+                await sleeper.wait()
 
     async def _find(self, origin: Origin) -> Found | None:
         try:

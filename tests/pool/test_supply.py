@@ -15,6 +15,7 @@ import pytest
 from herding import fake, reach, run, until
 from llamaherd.pool import (
     BadRequest,
+    EngineOptions,
     LoadFailed,
     ModelBusy,
     ModelNotFound,
@@ -29,6 +30,7 @@ from llamaherd.pool import (
 )
 from llamaherd.pool.downloads import MAX_DOWNLOADS
 from stand_in_hub import Fault, StandInHub
+from tiny_gguf import tiny_model
 
 CONTENT = b"GGUF" + os.urandom(200_000)
 ORIGIN = Origin(repo="u/r:Q8_0")
@@ -569,6 +571,97 @@ def test_a_model_that_is_there_is_asked_of_nobody(hub: StandInHub) -> None:
 
     run(scene())
     assert len(hub.requests) == before
+
+
+# --- files that are deleted while their model sleeps ---
+
+
+async def fall_asleep(pool: Pool, model: str = "m") -> int | None:
+    """Load a model, have it sleep, and return its worker's pid."""
+    await pool.load(model)
+    pool.start_sleep(model)
+    await reach(pool, model, State.SLEEPING)
+    return pool.status(model).pid
+
+
+def test_a_file_that_is_deleted_while_its_model_sleeps_is_downloaded_again_for_the_first_who_asks(
+    hub: StandInHub,
+) -> None:
+    content = tiny_model("random").read_bytes()
+    hub.add("u/tiny", {"t-Q8_0.gguf": content})
+    spec = ModelSpec(name="m", origin=Origin(repo="u/tiny:Q8_0"), options=EngineOptions(n_ctx=64))
+
+    async def scene() -> None:
+        async with Pool([spec]) as pool:
+            await fall_asleep(pool)
+            path = Path(pool.status("m").path or "")
+            path.resolve().unlink()
+            texts = [pool.complete("m", "hello", max_tokens=2).collect() for _ in range(3)]
+            assert all(answer.usage is not None for answer in await asyncio.gather(*texts))
+            assert (pool.status("m").path, path.read_bytes()) == (str(path), content)
+
+    run(scene(), 60)
+    assert len(hub.downloads("t-Q8_0.gguf")) == 2
+
+
+def test_of_a_file_that_is_gone_when_its_model_wakes_the_reason_is_told_until_it_can_be_had(hub: StandInHub) -> None:
+    async def scene() -> None:
+        async with Pool([absent()]) as pool:
+            await fall_asleep(pool)
+            path = Path(pool.status("m").path or "")
+            path.resolve().unlink()
+            hub.fault = Fault(status=503)
+            with pytest.raises(LoadFailed, match="its download failed: the hub answered 503"):
+                await pool.complete("m", "hello").collect()
+            status = pool.status("m")
+            assert (status.state, status.pid, "503" in str(status.error)) == (State.UNLOADED, None, True)
+            hub.fault = Fault()
+            assert (await pool.complete("m", "hello").collect()).text == "hello"
+            assert path.read_bytes() == CONTENT
+
+    run(scene())
+
+
+def test_a_model_whose_file_is_there_is_woken_where_it_sleeps(hub: StandInHub) -> None:
+    async def scene() -> None:
+        async with Pool([absent()]) as pool:
+            for _ in range(2):
+                pid = await fall_asleep(pool)
+                before = len(hub.requests)
+                assert (await pool.complete("m", "hello").collect()).text == "hello"
+                assert (pool.status("m").pid, len(hub.requests)) == (pid, before)
+
+    run(scene())
+
+
+@pytest.mark.parametrize("awake", [False, True])
+def test_a_replica_that_is_awake_keeps_its_model_when_the_file_is_deleted(
+    awake: bool, hub: StandInHub, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    options = EngineOptions(n_parallel=1)
+    spec = absent(replicas=2, options=options, script={"step_gate": str(gate)}, sleep_idle_seconds=0.0)
+
+    async def scene() -> None:
+        async with Pool([spec]) as pool:
+            answers = [asyncio.ensure_future(pool.complete("m", "hello").collect()) for _ in range(2)]
+            await until(lambda: pool.status("m").in_flight == 2)
+            gate.touch()
+            await until(lambda: {replica.state for replica in pool.status("m").replicas} == {State.SLEEPING})
+            if awake:
+                gate.unlink()
+                answers.append(asyncio.ensure_future(pool.complete("m", "hello").collect()))
+                await until(lambda: pool.status("m").in_flight == 1)
+            before = pool.status("m").replicas[0].pid
+            Path(pool.status("m").path or "").resolve().unlink()
+            answers.append(asyncio.ensure_future(pool.complete("m", "hello").collect()))
+            await until(lambda: not awake or pool.status("m").in_flight == 2)
+            gate.touch()
+            assert {answer.text for answer in await asyncio.gather(*answers)} == {"hello"}
+            assert (pool.status("m").replicas[0].pid == before) is awake
+            assert len(hub.downloads("m-Q8_0.gguf")) == (1 if awake else 2)
+
+    run(scene())
 
 
 # --- file systems that hang ---
