@@ -34,6 +34,8 @@ PRIVATE_ENV: Final = frozenset({"LLAMA_API_KEY", "LLAMAHERD_API_KEY", HUB_LOGIN_
 #: Most bytes read from a dead worker's log pipe, which a grandchild may go on filling.
 LAST_WORDS_BYTES: Final = 1024 * 1024
 _READ_BYTES: Final = 65536
+#: A flag in ``/proc/PID/stat``: the kernel takes the process apart. See proc_pid_stat(5), and ``PF_*`` in sched.h.
+_PF_EXITING: Final = 0x4
 
 
 class Exit(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,6 +94,10 @@ class Process(Protocol):
 
     async def wait(self) -> Exit:
         """Wait until the process is gone and reaped. Any number of callers; a cancelled wait changes nothing."""
+        ...
+
+    def is_ending(self) -> bool:
+        """Whether the process is gone or on its way out, whatever ended it. False if the system does not tell."""
         ...
 
     def terminate(self) -> None:
@@ -172,6 +178,9 @@ class LocalProcess:
     async def wait(self) -> Exit:
         return await asyncio.shield(self._exit)
 
+    def is_ending(self) -> bool:
+        return self._exit.done() or is_exiting(self._popen.pid)
+
     def terminate(self) -> None:
         if not self._exit.done():
             self._popen.terminate()
@@ -246,6 +255,21 @@ class LocalProcess:
             self._log_open = False
             self._loop.remove_reader(self._log_fd)
             os.close(self._log_fd)
+
+
+def is_exiting(pid: int) -> bool:
+    """Whether the kernel is at ending a process that is not reaped yet, or has ended it. False where it does not tell.
+
+    A dying process closes its pipes before it can be reaped, and much before where a driver has gigabytes to free.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            # Behind the name, which may hold anything: the state, the parent, the group, the session, the terminal,
+            # its group, and the flags.
+            flags = file.read().rpartition(b")")[2].split()[6]
+    except OSError:
+        return False
+    return bool(int(flags) & _PF_EXITING)
 
 
 def describe_exit(code: int, node: str) -> Exit:

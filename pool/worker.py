@@ -204,8 +204,12 @@ class Worker:
             self._kill_later(LAST_MESSAGES_SECONDS, "it closed its channel and stayed")
 
     def fail(self, reason: str) -> None:
-        """Kill the worker for a reason, which its exit is then explained with."""
-        if not self._reaped and not self.kill_reason:
+        """Kill the worker for a reason, which its exit is then explained with.
+
+        One that is dying already keeps the reason of its own: its exit tells it, and whether memory was wanting.
+        """
+        dying = self._reaped or (self._process is not None and self._process.is_ending())
+        if not dying and not self.kill_reason:
             self.kill_reason = reason
         self.kill()
 

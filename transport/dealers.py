@@ -279,13 +279,14 @@ class FrameChild(ChildChannel):
             self._closed = True
             self._up.wake()
             self._down.wake(self._context)
-            # Whoever is blocked leaves at once now; a call that does not is a bug, and closing under it would be a
-            # worse one.
-            if self._up.lock.acquire(timeout=_CLOSE_SECONDS) and self._down.lock.acquire(timeout=_CLOSE_SECONDS):
+            # Whoever is blocked leaves now, as soon as it has a core for it; closing a socket under it would be a bug.
+            # The goodbye needs no more than its own socket, and what was sent is lost without it.
+            if self._up.lock.acquire(timeout=_CLOSE_SECONDS):
                 if not self._send_failure:
                     self._up.part()
-                self._release()
-                self._down.lock.release()
+                if self._down.lock.acquire(timeout=_CLOSE_SECONDS):
+                    self._release()
+                    self._down.lock.release()
                 self._up.lock.release()
 
     def _release(self) -> None:

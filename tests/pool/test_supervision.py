@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,8 @@ import psutil
 import pytest
 
 from herding import TRANSPORTS, fake, reach, run, until, wait_gone
-from llamaherd.pool import LoadFailed, ModelSpec, Pool, PoolClosed, PoolError, State, WorkerDied, WorkerFailed
-from llamaherd.pool.launch import LaunchSpec, LocalLauncher, Process
+from llamaherd.pool import LoadFailed, ModelSpec, Pool, PoolClosed, PoolError, State, WorkerDied, WorkerFailed, worker
+from llamaherd.pool.launch import Exit, LaunchSpec, LocalLauncher, Process, is_exiting
 
 MANAGER = Path(__file__).parent.parent / "support" / "manager.py"
 ENDLESS: dict[str, Any] = {"pieces": ("x",), "repeat": 10**6, "step_seconds": 0.001}
@@ -300,6 +300,87 @@ def test_closing_while_a_model_loads_ends_at_once() -> None:
                 await generation.collect()
 
     run(scene())
+
+
+class LongEnd:
+    """A process whose end takes its time after its channel has ended, as where a driver has much memory to free: the
+    system says that it is over only when ``over`` does.
+    """
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self.over = asyncio.Event()
+        self.killed = asyncio.Event()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def node(self) -> str:
+        return self._process.node
+
+    @property
+    def args(self) -> Sequence[str]:
+        return self._process.args
+
+    async def wait(self) -> Exit:
+        end = await self._process.wait()
+        await self.over.wait()
+        return end
+
+    def is_ending(self) -> bool:
+        return self._process.is_ending()
+
+    def terminate(self) -> None:
+        self._process.terminate()
+
+    def kill(self) -> None:
+        self.killed.set()
+        self._process.kill()
+
+
+class Slow(LocalLauncher):
+    """A launcher whose processes end slowly."""
+
+    def __init__(self) -> None:
+        self.started: list[LongEnd] = []
+
+    async def launch(self, spec: LaunchSpec) -> Process:
+        self.started.append(LongEnd(await super().launch(spec)))
+        return self.started[-1]
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_a_worker_that_is_long_in_dying_is_said_to_have_died_of_what_it_died_of(
+    transport: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "LAST_MESSAGES_SECONDS", 0.05)
+
+    async def scene() -> None:
+        launcher = Slow()
+        async with Pool([fake("m", **ENDLESS)], transport=transport, launcher=launcher) as pool:
+            generation = pool.complete("m", "go on")
+            await anext(generation)
+            os.kill(pid_of(pool), signal.SIGABRT)
+            (process,) = launcher.started
+            if transport != "zmq":  # which has no end of a connection but the process's
+                await process.killed.wait()
+            process.over.set()
+            with pytest.raises(WorkerDied, match="SIGABRT"):
+                await generation.collect()
+
+    run(scene())
+
+
+def test_a_process_is_ending_from_its_death_on_whether_it_is_reaped_or_not() -> None:
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    assert not is_exiting(process.pid)
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert is_exiting(process.pid)
+    process.communicate()
+    assert not is_exiting(process.pid)
 
 
 class Unable(LocalLauncher):

@@ -16,10 +16,12 @@ import zmq
 from llamaherd.transport import (
     CHANNEL_ENV,
     BrokenChannel,
+    ChannelClosed,
     ChildAddress,
     EndOfChannel,
     Endpoint,
     Transport,
+    dealers,
     make_transport,
 )
 from llamaherd.transport.dealers import FrameChild
@@ -428,6 +430,25 @@ def test_what_was_sent_before_the_close_arrives_however_slowly_the_pool_reads() 
         assert closer.is_alive(), "it keeps its socket until the pool says that nothing more is under way"
         router.send_multipart([b"u:m#1", BYE, b""])
         closer.join()
+
+
+def test_what_was_sent_arrives_although_a_receive_is_slow_to_notice_the_close(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine without a core to spare: the thread in ``receive`` was woken, and does not run yet."""
+    monkeypatch.setattr(dealers, "_CLOSE_SECONDS", 0.01)
+    with raw_pool() as (router, child):
+        child.send_raw("stats", b"the last words")
+        busy = child._down.lock  # pyright: ignore[reportPrivateUsage]
+        with busy:
+            closer = threading.Thread(target=child.close)
+            closer.start()
+            assert router.recv_multipart()[2] == b"the last words"
+            assert router.poll(20_000), "it says goodbye"
+            assert router.recv_multipart()[1] == BYE
+            router.send_multipart([b"u:m#1", BYE, b""])
+            closer.join()
+        with pytest.raises(ChannelClosed):
+            child.send(Stats())
+        child._release()  # pyright: ignore[reportPrivateUsage]  # what the close had to leave to the process's end
 
 
 def test_a_pool_that_is_gone_is_not_waited_for() -> None:
