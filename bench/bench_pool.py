@@ -8,6 +8,8 @@ interleaved, so that what else the machine does falls on all of them; the first 
 counted. Figures are medians with the quartiles beside them, ratios are ratios of medians.
 
 * swap: model A is loaded; the time from sending a request for B to its first piece of text, with room for one model.
+  With a spare and a memory budget, which is the server's default, B was loaded ahead in the two seconds between two
+  requests; without a budget a spare has its imports done.
   Our server runs from an environment made for this, in which the project is installed from a wheel (``--here``: from
   where this program runs). A process of an editable install starts more slowly, and a swap starts one.
 * busy: generated tokens per second, all streams together, 4 streams on one model and 2 + 2 on two models at once.
@@ -75,7 +77,11 @@ def commands(models: Path, llama_server: str, models_max: int, python: str = sys
     """Return the command lines of the sides to compare."""
     common = ["--models-dir", str(models), "--models-max", str(models_max), "-c", "4096", "-np", "4"]
     ours = our_command(*common, python=python)
-    sides = {"llamaherd": ours, "llamaherd --spare": [*ours, "--spare"]}
+    sides = {
+        "llamaherd": ours,
+        "llamaherd --spare": [*ours, "--spare"],
+        "llamaherd --spare, no budget": [*ours, "--spare", "--memory-budget", "0"],
+    }
     if llama_server:
         sides["llama-server"] = [llama_server, *common]
     return sides
@@ -100,7 +106,7 @@ def measure_swap(models: Path, llama_server: str, rounds: int, *, here: bool) ->
                 seconds = first_piece(server, NAMES[number % 2])
                 if number > 2:
                     samples.setdefault(server.name, []).append(seconds)
-                time.sleep(1.0)  # the spare, which is started some time after a load, is to be ready again
+                time.sleep(2.0)  # the spare, which is started some time after a load, is to be ready again
     return {name: summary(values, 1e3) for name, values in samples.items()}
 
 
@@ -130,7 +136,7 @@ def measure_busy(models: Path, llama_server: str, rounds: int, max_tokens: int) 
         sides = [
             stack.enter_context(running(command, name))
             for name, command in commands(models, llama_server, 2).items()
-            if name != "llamaherd --spare"
+            if "--spare" not in name
         ]
         loads = {"one": [NAMES[0]] * 4, "two": [NAMES[0], NAMES[1]] * 2}
         for server in sides:
@@ -179,7 +185,11 @@ def report(results: dict[str, Any]) -> str:
 def ratios(part: str, rows: dict[str, Any]) -> list[str]:
     """Return the ratios that matter, as lines of a list."""
     pairs = {
-        "swap": [("llamaherd", "llama-server"), ("llamaherd --spare", "llama-server")],
+        "swap": [
+            ("llamaherd", "llama-server"),
+            ("llamaherd --spare", "llama-server"),
+            ("llamaherd --spare, no budget", "llama-server"),
+        ],
         "busy": [("llamaherd, two", "llamaherd, one"), ("llamaherd, two", "llama-server, two")],
     }[part]
     return [

@@ -109,7 +109,8 @@ _OPTIONS: Final[Sequence[Callable[[_Command], _Command]]] = (
     _option(
         "--spare/--no-spare",
         default=False,
-        help="Keep a worker ready without a model, so that the next load does not wait for the start of a process.",
+        help="Keep a worker ready without a model, so that the next load does not wait for the start of a process. "
+        "With a memory budget it also loads ahead what is likely wanted next, where that fits beside what runs.",
     ),
     _option(
         "--replicas",

@@ -13,6 +13,7 @@ class PoolCounts(msgspec.Struct, frozen=True, kw_only=True):
         received, received_bytes: Messages of its workers, and their bytes.
         sent, sent_bytes: Messages to its workers, and the bytes of their bodies.
         evictions: How often a model was stopped to make room for another, by name; models that never were are left out.
+        ahead: The model that the spare worker has loaded ahead; empty if it has none.
     """
 
     transport: str
@@ -21,3 +22,4 @@ class PoolCounts(msgspec.Struct, frozen=True, kw_only=True):
     sent: int = 0
     sent_bytes: int = 0
     evictions: dict[str, int] = {}
+    ahead: str = ""

@@ -20,6 +20,10 @@ class Effects(Protocol):
         """
         ...
 
+    def drop_ahead(self) -> None:
+        """Stop the spare that has loaded a model ahead. Answered by ``ahead_gone``."""
+        ...
+
     def wake(self, model: str, replica: int) -> None:
         """Have a sleeping worker load its model again. Answered by ``ready`` or ``exited``."""
         ...

@@ -34,7 +34,7 @@ from llamaherd.pool.explain import (
     ran_out_of_memory,
 )
 from llamaherd.pool.gpus import Gpu, Gpus
-from llamaherd.pool.idle import Rest
+from llamaherd.pool.idle import Rest, rest_of
 from llamaherd.pool.launch import Exit, Launcher
 from llamaherd.pool.lifecycle import RUNNING, IllegalTransition, State, Trigger, transition
 from llamaherd.pool.machine import oom_kills
@@ -44,7 +44,7 @@ from llamaherd.pool.reload import CatalogModel, ReloadReport
 from llamaherd.pool.report import status_of
 from llamaherd.pool.room import Room
 from llamaherd.pool.schedule import Limits, Scheduler
-from llamaherd.pool.spares import SPARE, SpareKeeper
+from llamaherd.pool.spares import SPARE, Forecast, SpareKeeper
 from llamaherd.pool.status import ModelStatus, QueuedRequest
 from llamaherd.pool.supply import Supply
 from llamaherd.pool.worker import Worker
@@ -58,6 +58,7 @@ from llamaherd.transport.messages import (
     Embed,
     Failed,
     Generate,
+    Load,
     Lora,
     PromptProgress,
     Rerank,
@@ -132,7 +133,14 @@ class Herd:
         self._homes: dict[Worker, Replica] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._preparing: set[asyncio.Task[None]] = set()
-        self._spares = SpareKeeper(spare, self._start_spare, lambda: self._scheduler.busy)
+        self._spares = SpareKeeper(
+            spare,
+            start=self._start_spare,
+            is_busy=lambda: bool(self._requests),
+            look_ahead=self._look_ahead,
+            give_up=self._scheduler.give_up_ahead,
+            gone=self._scheduler.ahead_gone,
+        )
         self._at_rest = asyncio.Event()
         self._closing = False
 
@@ -151,6 +159,7 @@ class Herd:
         """Take a new catalogue in the place of the old one. Raises BadRequest, and changes nothing, if it is none."""
         report = self._registry.reload(models)
         self._supply.mind(self._entries)
+        self._recheck_ahead()
         return report
 
     def _take_back(self, entry: Entry) -> None:
@@ -239,7 +248,13 @@ class Herd:
         for worker in self._workers:
             carried.add(worker.traffic)
         figures = msgspec.structs.asdict(carried)
-        return PoolCounts(transport=self._transport.name, evictions=dict(self._scheduler.evictions), **figures)
+        loaded = self._spares.ahead if self._spares.ready else None
+        return PoolCounts(
+            transport=self._transport.name,
+            evictions=dict(self._scheduler.evictions),
+            ahead="" if loaded is None else loaded.model,
+            **figures,
+        )
 
     def statuses(self) -> list[ModelStatus]:
         """Return every model's public status, in the catalogue's order; removed ones that still run come last,
@@ -429,6 +444,7 @@ class Herd:
             del request.replica.requests[number]
         if not self._requests:
             self._at_rest.set()
+            self._spares.at_rest()
         return request
 
     def leave(self, number: int, error: PoolError | None = None) -> None:
@@ -460,6 +476,8 @@ class Herd:
         """Begin to stop a model's workers, and turn away who waits for it. Raises ModelBusy if there is neither; no
         effect on workers that are stopping.
         """
+        if (ahead := self._spares.ahead) is not None and ahead.model == entry.name:
+            self._scheduler.give_up_ahead()
         if entry.state not in RUNNING and not self.queued(entry):
             raise ModelBusy("model is not running", code="model_not_running")
         self._let_rest(entry)
@@ -493,6 +511,7 @@ class Herd:
         entry.scales = scales
         for worker in entry.workers:
             worker.post(Lora(scales=scales))
+        self._recheck_ahead()
 
     @staticmethod
     def _give(request: Request, replica: Replica) -> None:
@@ -518,9 +537,11 @@ class Herd:
         label = entry.name if spec.replicas == 1 else f"{entry.name}#{replica.index}"
         worker = replica.worker = spare or self._new_worker(label)
         replica.adopted = spare is not None
+        if spare is not None:
+            replica.log.feed(bytes(self._spares.log))
         worker.model = label
         self._homes[worker] = replica
-        worker.post(msgspec.structs.replace(spec.to_load(entry.scales), cache_bytes=entry.cache_bytes))
+        worker.post(_load_of(entry))
         self._tell(replica, "model_status", {"status": State.LOADING})
         self._clocks.watch_load(replica, worker)
         if spare is None:
@@ -589,6 +610,7 @@ class Herd:
     async def _launch(self, worker: Worker, env: Mapping[str, str] | None = None) -> None:
         try:
             await worker.launch(self._launcher, self._transport, lambda data: self._on_log(worker, data), env)
+            self._spares.launched(worker)
         except Exception as error:  # a launcher may be anyone's, and whatever it raises must reach those who wait
             expected = isinstance(error, OSError | ChannelError)
             _log.warning("%r could not be started: %s", worker, error, exc_info=not expected)
@@ -605,6 +627,31 @@ class Herd:
     def keep_spare(self) -> None:
         """Start a spare worker, if the herd keeps one and has none. Called when the pool opens."""
         self._spares.keep()
+
+    def drop_ahead(self) -> None:
+        self._spares.drop()
+
+    def _look_ahead(self) -> Forecast | None:
+        """Choose what the spare is to load ahead. An idle model would go after some time, and so does this."""
+        name = self._scheduler.load_ahead(self._may_load_ahead)
+        if name is None:
+            return None
+        entry = self._entries[name]
+        rest = rest_of(entry.spec, State.LOADED, None)
+        return Forecast(_load_of(entry), None if rest is None else rest.seconds)
+
+    def _may_load_ahead(self, name: str) -> bool:
+        entry = self._entries[name]
+        usable = entry.sized and not (entry.broken or entry.removed or entry.preparing)
+        return usable and entry.spec.missing() is None and entry.backoff.wait(now()) <= 0
+
+    def _recheck_ahead(self) -> None:
+        """Let go of what was loaded ahead if nobody would load it like that any more."""
+        if (ahead := self._spares.ahead) is None:
+            return
+        entry = self._entries.get(ahead.model)
+        if entry is None or entry.broken or entry.removed or _load_of(entry) != ahead:
+            self._scheduler.give_up_ahead()
 
     def keep(self, work: Coroutine[object, object, None]) -> None:
         """Run a coroutine that the close of the herd waits for."""
@@ -637,6 +684,7 @@ class Herd:
     def on_message(self, worker: Worker, message: ChildMessage) -> None:
         replica = self._homes.get(worker)
         if replica is None:
+            self._spares.hear(worker, message)
             return
         if type(message) is Tokens:  # of all that is said, nearly all
             if message.progress:
@@ -719,6 +767,8 @@ class Herd:
         if replica is not None:
             replica.heard = now()
             replica.log.feed(data)
+        else:
+            self._spares.note(worker, data)
 
     def _on_state(self, replica: Replica, message: StateMessage) -> None:
         trigger = _TRIGGERS.get(message.state)
@@ -849,3 +899,8 @@ class Herd:
             self._put_to_sleep(replica)
         elif not replica.entry.spec.pinned or replica.is_spare:
             self._scheduler.dismiss(replica.entry.name, replica.index)
+
+
+def _load_of(entry: Entry) -> Load:
+    """Return the command that makes a worker load a model as it is to be run now."""
+    return msgspec.structs.replace(entry.spec.to_load(entry.scales), cache_bytes=entry.cache_bytes)

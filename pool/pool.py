@@ -46,7 +46,9 @@ class Pool(GenerationCalls, InputCalls, SlotCalls, ModelCalls, DownloadCalls):
         cores: Cores to divide among the models that are busy at the moment; None takes those that this process may
             use, 0 leaves each model its own choice. Models whose ``n_threads`` is set keep it.
         spare: Keep one more worker, without a model and with the engine imported, so that the next load does not wait
-            for the start of a process.
+            for the start of a process. With a ``memory_budget`` it also loads ahead, while nobody has anything else to
+            do, the model that had to make room and is likely wanted next, if that fits beside what runs; it counts for
+            the budget, not for ``models_max``, and goes for whatever else needs the room.
         queue_max: Most requests that wait, in total; further ones fail with ``QueueFull``. 0 means no limit.
         queue_max_per_model: The same for one model.
         queue_timeout: Seconds that a request may wait until its model is loaded and has a slot free for it, where the

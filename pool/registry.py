@@ -168,6 +168,7 @@ class _Terms(TypedDict):
     replicas: int
     pinned: bool
     queue_max: int | None
+    placed: bool
 
 
 def _terms(spec: ModelSpec) -> _Terms:
@@ -177,6 +178,7 @@ def _terms(spec: ModelSpec) -> _Terms:
         "replicas": spec.replicas,
         "pinned": spec.pinned,
         "queue_max": spec.queue_max,
+        "placed": spec.is_placed,
     }
 
 

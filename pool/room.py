@@ -84,13 +84,17 @@ class Ledger:
 
     Attributes:
         used: What is taken now.
+        ahead: What of that a spare holds, of a model loaded ahead, and gives up to whatever takes the spare.
     """
 
     def __init__(self, limits: Limits) -> None:
         self._limits: Final = limits
         self.used = Room()
+        self.ahead = Room()
         self._leaving = Room()
         self._ghosts = 0
+        #: What a spare holds that is told to stop.
+        self._dropped = Room()
 
     def count(self, room: Room, *, stopping: bool, sign: int) -> None:
         """A process takes (1), or no longer takes (-1), a place and so many bytes; 0 if nobody knows how many."""
@@ -100,6 +104,27 @@ class Ledger:
         if stopping:
             self._leaving += room
             self._ghosts += sign * ghost
+
+    @property
+    def lends(self) -> bool:
+        """Whether a spare holds any, or did and is not gone yet."""
+        return self.ahead.total > 0 or self._dropped.total > 0
+
+    def load_ahead(self, room: Room) -> None:
+        """A spare takes so many bytes, and no place."""
+        self.ahead = replace(room, places=0)
+        self.used += self.ahead
+
+    def drop_ahead(self) -> None:
+        """The spare that has taken them is told to stop."""
+        self._dropped, self.ahead = self.ahead, Room()
+        self._leaving += self._dropped
+
+    def end_ahead(self) -> None:
+        """It is gone, or has become another process, which is counted for itself."""
+        self.used -= self.ahead + self._dropped
+        self._leaving -= self._dropped
+        self.ahead = self._dropped = Room()
 
     def need(self, room: Room) -> Room:
         """Return what a start takes. What is not known may not start beside what is leaving."""

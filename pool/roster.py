@@ -115,6 +115,7 @@ class Model:
         replicas: Most instances that may run.
         pinned: Its last instance is never stopped to make room.
         queue_max: Most requests that may wait for it; 0 means no limit, None that of all models.
+        placed: Its processes run where they are told to, so a spare cannot become one.
         rooms: What instances are expected to take: the first the first, and so on, again from the start if there are
             fewer.
         instances: By their number. Those beyond ``replicas`` are leftovers that retire.
@@ -133,6 +134,7 @@ class Model:
     replicas: int
     pinned: bool
     queue_max: int | None = None
+    placed: bool = False
     rooms: list[Room] = field(default_factory=lambda: [Room(places=1)])
     instances: list[Instance] = field(default_factory=list[Instance])
     overtaken: int = 0

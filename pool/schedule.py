@@ -29,18 +29,23 @@ A model has one process or several, its *instances*, numbered from 0 on. The rul
 10. A start that fails for want of memory stops the idle instance that was used longest ago and is tried once more.
 11. An instance that *retires* (its model has changed) takes no new requests and is stopped when it has finished.
 12. A request whose process died may go back to the line: to its old place, whatever the limits say by now.
+13. A spare process may load a model ahead that is likely wanted next: into room that is free and that nobody waits for,
+    where memory is counted. It takes no place, only bytes, and these are those of the next start that the spare can
+    become; for one that it cannot, the spare goes before anything else.
 
 What an event costs does not grow with the models: it looks at the model that it concerns, and at those that wait for
 room only when there may be more of it.
 """
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from typing import Final
 
 from llamaherd.pool.effects import Effects
 from llamaherd.pool.errors import PoolError, QueueFull
 from llamaherd.pool.eviction import dispensable, drainable, hopeless, victims
+from llamaherd.pool.foresight import Foresight
 from llamaherd.pool.line import Line
 from llamaherd.pool.room import Ledger, Limits, Room
 from llamaherd.pool.roster import Instance, Key, Model, Phase, Waiting
@@ -70,6 +75,7 @@ class Scheduler:
         self._grants: list[tuple[int, int]] = []
         #: How often a model was stopped to make room for another.
         self.evictions: Final[Counter[str]] = Counter()
+        self._foresight: Final = Foresight()
         self._clock = 0
         self._budget: ThreadBudget[Key] = ThreadBudget(self._limits.cores)
 
@@ -136,7 +142,14 @@ class Scheduler:
     # --- events: models ---
 
     def add(
-        self, model: str, *, slots: int = 0, replicas: int = 1, pinned: bool = False, queue_max: int | None = None
+        self,
+        model: str,
+        *,
+        slots: int = 0,
+        replicas: int = 1,
+        pinned: bool = False,
+        queue_max: int | None = None,
+        placed: bool = False,
     ) -> None:
         """A model exists from now on. Raises ValueError if it did before.
 
@@ -145,21 +158,32 @@ class Scheduler:
             replicas: Most instances; one runs at least while there are requests.
             pinned: Never stopped to make room, except for instances beyond the first.
             queue_max: Most requests that wait for it; 0 means no limit, None that of all models.
+            placed: Its processes run where they are told to, so a spare cannot become one.
         """
         if model in self._models:
             raise ValueError(f"model {model!r} exists already")
-        entry = self._models[model] = Model(model, slots, replicas, pinned, queue_max)
+        entry = self._models[model] = Model(model, slots, replicas, pinned, queue_max, placed)
         entry.resize(replicas)
         if pinned:
             self._pinned[model] = entry
 
-    def change(self, model: str, *, slots: int, replicas: int, pinned: bool, queue_max: int | None = None) -> None:
+    def change(
+        self,
+        model: str,
+        *,
+        slots: int,
+        replicas: int,
+        pinned: bool,
+        queue_max: int | None = None,
+        placed: bool = False,
+    ) -> None:
         """The model is to be run otherwise from now on, with its further instances in the way that :meth:`add` says.
 
         Instances that run go on; those beyond ``replicas`` retire.
         """
         entry = self._models[model]
         entry.slots, entry.pinned, entry.queue_max, entry.stunted = slots, pinned, queue_max, False
+        entry.placed = placed
         entry.resize(replicas)
         if pinned:
             self._pinned[model] = entry
@@ -178,6 +202,7 @@ class Scheduler:
             raise ValueError(f"model {model!r} is in use")
         del self._models[model]
         self._pinned.pop(model, None)
+        self._foresight.forget(model)
 
     def retire(self, model: str, replica: int = 0) -> None:
         """An instance is out of date: let it finish what it has, and stop it then. One that loads is stopped at once.
@@ -363,6 +388,7 @@ class Scheduler:
         """
         entry = self._models[model]
         running = [one for one in entry.instances if one.phase not in (Phase.ABSENT, Phase.STOPPING)]
+        self._foresight.forget(model)
         if not running:
             return False
         self._reject_waiting(entry, error)
@@ -386,6 +412,36 @@ class Scheduler:
         entry = self._models[model]
         entry.stunted = False
         self._stir(entry)
+        self._decide()
+
+    # --- events: the spare ---
+
+    def load_ahead(self, may: Callable[[str], bool]) -> str | None:
+        """A spare without a model has nothing to do. Return which model it is to load ahead, if any that ``may`` is
+        likely wanted next and there is room; its bytes count from now on, until it is started or :meth:`ahead_gone`.
+        """
+        if not self._limits.budgeted or self._line.hungry or self._line.growing or self._ledger.lends:
+            return None
+        for name in self._foresight.likely():
+            entry = self._models[name]
+            room = entry.rooms[0]
+            absent = all(one.phase is Phase.ABSENT for one in entry.instances)
+            if absent and not entry.placed and room.total and self._ledger.fits(replace(room, places=0)) and may(name):
+                self._ledger.load_ahead(room)
+                return name
+        return None
+
+    def give_up_ahead(self) -> None:
+        """What was loaded ahead is not to be kept. No effect if there is nothing, or it is on its way out."""
+        if self._ledger.ahead.total:
+            self._ledger.drop_ahead()
+            self._effects.drop_ahead()
+
+    def ahead_gone(self, model: str) -> None:
+        """What was loaded ahead is gone, or could not be loaded; it is not tried again before it had to go again."""
+        self._foresight.forget(model)
+        self._ledger.end_ahead()
+        self._room_changed = True
         self._decide()
 
     # --- the decision ---
@@ -478,36 +534,50 @@ class Scheduler:
 
     def _make_way(self) -> Model | None:
         """Start what is needed, as far as there is room or room can be made. Return the first that waits for room."""
-        promised = Room()
+        promised, lent = Room(), self._ledger.ahead
         waits: Model | None = None
         for model in self._line.in_turn():
             need = promised + self._ledger.need(model.next_room)
+            if not model.placed:
+                need -= lent
             refusal = hopeless(model, self._pinned.values(), self._limits)
             if refusal is not None:
                 self._reject_waiting(model, refusal)
                 continue
             if self._ledger.fits(need):
                 self._start(model)
+                lent = self._ledger.ahead
                 continue
             waits = waits or model
+            if model.placed:
+                self.give_up_ahead()
             if self._ledger.will_fit(need) or self._make_room(need):
                 promised = need  # its room comes with the exits of what was stopped
             elif self._line.overtaken(model) >= self._limits.max_overtakes:
                 self._drain_for(model)
                 promised = need  # what the drained models free is not for those behind
+            else:
+                continue
+            lent = Room()  # it is in what was promised
         self._line.set_alarm()
         return waits
 
     def _grow(self) -> None:
         """Start further replicas where too many wait, as far as there is room to spare. Rule 6."""
         for model in list(self._line.growing.values()):
-            while model.may_grow and self._ledger.fits(self._ledger.need(model.next_room)):
+            while model.may_grow:
+                need = self._ledger.need(model.next_room)
+                if not self._ledger.fits(need if model.placed else need - self._ledger.ahead):
+                    break
                 self._start(model)
 
     def _start(self, model: Model) -> None:
         instance = model.startable
         assert instance is not None
         instance.room = model.next_room
+        if not model.placed and self._ledger.ahead.total:
+            self._ledger.end_ahead()
+        self._foresight.started(model.name)
         self._set_phase(instance, Phase.STARTING)
         self._line.satisfy(model)
         self._touch(instance)
@@ -529,6 +599,7 @@ class Scheduler:
 
     def _evict(self, instance: Instance) -> None:
         self.evictions[instance.key[0]] += 1
+        self._foresight.displaced(instance.key[0])
         self._stop(instance)
 
     def _retire(self, instance: Instance) -> None:

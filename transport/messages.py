@@ -41,6 +41,7 @@ __all__ = [
     "Message",
     "PoolMessage",
     "Pooling",
+    "Prefetch",
     "Prompt",
     "Rerank",
     "PromptProgress",
@@ -76,7 +77,7 @@ __all__ = [
 MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
 
 FinishReason: TypeAlias = Literal["stop", "length", "tool_calls", "cancelled"]
-StateName: TypeAlias = Literal["loading", "ready", "sleeping", "downloading"]
+StateName: TypeAlias = Literal["loading", "ready", "sleeping", "downloading", "prefetched"]
 Fault: TypeAlias = Literal["caller", "model", "worker"]
 CacheType: TypeAlias = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
 #: How the embeddings of an input's tokens become one; ``rank`` gives a score instead, and the empty word is the model's
@@ -513,7 +514,8 @@ class EngineLoad(_Struct, frozen=True, kw_only=True):
 
 
 class State(_Struct, frozen=True, kw_only=True, omit_defaults=False):
-    """``state``: what the worker is doing, in llama.cpp's words. An unknown ``state`` is for the receiver to ignore.
+    """``state``: what the worker is doing, in llama.cpp's words and one of ours (``prefetched``). An unknown ``state``
+    is for the receiver to ignore.
 
     Attributes:
         state: One of :data:`StateName`; a plain string here, because a newer peer may know more.
@@ -640,6 +642,16 @@ class Load(_Struct, frozen=True, kw_only=True):
     tags: tuple[str, ...] = ()
     script: dict[str, Any] = {}
     cache_bytes: int = 0
+
+
+class Prefetch(_Struct, frozen=True, kw_only=True):
+    """``prefetch``: load this model and say nothing of it, for a ``load`` that may follow. Of a worker without a model.
+
+    Answered by the state ``prefetched``, whose payload has an ``error`` if it came to nothing; the worker is then as it
+    was before. A ``load`` of the same is done at once; one of another model frees this one first.
+    """
+
+    load: Load
 
 
 class Download(_Struct, frozen=True, kw_only=True):
@@ -879,6 +891,7 @@ ChildMessage: TypeAlias = State | Tokens | Vectors | Done | Result | Failed | St
 PoolMessage: TypeAlias = (
     Exit
     | Load
+    | Prefetch
     | Sleep
     | Wake
     | Generate
@@ -905,6 +918,7 @@ Message: TypeAlias = (
     | Stats
     | Exit
     | Load
+    | Prefetch
     | Download
     | Sleep
     | Wake
@@ -936,6 +950,7 @@ _CHILD_TYPES: Final[dict[str, type[msgspec.Struct]]] = {
 _POOL_TYPES: Final[dict[str, type[msgspec.Struct]]] = {
     "exit": Exit,
     "load": Load,
+    "prefetch": Prefetch,
     "download": Download,
     "sleep": Sleep,
     "wake": Wake,

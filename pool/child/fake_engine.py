@@ -18,7 +18,8 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Final, Literal
 
 import msgspec
@@ -79,7 +80,7 @@ class Script(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         memory: Paths of files that stand for pieces of memory: the load takes one that no other process holds, and
             fails if there is none. A process gives its piece up when it ends, or sleeps.
         starve: How such a load fails: ``fail`` with ``out_of_memory``, or ``crash`` as CUDA's backend does.
-        load_gate: Path of the file that the load waits for, after half of its progress.
+        load_gate: Path of the file that the load waits for, after half of its progress; it can be abandoned there.
         step_gate: Path of the file that steps wait for, once ``gate_at`` tokens have been made.
         gate_at: See ``step_gate``.
         crash_at: Token number at which the process crashes in the way of ``crash``; -1 never.
@@ -179,10 +180,10 @@ class FakeEngine:
             self._take_memory(script.memory)
         for step in range(1, script.load_steps + 1):
             if step > script.load_steps // 2:
-                self._load_halfway()
+                self._load_halfway(partial(progress, (step - 1) / script.load_steps))
             self._interrupted.wait(script.load_seconds / script.load_steps)
             if not progress(step / script.load_steps):
-                raise EngineError("the load was abandoned", code="abandoned")
+                raise _abandoned()
         return ModelInfo(n_vocab=256, n_ctx=command.options.n_ctx, n_ctx_train=command.options.n_ctx, ftype="fake")
 
     def _take_memory(self, pieces: tuple[str, ...]) -> None:
@@ -200,10 +201,10 @@ class FakeEngine:
             _end_process("crash")
         raise EngineError("the script says that there is no memory left", code=OUT_OF_MEMORY)
 
-    def _load_halfway(self) -> None:
+    def _load_halfway(self, may_go_on: Callable[[], bool]) -> None:
         script = self._script
-        if script.load_gate:
-            self._wait_for(script.load_gate)
+        if script.load_gate and not self._wait_for(script.load_gate, may_go_on):
+            raise _abandoned()
         if script.load == "fail":
             raise EngineError("the script says that this model cannot be loaded")
         if script.load == "stall":
@@ -374,9 +375,11 @@ class FakeEngine:
 
     # --- misbehaviour ---
 
-    def _wait_for(self, gate: str) -> None:
+    def _wait_for(self, gate: str, may_go_on: Callable[[], bool] = lambda: True) -> bool:
         while not os.path.exists(gate) and not self._interrupted.wait(_GATE_POLL_SECONDS):
-            pass
+            if not may_go_on():
+                return False
+        return True
 
     def _flood(self) -> None:
         noise = b"." * self._script.flood_bytes
@@ -384,6 +387,10 @@ class FakeEngine:
             rest = memoryview(noise)
             while rest:
                 rest = rest[os.write(fd, rest) :]
+
+
+def _abandoned() -> EngineError:
+    return EngineError("the load was abandoned", code="abandoned")
 
 
 def _words(text: str) -> Iterator[str]:

@@ -23,6 +23,7 @@ from typing import Final
 
 import msgspec
 
+from llamaherd.pool.child.ahead import Ahead
 from llamaherd.pool.child.engine import Engine, EngineError, ModelInfo, RequestError
 from llamaherd.pool.child.parcels import send_all
 from llamaherd.pool.machine import resident_bytes
@@ -42,6 +43,7 @@ from llamaherd.transport.messages import (
     Load,
     Lora,
     PoolMessage,
+    Prefetch,
     Rerank,
     Result,
     Sequence,
@@ -94,15 +96,16 @@ class Service:
         self._make_engine = make_engine
         self._preload = preload
         self._inbox: queue.SimpleQueue[PoolMessage] = queue.SimpleQueue()
+        self._leaving = threading.Event()
         self._engines: dict[str, Engine] = {}
         self._engine: Engine | None = None
         self._load: Load | None = None
+        self._ahead = Ahead(self._leaving)
         self._awake = False
         self._sleepy = False  # it is to sleep once it has nothing to do
         #: The engine's figures as they were told last, and when they may be told again.
         self._load_told: EngineLoad | None = None
         self._load_due = 0.0
-        self._leaving = threading.Event()
         self._exit_code = ExitCode.DONE
         self._engine_thread = threading.Thread(target=self._run_engine, name="engine", daemon=True)
 
@@ -139,6 +142,8 @@ class Service:
                         return
                     if isinstance(message, Threads) and self._engine is not None:
                         self._engine.expect_threads(message.n)
+                    if isinstance(message, Load):
+                        self._ahead.expect(message)
                     self._inbox.put(message)
         except ChannelError:
             if not self._leaving.is_set():
@@ -244,6 +249,8 @@ class Service:
                 self._download(command)
             case Load():
                 self._begin(command)
+            case Prefetch():
+                self._prefetch(command.load)
             case Sleep():
                 self._sleep()
             case Wake():
@@ -315,10 +322,31 @@ class Service:
             log(f"ignored a second load command, for {command.model!r}")
             return
         self._load = command
-        info = self._load_model(command)
+        info = self._take_ahead(command) or self._load_model(command)
         if info is not None:
             self._channel.send(Stats(rss_bytes=resident_bytes(), gpu=info.gpu))
             self._channel.send(State(state="ready", payload=ready_payload(command, info)))
+
+    def _prefetch(self, command: Load) -> None:
+        """Load a model for a command that may follow. Whatever goes wrong, this is a worker without a model again."""
+        if self._load is not None or self._ahead.engine is not None:
+            log(f"ignored a prefetch command, for {command.model!r}")
+            return
+        payload = {"model": command.model}
+        try:
+            engine = self._engines.get(command.engine) or self._make_engine(command.engine)
+            self._engines[command.engine] = engine
+            self._ahead.load(engine, command, LoadProgress(self._channel, self._leaving))
+        except EngineError as error:
+            payload["error"] = str(error)
+        self._channel.send(State(state="prefetched", payload=payload))
+
+    def _take_ahead(self, command: Load) -> ModelInfo | None:
+        """Have what was loaded ahead, if it is this; if it is another model, free it."""
+        engine, info = self._ahead.take(command)
+        if engine is not None and info is not None:
+            self._engine, self._awake = engine, True
+        return info
 
     def _wake(self) -> None:
         self._sleepy = False

@@ -29,6 +29,9 @@ class Recorder:
     def start(self, model: str, replica: int) -> None:
         self.said.append(f"start {named(model, replica)}")
 
+    def drop_ahead(self) -> None:
+        raise AssertionError("nothing was loaded ahead")
+
     def wake(self, model: str, replica: int) -> None:
         self.said.append(f"wake {named(model, replica)}")
 

@@ -29,15 +29,18 @@ RUNNING = (Phase.STARTING, Phase.READY, Phase.ASLEEP)
 
 
 class Herd(RuleBasedStateMachine):
-    """Random requests, departures, loads, exits, failures, reloads and commands. ``d`` is pinned, ``b`` has replicas,
-    and nobody knows what ``unknown`` takes.
+    """Random requests, departures, loads, exits, failures, reloads and commands, and a spare that loads ahead. ``d`` is
+    pinned, ``b`` has replicas, ``c`` cannot be a spare's, and nobody knows what ``unknown`` takes.
     """
+
+    limit = LIMIT
+    budget = BUDGET
 
     def __init__(self) -> None:
         super().__init__()
         limits = Limits(
-            models_max=LIMIT,
-            memory_budget=BUDGET,
+            models_max=self.limit,
+            memory_budget=self.budget,
             gpu_budgets=(GPU_BUDGET,),
             max_overtakes=OVERTAKES,
             cores=CORES,
@@ -63,8 +66,14 @@ class Herd(RuleBasedStateMachine):
         self.victims: dict[str, Key] = {}
         self.stunted: set[str] = set()
         self.stops: list[Key] = []
+        #: What the spare has loaded ahead, whether it is to go, and what has had to make room.
+        self.ahead: str | None = None
+        self.dropped = False
+        self.displaced: set[str] = set()
         for model in MODELS:
-            self.scheduler.add(model, slots=SLOTS, replicas=self.replicas[model], pinned=model == "d")
+            self.scheduler.add(
+                model, slots=SLOTS, replicas=self.replicas[model], pinned=model == "d", placed=model == "c"
+            )
             self.scheduler.resize(model, SIZES[model], [(ON_GPU[model],)])
 
     # what the machine knows
@@ -97,9 +106,18 @@ class Herd(RuleBasedStateMachine):
             assert not any(self.hungry(other) for other in MODELS), "nothing grows while somebody waits for room"
         if not SIZES[model]:
             present = [other for other, phase in self.phase.items() if phase is not Phase.ABSENT]
-            assert len(present) < LIMIT, "what is unknown starts beside nothing that still has to leave"
+            assert len(present) + self.dropped < self.limit, (
+                "what is unknown starts beside nothing that still has to leave"
+            )
         self.phase[key] = Phase.STARTING
         self.passed[model] = 0
+        self.displaced.discard(model)
+        if model != "c" and not self.dropped:
+            self.ahead = None  # the spare has become this
+
+    def drop_ahead(self) -> None:
+        assert self.ahead is not None and not self.dropped
+        self.dropped = True
 
     def wake(self, model: str, replica: int) -> None:
         assert self.phase[model, replica] is Phase.ASLEEP
@@ -116,6 +134,7 @@ class Herd(RuleBasedStateMachine):
             assert not self.held[key], "nothing is cut short for room"
             last = self.live(model) == [key]
             assert model != "d" or not last or key in self.retiring, "what is pinned is never stopped for room"
+            self.displaced.add(model)
         self.phase[key] = Phase.STOPPING
         self.stops.append(key)
 
@@ -243,6 +262,7 @@ class Herd(RuleBasedStateMachine):
         running = [key for key in self.keys_in(*RUNNING) if key[0] == model]
         self.forced.update(running)
         self.stunted.discard(model)
+        self.displaced.discard(model)
         assert self.scheduler.unload(model, WorkerFailed("unloaded")) is bool(running)
 
     @precondition(lambda self: self.keys_in(*RUNNING))
@@ -287,14 +307,45 @@ class Herd(RuleBasedStateMachine):
         self.stunted.discard(model)
         self.scheduler.let_grow(model)
 
+    @precondition(lambda self: self.ahead is None)
+    @rule(may=st.sets(st.sampled_from(MODELS)))
+    def load_ahead(self, may: set[str]) -> None:
+        self._look_ahead(may)
+
+    def _look_ahead(self, may: set[str]) -> None:
+        chosen = self.scheduler.load_ahead(may.__contains__)
+        if chosen is not None:
+            assert chosen in may & self.displaced, "only what had to make room is expected back"
+            assert not any(self.hungry(model) for model in MODELS), "nothing is loaded ahead while somebody waits"
+            assert chosen != "c" and SIZES[chosen], "only what a spare can become, and where it is known what it takes"
+            assert all(self.phase[chosen, replica] is Phase.ABSENT for replica in range(MOST_REPLICAS))
+        self.ahead = chosen
+
+    @precondition(lambda self: self.ahead is not None)
+    @rule(asked=st.booleans())
+    def lose_ahead(self, asked: bool) -> None:
+        if asked and not self.dropped:
+            self.scheduler.give_up_ahead()
+            assert self.dropped
+            return
+        assert self.ahead is not None
+        gone, self.ahead, self.dropped = self.ahead, None, False
+        self.displaced.discard(gone)
+        self.scheduler.ahead_gone(gone)
+
     # rules that always hold
+
+    def _taken(self) -> list[str]:
+        """Return the models whose bytes count, as often as they do."""
+        running = [model for model, _ in self.keys_in(*RUNNING, Phase.STOPPING)]
+        return running if self.ahead is None else [*running, self.ahead]
 
     @invariant()
     def the_limits_hold(self) -> None:
-        assert sum(SIZES[model] for model, _ in self.keys_in(*RUNNING, Phase.STOPPING)) <= BUDGET
-        assert sum(ON_GPU[model] for model, _ in self.keys_in(*RUNNING, Phase.STOPPING)) <= GPU_BUDGET
+        assert sum(SIZES[model] for model in self._taken()) <= self.budget
+        assert sum(ON_GPU[model] for model in self._taken()) <= GPU_BUDGET
         stopping_unknown = [model for model, _ in self.keys_in(Phase.STOPPING) if not SIZES[model]]
-        assert len(self.keys_in(*RUNNING)) + len(stopping_unknown) <= LIMIT
+        assert len(self.keys_in(*RUNNING)) + len(stopping_unknown) <= self.limit
 
     @invariant()
     def both_sides_agree(self) -> None:
@@ -311,10 +362,11 @@ class Herd(RuleBasedStateMachine):
             assert self.scheduler.memory(model) == (SIZES[model] + ON_GPU[model]) * max(1, len(running))
 
     def _has_room_for(self, *models: str) -> bool:
-        """Whether there would be room even if what is leaving kept its places."""
+        """Whether there would be room even if what is leaving kept its places, and a spare that is to go its bytes."""
         present = [model for model, _ in self.keys_in(*RUNNING, Phase.STOPPING)] + list(models)
-        fits = sum(SIZES[model] for model in present) <= BUDGET and sum(map(ON_GPU.__getitem__, present)) <= GPU_BUDGET
-        return len(present) <= LIMIT and fits
+        taken = [*present, self.ahead] if self.ahead is not None and self.dropped else present
+        memory, on_gpu = sum(map(SIZES.__getitem__, taken)), sum(map(ON_GPU.__getitem__, taken))
+        return len(taken) <= self.limit and memory <= self.budget and on_gpu <= GPU_BUDGET
 
     @invariant()
     def nobody_waits_while_there_is_room_for_all_who_wait(self) -> None:
@@ -349,7 +401,7 @@ class Herd(RuleBasedStateMachine):
     def overtaking_is_bounded(self) -> None:
         for model in MODELS:
             if self.hungry(model):
-                assert self.passed.get(model, 0) <= OVERTAKES * LIMIT
+                assert self.passed.get(model, 0) <= OVERTAKES * self.limit
 
     def teardown(self) -> None:
         """Left alone, the herd serves everyone who waits."""
@@ -368,6 +420,9 @@ class Herd(RuleBasedStateMachine):
             for key in self.keys_in(phase):
                 move(key)
                 return
+        if self.ahead is not None and self.dropped:
+            self.lose_ahead(False)
+            return
         if self.granted:
             ticket = min(self.granted)
             del self.granted[ticket]
@@ -387,11 +442,33 @@ class Herd(RuleBasedStateMachine):
         self.scheduler.ready(*key)
 
 
-TestHerd = Herd.TestCase
-TestHerd.settings = settings(
+class Foresighted(Herd):
+    """The same with few places, more memory, and a spare that loads ahead whenever it may."""
+
+    limit = 2
+    budget = BUDGET + 3 * MIB
+
+    @rule(model=st.sampled_from(MODELS))
+    def serve(self, model: str) -> None:
+        self.request(model=model, priority=0, holds=True, prefix=[])
+        self.teardown()
+        self.just_told.clear()  # of the steps between, which nobody has looked at
+
+    @invariant()
+    def the_spare_is_put_to_use(self) -> None:
+        if self.ahead is None:
+            self._look_ahead(set(MODELS))
+
+
+SETTINGS = settings(
     max_examples=150,
     stateful_step_count=60,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow],
 )
+
+TestHerd = Herd.TestCase
+TestHerd.settings = SETTINGS
+TestForesighted = Foresighted.TestCase
+TestForesighted.settings = SETTINGS

@@ -24,6 +24,7 @@ from llamaherd.transport.messages import (
     Generate,
     Load,
     PoolMessage,
+    Prefetch,
     Rerank,
     Result,
     Sleep,
@@ -372,3 +373,59 @@ def as_received(message: Generate | Load) -> PoolMessage:
     received = decode(*encode(message))
     assert isinstance(received, Unknown)
     return received
+
+
+# --- a model that is loaded ahead ---
+
+
+def is_state(name: str) -> Callable[[ChildMessage], bool]:
+    return lambda news: isinstance(news, State) and news.state == name
+
+
+def loads_heard(news: Sequence[ChildMessage]) -> int:
+    return sum(isinstance(one, State) and one.state == "loading" for one in news)
+
+
+def test_what_was_loaded_ahead_is_ready_at_once(shop: Shop) -> None:
+    command = Load(model="m", engine="fake")
+    shop.desk.tell(Prefetch(load=command))
+    assert shop.desk.hear_until(is_state("prefetched")) == [State(state="prefetched", payload={"model": "m"})]
+    shop.desk.tell(Load(model="alias", engine="fake", aliases=("m",), cache_bytes=7))
+    news = shop.desk.hear_until(is_state("ready"))
+    assert not loads_heard(news), "nothing is loaded twice"
+    assert isinstance(news[-1], State) and news[-1].payload is not None and news[-1].payload["id"] == "alias"
+    shop.desk.tell(Generate(request=1, prompt="hello"))
+    assert shop.desk.hear_until(is_done)
+
+
+def test_another_model_is_loaded_in_the_place_of_what_was_loaded_ahead(shop: Shop) -> None:
+    shop.desk.tell(Prefetch(load=Load(model="m", engine="fake", script={"pieces": ["m"]})))
+    shop.desk.hear_until(is_state("prefetched"))
+    shop.load(pieces=["other"])
+    shop.desk.tell(Generate(request=1, prompt="hello"))
+    texts = [delta.text for news in shop.desk.hear_until(is_done) if isinstance(news, Tokens) for delta in news.deltas]
+    assert texts == ["other"]
+
+
+def test_a_load_ahead_that_fails_leaves_a_worker_that_loads(shop: Shop) -> None:
+    shop.desk.tell(Prefetch(load=Load(model="m", engine="fake", script={"load": "fail"})))
+    (news,) = shop.desk.hear_until(is_state("prefetched"))
+    assert isinstance(news, State) and news.payload is not None and "cannot be loaded" in news.payload["error"]
+    shop.load()
+
+
+def test_a_worker_that_has_a_model_loads_nothing_ahead(shop: Shop) -> None:
+    shop.load()
+    shop.desk.tell(Prefetch(load=Load(model="other", engine="fake")), Generate(request=1, prompt="hello"))
+    assert not any(map(is_state("prefetched"), shop.desk.hear_until(is_done)))
+
+
+def test_what_was_loaded_ahead_is_loaded_again_if_its_file_has_changed(shop: Shop, tmp_path: Path) -> None:
+    file = tmp_path / "m-00002-of-00002.gguf"
+    file.touch()
+    command = Load(model="m", engine="fake", path=str(tmp_path / "m-00001-of-00002.gguf"))
+    shop.desk.tell(Prefetch(load=command))
+    shop.desk.hear_until(is_state("prefetched"))
+    file.write_bytes(b"another")
+    shop.desk.tell(command)
+    assert loads_heard(shop.desk.hear_until(is_state("ready")))
