@@ -38,21 +38,25 @@ def usage_json(usage: Usage, reasoning: int = 0) -> dict[str, Any]:
 
 
 def timings_json(usage: Usage, timings: Timings) -> dict[str, Any]:
-    """Return llama-server's ``timings``: milliseconds, and rates that are 0 where nothing was measured."""
-    prompt_n = usage.prompt_tokens - usage.cached_tokens
+    """Return llama-server's ``timings``: milliseconds, and rates that are 0 where nothing was measured.
+
+    The prompt's time ends with the answer's first token, so the rates of the answer are those of the tokens after it.
+    """
+    prompt_n, predicted_n = usage.prompt_tokens - usage.cached_tokens, usage.completion_tokens
     return {
         "cache_n": usage.cached_tokens,
+        "prompt_n": prompt_n,
         **_pace("prompt", prompt_n, timings.prompt_ms),
-        **_pace("predicted", usage.completion_tokens, timings.predicted_ms),
+        "predicted_n": predicted_n,
+        **_pace("predicted", predicted_n - 1, timings.predicted_ms),
     }
 
 
 def _pace(name: str, count: int, ms: float) -> dict[str, Any]:
     return {
-        f"{name}_n": count,
         f"{name}_ms": ms,
-        f"{name}_per_token_ms": ms / count if count else 0.0,
-        f"{name}_per_second": count * 1000 / ms if ms > 0 else 0.0,
+        f"{name}_per_token_ms": ms / count if count > 0 else 0.0,
+        f"{name}_per_second": count * 1000 / ms if count > 0 and ms > 0 else 0.0,
     }
 
 

@@ -187,7 +187,7 @@ class NativeAnswer(Answer):
 
 
 def _only(fields: list[str], answer: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of these paths, each under the last part of its path; those that do not exist are left out."""
+    """Return the fields of these paths, each under its whole path; those that do not exist are left out."""
     chosen: dict[str, Any] = {}
     for path in fields:
         value: Any = answer
@@ -196,5 +196,5 @@ def _only(fields: list[str], answer: dict[str, Any]) -> dict[str, Any]:
                 break
             value = cast("dict[str, Any]", value)[name]
         else:
-            chosen[path.rpartition("/")[2]] = value
+            chosen[path] = value
     return chosen

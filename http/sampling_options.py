@@ -1,31 +1,19 @@
 """The command line's options of how requests are sampled that do not say it themselves, under llama-server's names."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, cast
 
 import click
 import msgspec
 
+from llamaherd.http.letters import SAMPLER_LETTERS
 from llamaherd.http.options import Whole
 
 __all__ = ["SAMPLING_OPTIONS", "is_sampling", "sampling_defaults"]
 
 _Command = Callable[..., Any]
 _INT32_MAX: Final = 2**31 - 1
-#: llama-server's letters for samplers.
-_LETTERS: Final[Mapping[str, str]] = {
-    "d": "dry",
-    "k": "top_k",
-    "y": "typ_p",
-    "p": "top_p",
-    "s": "top_n_sigma",
-    "m": "min_p",
-    "t": "temperature",
-    "x": "xtc",
-    "e": "penalties",
-    "a": "adaptive_p",
-}
 _PREFIX: Final = "default_"
 #: Most characters of a file that are read; grammars have a lower limit of their own.
 _MOST_CONTENT: Final = 1024 * 1024
@@ -52,10 +40,10 @@ class _Letters(click.ParamType[tuple[str, ...]]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
         if isinstance(value, tuple):
             return cast("tuple[str, ...]", value)
-        unknown = [letter for letter in value if letter not in _LETTERS]
+        unknown = [letter for letter in value if letter not in SAMPLER_LETTERS]
         if unknown:
-            self.fail(f"no sampler is called {unknown[0]!r}; known are {''.join(_LETTERS)}.", param, ctx)
-        return tuple(_LETTERS[letter] for letter in value)
+            self.fail(f"no sampler is called {unknown[0]!r}; known are {''.join(SAMPLER_LETTERS)}.", param, ctx)
+        return tuple(SAMPLER_LETTERS[letter] for letter in value)
 
 
 class _Content(click.ParamType[str]):

@@ -6,11 +6,13 @@ quietly another one than was asked for. Values out of range are for the pool to 
 """
 
 from collections.abc import Mapping
+from functools import cache
 from types import MappingProxyType
-from typing import Annotated, Any, Final, TypeVar, cast
+from typing import Annotated, Any, Final, TypeVar, cast, get_args
 
 import msgspec
 
+from llamaherd.http.letters import named_samplers
 from llamaherd.http.problems import INVALID_REQUEST, NOT_SUPPORTED, Problem
 from llamaherd.http.prompts import Prompt, prompts_of
 from llamaherd.pool import ChatParams, GenerateParams, TemplateParams
@@ -60,8 +62,10 @@ MAX_ANSWERS: Final = 128
 MAX_TOP_LOGPROBS: Final = 20
 #: Most that the pool tells.
 MAX_PROBS: Final = 100
-#: The seed that draws one at random; a seed that is counted up must not become it.
+#: The seed that draws one at random; a seed that is counted up or folded must not become it.
 RANDOM_SEED: Final = 0xFFFFFFFF
+#: Numbers beyond this are no integers that anything could want.
+_LARGEST: Final = 2**63
 
 
 _Field = Annotated[str, msgspec.Meta(max_length=256)]
@@ -101,6 +105,9 @@ class SamplingBody(QueuedBody, frozen=True, kw_only=True):
         logit_bias: An object of token ids or texts and their bias, or a list of pairs of that.
         n_probs: How many likely tokens to tell with each.
         post_sampling_probs: Tell probabilities as the samplers have left them, as ``prob`` and not as ``logprob``.
+        samplers: A list of names, or a text of one letter each.
+        seed: OpenAI's has 64 bits; one that the samplers cannot take is folded into what they can, so that it still
+            says which answer comes. -1 draws one at random.
     """
 
     temperature: float | None = None
@@ -128,7 +135,7 @@ class SamplingBody(QueuedBody, frozen=True, kw_only=True):
     mirostat_eta: float | None = None
     adaptive_target: float | None = None
     adaptive_decay: float | None = None
-    samplers: list[str] | None = None
+    samplers: str | list[str] | None = None
     logit_bias: dict[str, Any] | list[Any] | None = None
     n_probs: int | None = None
     post_sampling_probs: bool | None = None
@@ -200,6 +207,8 @@ class GenerateBody(SamplingBody, frozen=True, kw_only=True):
         """Return the pool's parameters for one of the answers. Raises Problem as ``shown_probs`` does."""
         limits = (self.n_predict, self.max_completion_tokens, self.max_tokens)
         drawn = cast("GenerateParams", {name: getattr(self, name) for name in _DRAWN})
+        if isinstance(self.samplers, str):
+            drawn["samplers"] = named_samplers(self.samplers)
         shown = self.shown_probs
         return GenerateParams(
             **drawn
@@ -207,9 +216,7 @@ class GenerateBody(SamplingBody, frozen=True, kw_only=True):
                 max_tokens=next((limit for limit in limits if limit is not None), None),
                 # The pool tells nothing of the chosen token either unless it is asked for one more.
                 n_probs=None if shown is None else shown or 1,
-                seed=self.seed
-                if self.seed is None or self.seed < 0 or not index
-                else (self.seed + index) % RANDOM_SEED,
+                seed=_seed(self.seed, index),
                 stop=self.stop,
                 cache_prompt=self.cache_prompt,
                 ignore_eos=self.ignore_eos,
@@ -228,6 +235,13 @@ class GenerateBody(SamplingBody, frozen=True, kw_only=True):
                 whole=not self.stream,
             )
         )
+
+
+def _seed(seed: int | None, index: int) -> int | None:
+    """Return the seed of one of the answers to a request with this seed."""
+    if seed is None or seed in (-1, RANDOM_SEED) or (0 <= seed < RANDOM_SEED and not index):
+        return seed
+    return (seed % (RANDOM_SEED + 1) + index) % RANDOM_SEED
 
 
 class ChatBody(GenerateBody, frozen=True, kw_only=True):
@@ -433,12 +447,17 @@ B = TypeVar("B", bound=ModelBody)
 def parse(raw: Mapping[str, Any], kind: type[B], *, strict: bool = True) -> B:
     """Return the body as the given kind; without ``strict`` a text may stand for a value of another type.
 
+    ``256.0`` is an integer too: in JSON it is the same number as ``256``, and some clients know no other.
+
     Raises:
         Problem: 400, with the path of the first field of a wrong type or the name of one that is not supported.
     """
     try:
         body = msgspec.convert(raw, kind, strict=strict)
     except msgspec.ValidationError as error:
+        whole = _integral(raw, kind)
+        if whole:
+            return parse({**raw, **whole}, kind, strict=strict)
         reason, _, path = str(error).partition(" - at `$")
         # Of a field that is missing from the body itself, the text has the name and no path.
         field = path.strip(".`") or reason.split("`")[1]
@@ -446,6 +465,22 @@ def parse(raw: Mapping[str, Any], kind: type[B], *, strict: bool = True) -> B:
     if issubclass(kind, GenerateBody):
         _refuse_unsupported(raw)
     return body
+
+
+def _integral(raw: Mapping[str, Any], kind: type[ModelBody]) -> dict[str, int]:
+    """Return the fields that shall be integers and are written as another kind of number."""
+    return {
+        name: int(value)
+        for name in _integers(kind)
+        if type(value := raw.get(name)) is float and value.is_integer() and abs(value) < _LARGEST
+    }
+
+
+@cache
+def _integers(kind: type[ModelBody]) -> tuple[str, ...]:
+    """Return the fields of a body that take integers, and no other numbers."""
+    types = {field.name: get_args(field.type) for field in msgspec.structs.fields(kind)}
+    return tuple(name for name, some in types.items() if int in some and float not in some)
 
 
 def _refuse_unsupported(raw: Mapping[str, Any]) -> None:

@@ -89,6 +89,13 @@ def test_every_answer_has_a_seed_of_its_own_that_is_known_beforehand() -> None:
     assert [drawn.to_params(index).get("seed") for index in range(2)] == [-1, -1]
 
 
+@pytest.mark.parametrize(
+    ("seed", "taken"), [(2**32, 0), (2**40 + 7, 7), (2**33 - 1, 0), (-2, 2**32 - 2), (-(2**32), 0)]
+)
+def test_a_seed_of_64_bits_is_folded_and_never_becomes_a_random_one(seed: int, taken: int) -> None:
+    assert parse(say("x", seed=seed), ChatBody).to_params().get("seed") == taken
+
+
 @pytest.mark.parametrize("count", [0, -1, MAX_CHOICES + 1, "2", 1.5])
 @pytest.mark.parametrize("path", [CHAT, TEXT, "/completion"])
 def test_how_many_is_bounded(client: httpx2.Client, path: str, count: Any) -> None:

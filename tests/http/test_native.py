@@ -104,8 +104,8 @@ def test_a_prompt_of_tokens_is_not_shown_as_text(client: httpx2.Client) -> None:
 def test_the_fields_of_an_answer_can_be_chosen(client: httpx2.Client) -> None:
     fields = ["content", "generation_settings/n_predict", "absent", "content/absent", "timings"]
     answer = client.post("/completion", json={**PROMPT, "n_predict": 2, "response_fields": fields}).json()
-    assert set(answer) == {"content", "n_predict", "timings"}
-    assert (answer["content"], answer["n_predict"]) == ("one two", 2)
+    assert set(answer) == {"content", "generation_settings/n_predict", "timings"}
+    assert (answer["content"], answer["generation_settings/n_predict"]) == ("one two", 2)
 
 
 def streamed(client: httpx2.Client, body: dict[str, Any]) -> list[dict[str, Any]]:

@@ -69,7 +69,7 @@ WRONG: Final[list[dict[str, Any]]] = [
     {"adaptive_decay": 1},
     {"min_keep": -1},
     {"samplers": ["top_kk"]},
-    {"samplers": "kpt"},
+    {"samplers": "kqt"},
     {"samplers": ["top_k"] * 33},
     {"logit_bias": "all"},
     {"logit_bias": {"1": "more"}},
@@ -172,6 +172,12 @@ def test_a_token_that_the_model_does_not_have_is_400(client: httpx2.Client) -> N
 
 
 # --- without an engine ---
+
+
+def test_samplers_may_be_a_text_of_one_letter_each() -> None:
+    params = parse({"samplers": "kt"}, ChatBody).to_chat_params()
+    assert params.get("samplers") == ["top_k", "temperature"]
+    assert parse({"samplers": ""}, ChatBody).to_chat_params().get("samplers") == []
 
 
 def test_the_fields_are_those_of_the_engine() -> None:

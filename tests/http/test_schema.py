@@ -78,6 +78,19 @@ def test_a_wrong_type_is_an_error_with_the_path_of_the_field(field: str, value: 
     assert problem.message.startswith(f"{problem.param}: expected")
 
 
+def test_an_integer_may_be_written_as_another_kind_of_number() -> None:
+    body = parse(
+        {**PROMPT, "max_tokens": 256.0, "seed": 1e3, "n": 2.0, "temperature": 1.0, "logprobs": 3.0}, CompletionBody
+    )
+    assert (body.max_tokens, body.seed, body.choices, body.shown_probs) == (256, 1000, 2, 3)
+    assert all(type(value) is int for value in (body.max_tokens, body.seed, body.n, body.logprobs))
+
+
+@pytest.mark.parametrize("value", [1.5, 1e300, True])
+def test_other_numbers_are_no_integers(value: object) -> None:
+    assert refusal({**PROMPT, "seed": 1.0, "max_tokens": value}).param == "max_tokens"
+
+
 def test_the_path_leads_into_nested_fields() -> None:
     assert refusal({"stream_options": {"include_usage": "x"}}).param == "stream_options.include_usage"
     assert refusal({"messages": [{}, "hello"]}, ChatBody).param == "messages[1]"
