@@ -117,8 +117,9 @@ class Bench:
         target = self.folder / "SmolLM2-135M-Instruct.Q4_0.gguf"
         if not target.exists():
             code = (
-                "import sys; from llamaherd.pool.child import bindings; bindings.init_backend(); "
-                f"sys.exit(not bindings.quantize(sys.argv[1].encode(), sys.argv[2].encode(), {_Q4_0}))"
+                "import sys; from llamaherd.pool.child import llama_backend, llama_model; "
+                "llama_backend.init_backend(); "
+                f"sys.exit(not llama_model.quantize(sys.argv[1].encode(), sys.argv[2].encode(), {_Q4_0}))"
             )
             subprocess.run([sys.executable, "-P", "-c", code, str(self.model), str(target)], check=True)
         return target

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from llamaherd.pool.child import bindings
+from llamaherd.pool.child import llama_context, llama_sampler
 from llamaherd.pool.child.llama_engine import LlamaEngine
 from llamaherd.pool.machine import resident_bytes
 from llamaherd.transport.messages import EngineOptions, Generate, Load, Sampling
@@ -50,9 +50,9 @@ def overhead(model: str, streams: int, steps: int) -> dict[str, float]:
     between two steps: the difference is what it waits for memory, as decoding leaves nothing of it in the caches.
     """
     decode, sampler = _Clock(), _Clock()
-    bindings.decode = decode.wrap(bindings.decode)
-    bindings.synchronize = decode.wrap(bindings.synchronize)
-    bindings.sampler_sample = sampler.wrap(bindings.sampler_sample)
+    llama_context.decode = decode.wrap(llama_context.decode)
+    llama_context.synchronize = decode.wrap(llama_context.synchronize)
+    llama_sampler.sample = sampler.wrap(llama_sampler.sample)
     engine = _loaded(model, streams, 16384)
     for number in range(streams):
         engine.submit(_request(number, f"Story number {number}:", steps * 2 + 100))
@@ -69,7 +69,7 @@ def overhead(model: str, streams: int, steps: int) -> dict[str, float]:
         return {"wall": wall, "step": whole, "decode": decode.seconds, "sampler": sampler.seconds, "python": rest}
 
     parts = measured()
-    bindings.decode = _decode_nothing
+    llama_context.decode = _decode_nothing
     parts["python_warm"] = measured()["python"]
     return {f"{name}_us": round(seconds / steps * 1e6, 1) for name, seconds in parts.items()}
 

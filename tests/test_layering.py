@@ -40,7 +40,7 @@ PUBLIC: dict[str, set[str]] = {
     "llamaherd.transport": set(),
 }
 #: The modules that touch llama-cpp-python: its main library, and that for images and sounds.
-BINDINGS = {"llamaherd.pool.child.bindings", "llamaherd.pool.child.mtmd"}
+BINDINGS = {"llamaherd.pool.child.llama_library", "llamaherd.pool.child.mtmd"}
 #: What each room may import besides the standard library and llamaherd.
 THIRD_PARTY = {
     "llamaherd.http": {

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterable, Sequence
 from typing import Final, TypeAlias
 
-from llamaherd.pool.child import bindings
+from llamaherd.pool.child import llama_context, llama_log, llama_model
 from llamaherd.pool.child.engine import EngineError, RequestError
 from llamaherd.pool.child.model import Model, check_file
 from llamaherd.pool.child.refusal import refusal
@@ -96,13 +96,13 @@ class Adapters:
 
     def apply_beside(self, context: int, adapters: AdapterSet) -> None:
         """As :meth:`apply`, for a context whose owner remembers by itself what it was given."""
-        if not bindings.set_adapters(context, [(self._handles[one], scale) for one, scale in adapters]):
+        if not llama_context.set_adapters(context, [(self._handles[one], scale) for one, scale in adapters]):
             raise EngineError("llama.cpp did not take the LoRA adapters", code="adapter_failed", retry=True)
 
     def free(self) -> None:
         """Release the memory. Idempotent."""
         while self._handles:
-            bindings.adapter_free(self._handles.pop())
+            llama_model.adapter_free(self._handles.pop())
 
 
 _RANGE: Final = f"it must be a number from {-_MOST_SCALE:g} to {_MOST_SCALE:g}"
@@ -110,13 +110,13 @@ _RANGE: Final = f"it must be a number from {-_MOST_SCALE:g} to {_MOST_SCALE:g}"
 
 def _load(model: Model, path: str) -> int:
     check_file(path)
-    bindings.forget_log()
-    handle = bindings.adapter_load(model.handle, path.encode("utf-8", "surrogateescape"))
+    llama_log.forget_log()
+    handle = llama_model.adapter_load(model.handle, path.encode("utf-8", "surrogateescape"))
     if handle is None:
         why = refusal("adapter_invalid")
         raise EngineError(f"LoRA adapter {path} cannot be loaded: {why.reason}", code=why.code)
-    if bindings.adapter_is_activated(handle):
-        bindings.adapter_free(handle)
+    if llama_model.adapter_is_activated(handle):
+        llama_model.adapter_free(handle)
         raise EngineError(
             f"{path} is an activated LoRA adapter (aLoRA), which this engine cannot serve: it would have to change "
             "within a prompt",

@@ -6,7 +6,7 @@ from typing import Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from llamaherd.pool.child import bindings
+from llamaherd.pool.child import llama_context, llama_log
 
 __all__ = ["Batch", "Folds", "position_of"]
 
@@ -47,7 +47,7 @@ class Batch:
         # llama.cpp wants a list of sequence ids per row: each pointer leads to that row's single entry.
         first = self._sequences.ctypes.data
         self._lists: npt.NDArray[np.uint64] = np.arange(first, first + 4 * capacity, 4, dtype=np.uint64)
-        self._struct = bindings.batch_struct(
+        self._struct = llama_context.batch_struct(
             self._tokens.ctypes.data,
             self._positions.ctypes.data,
             self._counts.ctypes.data,
@@ -103,14 +103,14 @@ class Batch:
         self.n_rows = count
 
     def decode(self, context: int) -> int:
-        """Compute the rows; the codes are those of :func:`bindings.decode`. Returns when the result is there."""
+        """Compute the rows; the codes are those of :func:`llama_context.decode`. Returns when the result is there."""
         struct = self._struct
         if self._rows is not None:
-            struct = bindings.embedding_struct(struct, self._rows.ctypes.data, self._places.ctypes.data)
-        bindings.forget_errors()  # a refusal's reason is not what something else said before it
-        code = bindings.decode(context, struct, self.n_rows)
+            struct = llama_context.embedding_struct(struct, self._rows.ctypes.data, self._places.ctypes.data)
+        llama_log.forget_errors()  # a refusal's reason is not what something else said before it
+        code = llama_context.decode(context, struct, self.n_rows)
         if code == 0:
-            bindings.synchronize(context)
+            llama_context.synchronize(context)
             self.n_computed += self.n_rows
             self.n_decoded += 1
         return code

@@ -26,7 +26,7 @@ from itertools import takewhile
 from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
-from llamaherd.pool.child import bindings
+from llamaherd.pool.child import llama_log
 from llamaherd.pool.child.adapters import Adapters, Turns
 from llamaherd.pool.child.cache import Cache, Kept
 from llamaherd.pool.child.constraint import Constraint, ConstraintError
@@ -481,7 +481,7 @@ class Batcher:
         if chunk is None or self._projector is None or chunk.rows is not None:
             return True
         if not self._projector.encode(chunk):
-            reason = bindings.error_lines() or "llama.cpp gave no reason"
+            reason = llama_log.error_lines() or "llama.cpp gave no reason"
             text = f"an image or sound could not be encoded: {reason}"
             number = viewer.request.request
             self._end(viewer, Failed(request=number, message=text, fault="worker", code="encode_failed"))

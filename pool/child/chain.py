@@ -22,7 +22,7 @@ _MIROSTAT_SAMPLE: Final = 100
 
 @dataclass(frozen=True)
 class Step:
-    """One sampler: its kind, which is the name of its maker in ``bindings`` behind ``sampler_``, and the arguments."""
+    """One sampler: its kind, which is the name of its maker in ``llama_sampler``, and the arguments."""
 
     kind: str
     values: tuple[float, ...] = ()

@@ -6,13 +6,14 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from llamaherd.pool.child import bindings
+from llamaherd.pool.child import llama_backend, llama_context, llama_log, llama_model
 from llamaherd.pool.child.barriers import Barriers, Contention
 from llamaherd.pool.child.batch import Batch, Folds, position_of
-from llamaherd.pool.child.bindings import AbortFlag, ContextSettings
 from llamaherd.pool.child.devices import on_device
 from llamaherd.pool.child.engine import EngineError
 from llamaherd.pool.child.fit import check_memory
+from llamaherd.pool.child.llama_backend import AbortFlag
+from llamaherd.pool.child.llama_context import ContextSettings
 from llamaherd.pool.child.model import Model
 from llamaherd.pool.child.refusal import refusal
 from llamaherd.pool.machine import available_memory
@@ -52,8 +53,8 @@ def settings_for(model: Model, options: EngineOptions, threads: tuple[int, int])
         ("n_cached", options.n_cached, -1, _MOST_SEQUENCES - options.n_parallel),
         ("n_batch", options.n_batch, 1, _MOST_CELLS),
         ("n_ubatch", options.n_ubatch, 1, _MOST_CELLS),
-        ("n_threads", threads[0], 1, bindings.MOST_THREADS),
-        ("n_threads_batch", threads[1], 1, bindings.MOST_THREADS),
+        ("n_threads", threads[0], 1, llama_backend.MOST_THREADS),
+        ("n_threads_batch", threads[1], 1, llama_backend.MOST_THREADS),
         ("yarn_orig_ctx", options.yarn_orig_ctx, 0, _MOST_CELLS),
         ("cache_ram", options.cache_ram, -1, _MOST_CELLS),
         ("n_keep", options.n_keep, -1, _MOST_CELLS),
@@ -80,8 +81,8 @@ def settings_for(model: Model, options: EngineOptions, threads: tuple[int, int])
         flash_attn_type=_FLASH_ATTENTION[options.flash_attn],
         kv_unified=options.kv_unified,
         swa_full=options.swa_full,
-        type_k=bindings.CACHE_TYPES[options.cache_type_k][0],
-        type_v=bindings.CACHE_TYPES[options.cache_type_v][0],
+        type_k=llama_context.CACHE_TYPES[options.cache_type_k][0],
+        type_v=llama_context.CACHE_TYPES[options.cache_type_v][0],
         rope_scaling_type=_ROPE_SCALING[options.rope_scaling],
         yarn_orig_ctx=options.yarn_orig_ctx,
         **{name: getattr(options, name) for name in _ROPE_LIMITS},
@@ -90,7 +91,7 @@ def settings_for(model: Model, options: EngineOptions, threads: tuple[int, int])
 
 def _check_cache_types(model: Model, options: EngineOptions) -> None:
     """Raise EngineError for types that this model's cache cannot have: llama.cpp refuses some and aborts for others."""
-    if bindings.CACHE_TYPES[options.cache_type_v][1] > 1 and options.flash_attn == "off":
+    if llama_context.CACHE_TYPES[options.cache_type_v][1] > 1 and options.flash_attn == "off":
         raise EngineError(
             f"cache_type_v is {options.cache_type_v}, and quantised values need flash attention; "
             "set flash_attn to auto or on, or cache_type_v to f16",
@@ -98,7 +99,7 @@ def _check_cache_types(model: Model, options: EngineOptions) -> None:
         )
     for name, width in (("cache_type_k", model.key_length), ("cache_type_v", model.value_length)):
         kind = getattr(options, name)
-        block = bindings.CACHE_TYPES[kind][1]
+        block = llama_context.CACHE_TYPES[kind][1]
         if width % block:
             raise EngineError(
                 f"{name} is {kind}, which packs {block} elements, and the attention heads of this model have {width}; "
@@ -119,7 +120,7 @@ def _cached_sequences(model: Model, options: EngineOptions) -> int:
 
 
 def _heads(model: Model) -> int:
-    return bindings.model_n_layer(model.handle) * bindings.model_n_head(model.handle)
+    return llama_model.n_layer(model.handle) * llama_model.n_head(model.handle)
 
 
 class Context:
@@ -149,8 +150,8 @@ class Context:
         # The cache lies on the device that has the layers; a GPU's allocator says no by itself.
         free = None if on_device(options) else available_memory()
         check_memory(model, settings, None if free is None else free + readied)
-        bindings.forget_log()
-        handle = bindings.context_create(model.handle, settings, abort)
+        llama_log.forget_log()
+        handle = llama_context.create(model.handle, settings, abort)
         if handle is None:
             why = refusal("load_failed")
             remedy = why.remedy("a smaller n_ctx or fewer n_gpu_layers")
@@ -159,7 +160,7 @@ class Context:
             )
         self.handle: Final = handle
         self._abort: Final = abort
-        self._memory: Final = bindings.context_memory(handle)
+        self._memory: Final = llama_context.memory(handle)
         # llama.cpp calls BERT a decoder too, but gives it no memory.
         self.unfit: Final = model.unfit or ("" if self._memory else "it keeps no context (an embedding model)")
         self._freed = False
@@ -169,13 +170,13 @@ class Context:
         self._contention: Final = Contention()
         self._computing = self._sharing = False
         self._barriers: Final = None if on_device(options) else Barriers()  # waiting for a GPU looks like contention
-        self.n_ctx: Final = bindings.n_ctx(handle)
-        self.n_ctx_seq: Final = bindings.n_ctx_seq(handle)
+        self.n_ctx: Final = llama_context.n_ctx(handle)
+        self.n_ctx_seq: Final = llama_context.n_ctx_seq(handle)
         self.n_ubatch: Final = settings.n_ubatch
         self.unified: Final = settings.kv_unified
         self.cell_seconds = 0.0 if on_device(options) else _CELL_SECONDS * _heads(model)
         self.n_sequences: Final = settings.n_seq_max
-        self.batch: Final = Batch(bindings.n_batch(handle))
+        self.batch: Final = Batch(llama_context.n_batch(handle))
 
     @property
     def has_memory(self) -> bool:
@@ -192,7 +193,7 @@ class Context:
         self.batch.add(0, 0, token)
         code = self.batch.decode(self.handle)
         if self._memory is not None:
-            bindings.memory_clear(self._memory, True)
+            llama_context.memory_clear(self._memory, True)
         if self._abort:
             raise EngineError("loading was abandoned", code="load_abandoned")
         if code != 0:
@@ -228,20 +229,20 @@ class Context:
 
     def logits(self, n_outputs: int) -> npt.NDArray[np.float32]:
         """Return a view of the last batch's logits, one row per output in batch order; valid until the next decode."""
-        address = bindings.logits(self.handle)
+        address = llama_context.logits(self.handle)
         if address is None:
             raise EngineError("llama.cpp has no logits for a batch that asked for them")
-        return bindings.float_rows(address, n_outputs, self._n_vocab)
+        return llama_context.float_rows(address, n_outputs, self._n_vocab)
 
     def forget(self, sequence: int) -> None:
         """Drop everything that a sequence holds in the cache."""
         if self._memory is not None:
-            bindings.memory_seq_rm(self._memory, sequence, -1, -1)
+            llama_context.memory_seq_rm(self._memory, sequence, -1, -1)
 
     def truncate(self, sequence: int, length: int) -> bool:
         """Keep the first ``length`` tokens of a sequence; False when this kind of model cannot (nothing changed)."""
         place = position_of(self._folds.get(sequence, ()), length)
-        return self._memory is not None and bindings.memory_seq_rm(self._memory, sequence, place, -1)
+        return self._memory is not None and llama_context.memory_seq_rm(self._memory, sequence, place, -1)
 
     def fold(self, sequence: int, folds: Folds) -> None:
         """Count the positions of a sequence with these folds from now on."""
@@ -260,7 +261,7 @@ class Context:
         if self._memory is not None:
             folds = self._folds.get(target, ())
             first, end = position_of(folds, start), position_of(folds, length)
-            bindings.memory_seq_cp(self._memory, source, target, first, end)
+            llama_context.memory_seq_cp(self._memory, source, target, first, end)
 
     def copy(self, source: int, target: int, length: int) -> bool:
         """Let an empty sequence hold copies of the first ``length`` tokens of another; False leaves it empty."""
@@ -290,7 +291,7 @@ class Context:
     @property
     def can_shift(self) -> bool:
         """Whether tokens can be moved to earlier positions."""
-        return self._memory is not None and bindings.memory_can_shift(self._memory)
+        return self._memory is not None and llama_context.memory_can_shift(self._memory)
 
     def cut(self, sequence: int, start: int, end: int) -> None:
         """Take the tokens from ``start`` to ``end`` out of a sequence and move up what follows.
@@ -298,12 +299,12 @@ class Context:
         Only where it :attr:`can_shift`, and where nobody else holds what follows: a cell has one position for all.
         """
         if self._memory is not None:
-            bindings.memory_seq_rm(self._memory, sequence, start, end)
-            bindings.memory_seq_add(self._memory, sequence, end, -1, start - end)
+            llama_context.memory_seq_rm(self._memory, sequence, start, end)
+            llama_context.memory_seq_add(self._memory, sequence, end, -1, start - end)
 
     def state_size(self, sequence: int) -> int:
         """Return the bytes that :meth:`save` returns."""
-        return bindings.state_seq_get_size(self.handle, sequence)
+        return llama_context.state_seq_get_size(self.handle, sequence)
 
     def save(self, sequence: int) -> npt.NDArray[np.uint8] | None:
         """Return a copy of everything that a sequence has in the cache; None if there is no memory for it."""
@@ -311,7 +312,7 @@ class Context:
             data = np.empty(self.state_size(sequence), np.uint8)
         except MemoryError:
             return None
-        written = bindings.state_seq_get_data(self.handle, data.ctypes.data, data.nbytes, sequence)
+        written = llama_context.state_seq_get_data(self.handle, data.ctypes.data, data.nbytes, sequence)
         return data if 0 < written == data.nbytes else None
 
     def load(self, sequence: int, data: npt.NDArray[np.uint8]) -> bool:
@@ -320,25 +321,25 @@ class Context:
         llama.cpp checks sizes and types, not values: only pass what came from a context of the same settings. Its
         error lines are then those of this call; see :func:`~llamaherd.pool.child.refusal.refusal`.
         """
-        bindings.forget_log()
-        return bindings.state_seq_set_data(self.handle, data.ctypes.data, data.nbytes, sequence) == data.nbytes
+        llama_log.forget_log()
+        return llama_context.state_seq_set_data(self.handle, data.ctypes.data, data.nbytes, sequence) == data.nbytes
 
     def first(self, sequence: int) -> int:
         """Return the lowest position that a sequence still has in every layer, -1 for an empty one."""
-        return -1 if self._memory is None else bindings.memory_seq_pos_min(self._memory, sequence)
+        return -1 if self._memory is None else llama_context.memory_seq_pos_min(self._memory, sequence)
 
     def length(self, sequence: int) -> int:
         """Return how many tokens of a sequence are in the cache."""
-        return 0 if self._memory is None else bindings.memory_seq_pos_max(self._memory, sequence) + 1
+        return 0 if self._memory is None else llama_context.memory_seq_pos_max(self._memory, sequence) + 1
 
     def set_causal(self, causal: bool) -> None:
         """Whether the tokens of the next batches see only what is before them."""
-        bindings.set_causal_attn(self.handle, causal)
+        llama_context.set_causal_attn(self.handle, causal)
 
     def set_threads(self, n: int, batch: int) -> None:
         """Use so many threads from the next decode on."""
         self._threads = (n, batch)
-        bindings.set_n_threads(self.handle, n, batch)
+        llama_context.set_n_threads(self.handle, n, batch)
 
     def free(self) -> None:
         """Release the memory. Idempotent."""
@@ -346,4 +347,4 @@ class Context:
             self._freed = True
             if self._barriers is not None:
                 self._barriers.close()
-            bindings.context_free(self.handle)
+            llama_context.free(self.handle)

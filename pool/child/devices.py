@@ -4,9 +4,9 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
-from llamaherd.pool.child import bindings
-from llamaherd.pool.child.bindings import Division
+from llamaherd.pool.child import llama_backend
 from llamaherd.pool.child.engine import EngineError
+from llamaherd.pool.child.llama_model import Division
 from llamaherd.transport.messages import EngineOptions
 
 __all__ = ["division", "on_device"]
@@ -20,7 +20,7 @@ _MOST_LAYERS: Final = 2**31 - 1
 
 def on_device(options: EngineOptions) -> bool:
     """Whether these options give a GPU anything of a model, in this process."""
-    return options.n_gpu_layers != 0 and options.devices != NO_DEVICE and bindings.supports_gpu()
+    return options.n_gpu_layers != 0 and options.devices != NO_DEVICE and llama_backend.supports_gpu()
 
 
 def division(options: EngineOptions) -> Division:
@@ -30,7 +30,7 @@ def division(options: EngineOptions) -> Division:
         EngineError: a device is not there, or a number is out of its range (``invalid_option``).
     """
     shares = options.tensor_split
-    most = bindings.max_devices()
+    most = llama_backend.max_devices()
     if len(shares) > most:
         raise EngineError(f"tensor_split has {len(shares)} parts; it may have {most}", code="invalid_option")
     if any(not math.isfinite(share) or share < 0 for share in shares) or (shares and not any(shares)):
@@ -54,7 +54,7 @@ def _devices(names: Sequence[str]) -> tuple[int, ...]:
     """Return the handles of devices by llama.cpp's names for them."""
     if tuple(names) == NO_DEVICE:
         return ()
-    known = bindings.gpu_devices()
+    known = llama_backend.gpu_devices()
     missing = [name for name in names if name not in known]
     if missing:
         raise EngineError(

@@ -15,14 +15,14 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from llamaherd.pool.child import bindings
+from llamaherd.pool.child import llama_context, llama_log, llama_model
 from llamaherd.pool.child.adapters import Adapters, AdapterSet
 from llamaherd.pool.child.batch import Batch
-from llamaherd.pool.child.bindings import AbortFlag
 from llamaherd.pool.child.context import settings_for
 from llamaherd.pool.child.devices import on_device
 from llamaherd.pool.child.engine import EngineError
 from llamaherd.pool.child.fit import check_memory
+from llamaherd.pool.child.llama_backend import AbortFlag
 from llamaherd.pool.child.model import Model
 from llamaherd.pool.child.refusal import refusal
 from llamaherd.pool.machine import available_memory
@@ -68,9 +68,9 @@ class Shape:
 
 def shape_of(model: Model, options: EngineOptions, *, has_memory: bool) -> Shape:
     """Return how a model embeds; ``has_memory`` says whether its contexts have a cache."""
-    arch = bindings.model_meta(model.handle, "general.architecture")
-    causal = bindings.model_meta(model.handle, f"{arch}.attention.causal") != "false"
-    own = bindings.model_meta(model.handle, f"{arch}.pooling_type")
+    arch = llama_model.meta(model.handle, "general.architecture")
+    causal = llama_model.meta(model.handle, f"{arch}.attention.causal") != "false"
+    own = llama_model.meta(model.handle, f"{arch}.pooling_type")
     numbers = {str(number): name for name, number in _POOLINGS.items()}
     pooling = options.pooling or numbers.get(own, "none")
     splittable = has_memory and causal
@@ -82,7 +82,7 @@ def shape_of(model: Model, options: EngineOptions, *, has_memory: bool) -> Shape
         pooling=pooling,
         splittable=splittable,
         last_only=splittable and pooling in ("last", "rank"),
-        width=bindings.model_n_labels(model.handle) if pooling == "rank" else bindings.model_n_embd_out(model.handle),
+        width=llama_model.n_labels(model.handle) if pooling == "rank" else llama_model.n_embd_out(model.handle),
         n_ubatch=n_ubatch,
         n_sequences=max(1, min(sequences, n_ubatch)),
         # Positions beyond an encoder's table abort the process, and so does an input of more than one physical batch.
@@ -131,8 +131,8 @@ class EmbedContext:
         # Twice: as llama.cpp computes the logits of all outputs, and as it hands them out.
         outputs = 2 * shape.n_outputs * (model.vocab.size + shape.width) * np.dtype(np.float32).itemsize
         check_memory(model, settings, None if free is None else max(0, free - outputs))
-        bindings.forget_log()
-        handle = bindings.context_create(model.handle, settings, abort)
+        llama_log.forget_log()
+        handle = llama_context.create(model.handle, settings, abort)
         if handle is None:
             why = refusal("load_failed")
             raise EngineError(
@@ -141,9 +141,9 @@ class EmbedContext:
         self._handle: Final = handle
         #: What :meth:`use` was given last.
         self.adapters: AdapterSet = ()
-        self._memory: Final = bindings.context_memory(handle)
+        self._memory: Final = llama_context.memory(handle)
         self._shape: Final = shape
-        self._batch: Final = Batch(bindings.n_batch(handle))
+        self._batch: Final = Batch(llama_context.n_batch(handle))
 
     def use(self, adapters: AdapterSet, known: Adapters) -> None:
         """Have the next batches computed with a set of LoRA adapters."""
@@ -158,30 +158,30 @@ class EmbedContext:
             self._batch.extend(chunk.sequence, chunk.start, chunk.tokens)
         if outputs:
             self._batch.want_all()
-        bindings.set_embeddings(self._handle, outputs)
+        llama_context.set_embeddings(self._handle, outputs)
         return self._batch.decode(self._handle)
 
     def rows(self) -> npt.NDArray[np.float32] | None:
         """Return the last batch's embeddings, one row per token in batch order; valid until the next one."""
-        address = bindings.embeddings(self._handle)
+        address = llama_context.embeddings(self._handle)
         if address is None:
             return None
-        return bindings.float_rows(address, self._batch.n_rows, self._shape.width)
+        return llama_context.float_rows(address, self._batch.n_rows, self._shape.width)
 
     def pooled(self, sequence: int) -> npt.NDArray[np.float32] | None:
         """Return what a sequence's tokens of the last batch were pooled to; valid until the next one."""
-        address = bindings.embeddings_of(self._handle, sequence)
-        return None if address is None else bindings.float_rows(address, 1, self._shape.width)[0]
+        address = llama_context.embeddings_of(self._handle, sequence)
+        return None if address is None else llama_context.float_rows(address, 1, self._shape.width)[0]
 
     def forget(self, sequence: int) -> None:
         """Drop a sequence. An encoder's context has nothing to drop."""
         if self._memory is not None:
-            bindings.memory_seq_rm(self._memory, sequence, -1, -1)
+            llama_context.memory_seq_rm(self._memory, sequence, -1, -1)
 
     def set_threads(self, threads: int) -> None:
         """Use so many threads from the next batch on."""
-        bindings.set_n_threads(self._handle, threads, threads)
+        llama_context.set_n_threads(self._handle, threads, threads)
 
     def free(self) -> None:
         """Release the memory. Call it once."""
-        bindings.context_free(self._handle)
+        llama_context.free(self._handle)

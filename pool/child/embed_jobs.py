@@ -5,7 +5,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Final
 
-from llamaherd.pool.child import bindings
+from llamaherd.pool.child import llama_model
 from llamaherd.pool.child.embed_context import Shape
 from llamaherd.pool.child.engine import RequestError
 from llamaherd.pool.child.inputs import MOST_INPUTS, least_tokens, pair_tokens, prompt_tokens
@@ -78,7 +78,7 @@ def rerank_job(command: Rerank, model: Model, shape: Shape) -> Job:
             code="unsupported_by_model",
         )
     _check_count(len(command.documents))
-    template = bindings.model_chat_template(model.handle, "rerank")
+    template = llama_model.chat_template(model.handle, "rerank")
     inputs: deque[tuple[int, array[int]]] = deque()
     for index, document in enumerate(command.documents):
         least = model.vocab.least_tokens(len(command.query) + len(document), shape.longest + 1)

@@ -14,12 +14,12 @@ from typing import Final, Literal, cast
 
 import numpy as np
 
-from llamaherd.pool.child import bindings
+from llamaherd.pool.child import llama_model
 from llamaherd.pool.child.adapters import Adapters
-from llamaherd.pool.child.bindings import AbortFlag
 from llamaherd.pool.child.embed_context import Chunk, EmbedContext, Shape, shape_of
 from llamaherd.pool.child.embed_jobs import Job, embed_job, rerank_job
 from llamaherd.pool.child.engine import EngineError, RequestError
+from llamaherd.pool.child.llama_backend import AbortFlag
 from llamaherd.pool.child.model import Model
 from llamaherd.pool.child.pace import PrefillPace
 from llamaherd.pool.child.refusal import refusal
@@ -365,7 +365,7 @@ def _chunks(active: Sequence[_Input], budget: int, *, keep: int) -> list[tuple[_
 def _why_unfit(model: Model, has_memory: bool) -> str:
     if model.vocab.size == 0:
         return "it has no vocabulary"
-    if has_memory and bindings.model_has_encoder(model.handle):
+    if has_memory and llama_model.has_encoder(model.handle):
         return "it is an encoder and a decoder in one (a translation model)"
     return ""
 

@@ -8,9 +8,9 @@ own figures from a dry run, which takes about as long as loading the model.
 import re
 from typing import Final
 
-from llamaherd.pool.child import bindings
-from llamaherd.pool.child.bindings import ContextSettings
+from llamaherd.pool.child import llama_backend, llama_context, llama_log, llama_model
 from llamaherd.pool.child.engine import OUT_OF_MEMORY, EngineError
+from llamaherd.pool.child.llama_context import ContextSettings
 from llamaherd.pool.child.model import Model
 
 __all__ = ["check_memory", "estimate"]
@@ -49,31 +49,31 @@ def check_memory(model: Model, settings: ContextSettings, available: int | None)
 def estimate(model: Model, settings: ContextSettings) -> int:
     """Return the bytes of a context from the model's shape, rather too many than too few."""
     handle = model.handle
-    heads = bindings.model_n_head_kv(handle) or bindings.model_n_head(handle) or 1
-    sizes = {number: size / block for number, block, size in bindings.CACHE_TYPES.values()}
+    heads = llama_model.n_head_kv(handle) or llama_model.n_head(handle) or 1
+    sizes = {number: size / block for number, block, size in llama_context.CACHE_TYPES.values()}
     per_head = model.key_length * sizes[settings.type_k] + model.value_length * sizes[settings.type_v]
-    cache = int(settings.n_ctx * bindings.model_n_layer(handle) * heads * per_head)
+    cache = int(settings.n_ctx * llama_model.n_layer(handle) * heads * per_head)
     outputs = settings.n_seq_max * model.vocab.size * 4
     return cache + settings.n_ctx * _CELL_BYTES + outputs + settings.n_ubatch * model.n_embd * 4 * 16
 
 
 def _dry_run(model: Model, settings: ContextSettings) -> int:
     """Return the bytes that llama.cpp would allocate for the context. Raises EngineError when it would refuse."""
-    bindings.forget_log()
-    dry = bindings.model_load(
+    llama_log.forget_log()
+    dry = llama_model.load(
         model.path.encode("utf-8", "surrogateescape"),
         n_gpu_layers=0,
         use_mmap=False,
         no_alloc=True,
         progress=lambda _value: True,
     )
-    context = None if dry is None else bindings.context_create(dry, settings, bindings.AbortFlag())
+    context = None if dry is None else llama_context.create(dry, settings, llama_backend.AbortFlag())
     if context is not None:
-        bindings.context_free(context)
+        llama_context.free(context)
     if dry is not None:
-        bindings.model_free(dry)
+        llama_model.free(dry)
     if context is None:
-        reason = bindings.error_lines() or "llama.cpp gave no reason"
+        reason = llama_log.error_lines() or "llama.cpp gave no reason"
         raise EngineError(f"{model.path}: no context of {settings.n_ctx} tokens: {reason}")
-    sizes = [float(size) for line in bindings.info_lines() for size in _BUFFER.findall(line)]
+    sizes = [float(size) for line in llama_log.info_lines() for size in _BUFFER.findall(line)]
     return int(sum(sizes) * _MIB) + settings.n_ctx * _CELL_BYTES

@@ -9,7 +9,7 @@ from collections.abc import Sequence as Ordered
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Final
 
-from llamaherd.pool.child import bindings
+from llamaherd.pool.child import llama_backend, llama_log
 from llamaherd.pool.child.devices import on_device
 from llamaherd.pool.child.engine import EngineError, ModelInfo, Progress, RequestError
 from llamaherd.pool.child.errand import Errand
@@ -55,12 +55,12 @@ class LlamaEngine:
     """
 
     def __init__(self) -> None:
-        self._abort: Final = bindings.AbortFlag()
+        self._abort: Final = llama_backend.AbortFlag()
         self._threads: tuple[int, int] | None = None
         self._loaded: Loaded | None = None
         # Beside what follows, which is mostly llama.cpp's own work without the interpreter's lock.
         threading.Thread(target=_import_heavy, name="imports", daemon=True).start()
-        bindings.init_backend()
+        llama_backend.init_backend()
 
     # --- the model's life ---
 
@@ -69,12 +69,12 @@ class LlamaEngine:
         if self._loaded is not None:
             raise EngineError("a model is loaded already", code="already_loaded")
         check_file(command.path)
-        bindings.quieten(False)
+        llama_log.quieten(False)
         report = _Report(progress, self._abort)
         with _undisturbed():
             self._loaded = loaded = self._make(command, report)
         report.finish()
-        bindings.quieten(True)
+        llama_log.quieten(True)
         model = loaded.model
         return ModelInfo(
             vocab_type=model.vocab.kind,
@@ -86,7 +86,7 @@ class LlamaEngine:
             size=model.size,
             ftype=model.ftype,
             modalities=loaded.modalities,
-            gpu=bindings.supports_gpu(),
+            gpu=llama_backend.supports_gpu(),
             sampling=loaded.recommended,
         )
 
@@ -222,7 +222,7 @@ class LlamaEngine:
 class _Report:
     """Turns llama.cpp's progress, which is called for every tensor, into few and rising calls that end at 1.0."""
 
-    def __init__(self, progress: Progress, abort: bindings.AbortFlag) -> None:
+    def __init__(self, progress: Progress, abort: llama_backend.AbortFlag) -> None:
         self._progress: Final = progress
         self._abort: Final = abort
         self._last = 0.0
@@ -273,4 +273,4 @@ def _undisturbed() -> Generator[None]:
 
 
 def _clamped(threads: int) -> int:
-    return max(1, min(threads, bindings.MOST_THREADS))
+    return max(1, min(threads, llama_backend.MOST_THREADS))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from llamaherd.pool.child import bindings
+from llamaherd.pool.child import llama_model
 from llamaherd.pool.child.adapters import AdapterSet
 from llamaherd.pool.child.batcher import Batcher
 from llamaherd.pool.child.budget import BudgetedThoughts
@@ -108,7 +108,7 @@ class Loaded:
             self.samplers: Final = Samplers(vocab, self.context.n_ctx_seq)
             undo.callback(self.samplers.free)
             #: What the model's file recommends, by the names of ``Sampling``.
-            self.recommended: Final = read_recommended(lambda key: bindings.model_meta(self.model.handle, key))
+            self.recommended: Final = read_recommended(lambda key: llama_model.meta(self.model.handle, key))
             self.grammars: Final = Grammars(vocab)
             self.chats: Final = chats
             self._undo: Final = undo.pop_all()

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from llamaherd.pool.child import bindings
+from llamaherd.pool.child import llama_log, llama_model
 from llamaherd.pool.child.devices import division
 from llamaherd.pool.child.engine import EngineError
 from llamaherd.pool.child.refusal import refusal
@@ -68,8 +68,8 @@ class Model:
         self.path: Final = path
         guard = _ProgressGuard(progress)
         divided = division(options)
-        bindings.forget_log()
-        handle = bindings.model_load(
+        llama_log.forget_log()
+        handle = llama_model.load(
             path.encode("utf-8", "surrogateescape"),
             n_gpu_layers=options.n_gpu_layers,
             use_mmap=options.use_mmap,
@@ -78,7 +78,7 @@ class Model:
         )
         if guard.abandoned:
             if handle is not None:
-                bindings.model_free(handle)
+                llama_model.free(handle)
             if guard.error is not None:
                 raise guard.error
             raise EngineError(f"loading {path} was abandoned", code="load_abandoned")
@@ -89,34 +89,34 @@ class Model:
         self.handle: Final = handle
         self._freed = False
         self.vocab: Final = Vocab(handle)
-        self.ftype: Final = bindings.model_ftype_name(handle)
-        self.n_ctx_train: Final = bindings.model_n_ctx_train(handle)
-        self.n_embd: Final = bindings.model_n_embd(handle)
-        self.n_params: Final = bindings.model_n_params(handle)
-        self.size: Final = bindings.model_size(handle)
+        self.ftype: Final = llama_model.ftype_name(handle)
+        self.n_ctx_train: Final = llama_model.n_ctx_train(handle)
+        self.n_embd: Final = llama_model.n_embd(handle)
+        self.n_params: Final = llama_model.n_params(handle)
+        self.size: Final = llama_model.size(handle)
         #: Tokens that its narrowest attention sees; 0 when every layer sees everything.
-        self.window: Final = bindings.model_n_swa(handle)
+        self.window: Final = llama_model.n_swa(handle)
         #: Whether some layer keeps a running state, which has no earlier version to go back to.
-        self.recurrent: Final = bindings.model_is_recurrent(handle) or bindings.model_is_hybrid(handle)
+        self.recurrent: Final = llama_model.is_recurrent(handle) or llama_model.is_hybrid(handle)
         #: Elements of one attention head's key, and of its value; 0 where nothing attends.
         self.key_length: Final = self._head_length("key")
         self.value_length: Final = self._head_length("value")
-        self.chat_template: Final = bindings.model_chat_template(handle)
-        self.tool_template: Final = bindings.model_chat_template(handle, "tool_use")
+        self.chat_template: Final = llama_model.chat_template(handle)
+        self.tool_template: Final = llama_model.chat_template(handle, "tool_use")
         self.unfit: Final = self._why_unfit()
 
     def _head_length(self, part: str) -> int:
-        arch = bindings.model_meta(self.handle, "general.architecture")
-        text = bindings.model_meta(self.handle, f"{arch}.attention.{part}_length")
-        return int(text) if text.isdigit() else self.n_embd // max(1, bindings.model_n_head(self.handle))
+        arch = llama_model.meta(self.handle, "general.architecture")
+        text = llama_model.meta(self.handle, f"{arch}.attention.{part}_length")
+        return int(text) if text.isdigit() else self.n_embd // max(1, llama_model.n_head(self.handle))
 
     def _why_unfit(self) -> str:
         """Say why this model cannot continue a text; empty when it may."""
-        if bindings.model_has_encoder(self.handle):
+        if llama_model.has_encoder(self.handle):
             return "it has an encoder (an embedding, translation or draft model)"
-        if not bindings.model_has_decoder(self.handle):
+        if not llama_model.has_decoder(self.handle):
             return "it has no decoder"
-        if bindings.model_is_diffusion(self.handle):
+        if llama_model.is_diffusion(self.handle):
             return "it is a diffusion model"
         if self.vocab.size == 0:
             return "it has no vocabulary"
@@ -126,4 +126,4 @@ class Model:
         """Release the memory. Idempotent."""
         if not self._freed:
             self._freed = True
-            bindings.model_free(self.handle)
+            llama_model.free(self.handle)

@@ -1,6 +1,6 @@
 """llama.cpp's library for images and sound (mtmd), as typed functions; imported only where a model has a projector.
 
-As in ``bindings.py``, handles are plain integers, NULL is ``None``, and nothing is checked.
+As in the ``llama_*`` modules, handles are plain integers, NULL is ``None``, and nothing is checked.
 """
 
 import ctypes
@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from llamaherd.pool.child import bindings
+from llamaherd.pool.child import llama_library, llama_log
 
 __all__ = [
     "ProjectorSettings",
@@ -35,8 +35,8 @@ __all__ = [
     "uses_mrope",
 ]
 
-_low: Any = bindings.import_lowlevel("mtmd_cpp")
-# Long calls release the interpreter's lock, short ones keep it; see bindings.py.
+_low: Any = llama_library.import_lowlevel("mtmd_cpp")
+# Long calls release the interpreter's lock, short ones keep it; see llama_library.py.
 _long: Any = ctypes.CDLL(_low._libmtmd._name)
 _short: Any = ctypes.PyDLL(_low._libmtmd._name)
 
@@ -85,7 +85,7 @@ _helper_log_set = _bind(_long, "mtmd_helper_log_set", None, _ptr, _ptr)
 
 def projector_load(path: bytes, model: int, settings: ProjectorSettings) -> int | None:
     """Load a projector for a model; ``None`` when it is none, or not of this model."""
-    callback = ctypes.cast(bindings.log_callback(), _ptr)
+    callback = ctypes.cast(llama_log.log_callback(), _ptr)
     _log_set(callback, None)
     _helper_log_set(callback, None)
     params = _defaults()

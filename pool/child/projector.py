@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from llamaherd.pool.child import bindings, mtmd
+from llamaherd.pool.child import llama_context, llama_log, mtmd
 from llamaherd.pool.child.devices import on_device
 from llamaherd.pool.child.engine import EngineError, RequestError
 from llamaherd.pool.child.media import Media
@@ -95,7 +95,7 @@ class Projector:
 
     def __init__(self, path: str, model: Model, options: EngineOptions, n_threads: int) -> None:
         check_file(path)
-        bindings.forget_log()
+        llama_log.forget_log()
         #: Stands in a rendered prompt for each file. Nobody can guess it, so nobody's text holds it.
         self.marker: Final = f"<__media_{secrets.token_hex(16)}__>"
         settings = mtmd.ProjectorSettings(
@@ -146,13 +146,13 @@ class Projector:
         try:
             for one in media:
                 bitmaps.append(self._decode(one))
-            bindings.forget_log()
+            llama_log.forget_log()
             handle = mtmd.tokenize(self._handle, text.encode("utf-8", "replace"), bitmaps)
         finally:
             for bitmap in bitmaps:
                 mtmd.bitmap_free(bitmap)
         if handle is None:
-            reason = bindings.error_lines() or "llama.cpp gave no reason"
+            reason = llama_log.error_lines() or "llama.cpp gave no reason"
             raise RequestError(f"an image or sound cannot be prepared: {reason}", code="invalid_media")
         try:
             return self._prompt(handle)
@@ -213,13 +213,13 @@ class Projector:
         return True
 
     def _computed(self, chunk: Chunk) -> Rows | None:
-        bindings.forget_log()
+        llama_log.forget_log()
         if not mtmd.encode(self._handle, chunk.handle):
             return None
         address = mtmd.output(self._handle)
         if address is None:
             return None
-        return bindings.float_rows(address, chunk.end - chunk.start, self._width).copy()
+        return llama_context.float_rows(address, chunk.end - chunk.start, self._width).copy()
 
     def free(self) -> None:
         """Release the memory. Idempotent."""

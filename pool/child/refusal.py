@@ -7,7 +7,7 @@ backend) and of llama.cpp's loader and contexts (``src/llama-model.cpp``, ``src/
 import re
 from typing import Final, NamedTuple
 
-from llamaherd.pool.child import bindings
+from llamaherd.pool.child import llama_log
 from llamaherd.pool.child.engine import OUT_OF_MEMORY
 
 __all__ = ["Refusal", "refusal"]
@@ -35,8 +35,8 @@ class Refusal(NamedTuple):
 
 
 def refusal(otherwise: str) -> Refusal:
-    """Return why the call refused that was made since :func:`bindings.forget_log`; ``otherwise`` is the code that it
+    """Return why the call refused that was made since :func:`llama_log.forget_log`; ``otherwise`` is the code that it
     has if memory was not short.
     """
-    short = any(map(_SHORTAGE.search, bindings.all_error_lines()))
-    return Refusal(bindings.error_lines() or "llama.cpp gave no reason", OUT_OF_MEMORY if short else otherwise)
+    short = any(map(_SHORTAGE.search, llama_log.all_error_lines()))
+    return Refusal(llama_log.error_lines() or "llama.cpp gave no reason", OUT_OF_MEMORY if short else otherwise)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from llamaherd.pool.child import bindings
+from llamaherd.pool.child import llama_backend
 from llamaherd.pool.child.adapters import Adapters
 from llamaherd.pool.child.context import Context
 from llamaherd.pool.child.heap import Reserve
@@ -41,7 +41,7 @@ class Resources:
         command: Load,
         model: Model,
         threads: tuple[int, int],
-        abort: bindings.AbortFlag,
+        abort: llama_backend.AbortFlag,
         reserve: Reserve | None = None,
     ) -> None:
         options = command.options

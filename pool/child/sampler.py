@@ -8,11 +8,11 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from llamaherd.pool.child import bindings
-from llamaherd.pool.child.bindings import DryRecipe
+from llamaherd.pool.child import llama_sampler
 from llamaherd.pool.child.chain import Step, keeps, look_back, memory, plan
 from llamaherd.pool.child.context import Context
 from llamaherd.pool.child.engine import RequestError
+from llamaherd.pool.child.llama_sampler import DryRecipe
 from llamaherd.pool.child.vocab import Vocab
 from llamaherd.pool.sampling import problem_of
 from llamaherd.transport.messages import Sampling, TokenProb, TokenProbs
@@ -79,7 +79,7 @@ class Chain:
         candidates = np.empty(len(tokens), _CANDIDATE)
         candidates["id"] = tokens
         candidates["logit"] = logits[tokens] if len(tokens) < len(logits) else logits
-        chosen, left = bindings.sampler_apply(self._handle, candidates.ctypes.data, len(candidates))
+        chosen, left = llama_sampler.apply(self._handle, candidates.ctypes.data, len(candidates))
         self._left = candidates[left.start : left.stop]
         return int(candidates["id"][chosen])
 
@@ -105,22 +105,22 @@ class Chain:
 
     def accept(self, token: int) -> None:
         """Remember a token that :meth:`draw` did not decide alone."""
-        bindings.sampler_accept(self._handle, token)
+        llama_sampler.accept(self._handle, token)
 
     def sample(self, context: int, row: int) -> int:
         """Choose a token from an output row of the last batch, and remember it."""
-        return bindings.sampler_sample(self._handle, context, row)
+        return llama_sampler.sample(self._handle, context, row)
 
     def take_back(self, tokens: Sequence[int]) -> None:
         """Forget the token that :meth:`sample` chose, if it is ``revocable``; ``tokens`` are those before it."""
         for sampler in self._looking_back:
-            bindings.sampler_reset(sampler)
+            llama_sampler.reset(sampler)
             _tell(sampler, _tail(tokens, self._memory))
 
     def free(self) -> None:
         """Release the C memory. Idempotent."""
         if self._handle:
-            bindings.sampler_free(self._handle)
+            llama_sampler.free(self._handle)
             self._handle = 0
 
 
@@ -154,18 +154,18 @@ class Samplers:
         steps = plan(sampling, self._vocab.size, self._context, biased=bool(biases))
         if steps is None:
             return None
-        handle = bindings.sampler_chain()
+        handle = llama_sampler.chain()
         looking_back: list[int] = []
         try:
             for step in steps:
                 sampler = self._sampler(step, sampling, biases)
-                bindings.sampler_chain_add(handle, sampler)
+                llama_sampler.chain_add(handle, sampler)
                 if step.kind in _LOOK_BACK:
                     looking_back.append(sampler)
             count = memory(sampling, steps, self._context)
             _tell(handle, prompt[-count:] if count else ())
         except BaseException:
-            bindings.sampler_free(handle)
+            llama_sampler.free(handle)
             raise
         learns = any(step.kind == "adaptive_p" for step in steps)
         return Chain(handle, keeps=keeps(steps), memory=count, looking_back=looking_back, learns=learns, biases=biases)
@@ -173,14 +173,14 @@ class Samplers:
     def free(self) -> None:
         """Release the C memory. Idempotent. Chains that were made remain valid."""
         while self._patterns:
-            bindings.sampler_free(self._patterns.popitem()[1])
+            llama_sampler.free(self._patterns.popitem()[1])
 
     def _sampler(self, step: Step, sampling: Sampling, biases: dict[int, float]) -> int:
         if step.kind == "logit_bias":
-            return bindings.sampler_logit_bias(self._vocab.size, list(biases.items()))
+            return llama_sampler.logit_bias(self._vocab.size, list(biases.items()))
         if step.kind == "dry":
-            return bindings.sampler_clone(self._dry_pattern(sampling))
-        handle: int = getattr(bindings, f"sampler_{step.kind}")(*step.values)
+            return llama_sampler.clone(self._dry_pattern(sampling))
+        handle: int = getattr(llama_sampler, step.kind)(*step.values)
         return handle
 
     def _dry_pattern(self, sampling: Sampling) -> int:
@@ -195,7 +195,7 @@ class Samplers:
         pattern = self._patterns.pop(recipe, 0) or self._vocab.dry_sampler(recipe)
         self._patterns[recipe] = pattern
         if len(self._patterns) > _MOST_PATTERNS:
-            bindings.sampler_free(self._patterns.pop(next(iter(self._patterns))))
+            llama_sampler.free(self._patterns.pop(next(iter(self._patterns))))
         return pattern
 
     def _biases(self, sampling: Sampling) -> dict[int, float]:
@@ -211,7 +211,7 @@ class Samplers:
 
 def _tell(sampler: int, tokens: Sequence[int]) -> None:
     for token in tokens:
-        bindings.sampler_accept(sampler, token)
+        llama_sampler.accept(sampler, token)
 
 
 def _tail(tokens: Sequence[int], count: int) -> Sequence[int]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Final
 
-from llamaherd.pool.child import bindings
+from llamaherd.pool.child import llama_model, llama_sampler, llama_vocab
 from llamaherd.pool.child.engine import RequestError
 
 __all__ = ["Vocab"]
@@ -18,17 +18,17 @@ class Vocab:
     """The vocabulary of one loaded model; unusable after the model is freed."""
 
     def __init__(self, model: int) -> None:
-        self._handle: Final = bindings.model_vocab(model)
-        self.kind: Final = bindings.vocab_type(self._handle)
-        self.size: Final = bindings.vocab_n_tokens(self._handle)
-        self.bos: Final = bindings.vocab_bos(self._handle)
-        self.eos: Final = bindings.vocab_eos(self._handle)
-        self.adds_bos: Final = bindings.vocab_add_bos(self._handle)
-        self.adds_eos: Final = bindings.vocab_add_eos(self._handle)
-        self.sep: Final = bindings.vocab_sep(self._handle)
-        self.adds_sep: Final = bindings.vocab_add_sep(self._handle)
+        self._handle: Final = llama_model.vocab(model)
+        self.kind: Final = llama_vocab.kind(self._handle)
+        self.size: Final = llama_vocab.n_tokens(self._handle)
+        self.bos: Final = llama_vocab.bos(self._handle)
+        self.eos: Final = llama_vocab.eos(self._handle)
+        self.adds_bos: Final = llama_vocab.add_bos(self._handle)
+        self.adds_eos: Final = llama_vocab.add_eos(self._handle)
+        self.sep: Final = llama_vocab.sep(self._handle)
+        self.adds_sep: Final = llama_vocab.add_sep(self._handle)
         #: Tokens that the model's maker wants never to be generated.
-        self.suppressed: Final = bindings.vocab_suppressed(self._handle)
+        self.suppressed: Final = llama_vocab.suppressed(self._handle)
         # Filled as tokens come: asking llama.cpp costs several times a look-up, and for all tokens it would take long.
         self._pieces: Final[dict[int, bytes]] = {}
         self._ends: Final[dict[int, bool]] = {}
@@ -44,7 +44,7 @@ class Vocab:
         room = len(data) + 8
         for _ in range(2):
             ids = np.empty(room, np.int32)
-            count = bindings.tokenize(
+            count = llama_vocab.tokenize(
                 self._handle, data, ids.ctypes.data, room, add_special=add_special, parse_special=parse_special
             )
             if count >= 0:
@@ -66,42 +66,42 @@ class Vocab:
         """Return the bytes that a generated token shows; control tokens show nothing."""
         piece = self._pieces.get(token)
         if piece is None:
-            piece = self._pieces[token] = bindings.token_to_piece(self._handle, token, special=False)
+            piece = self._pieces[token] = llama_vocab.token_to_piece(self._handle, token, special=False)
         return piece
 
     def named_piece(self, token: int) -> bytes:
         """Return the bytes of a token; control tokens are spelled by their name."""
-        return self.piece(token) or bindings.token_to_piece(self._handle, token, special=True)
+        return self.piece(token) or llama_vocab.token_to_piece(self._handle, token, special=True)
 
-    def dry_sampler(self, recipe: bindings.DryRecipe) -> int:
+    def dry_sampler(self, recipe: llama_sampler.DryRecipe) -> int:
         """Return a new sampler against repetition, which knows how this vocabulary spells the sequence breakers."""
-        return bindings.sampler_dry(self._handle, recipe)
+        return llama_sampler.dry(self._handle, recipe)
 
     def infill_token(self, name: str) -> int:
-        """Return the token for infilling with a name of :data:`bindings.FILL_IN_THE_MIDDLE`, -1 if there is none."""
-        return bindings.vocab_fim(self._handle, name)
+        """Return the token for infilling with a name of :data:`llama_vocab.FILL_IN_THE_MIDDLE`, -1 if there is none."""
+        return llama_vocab.fim(self._handle, name)
 
     def name(self, token: int) -> str:
         """Return the text of a token, control tokens by their name; empty for -1, "this model has none"."""
         if not 0 <= token < self.size:
             return ""
-        return bindings.token_to_piece(self._handle, token, special=True).decode("utf-8", "replace")
+        return llama_vocab.token_to_piece(self._handle, token, special=True).decode("utf-8", "replace")
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """Return the text of checked ids, control tokens by their name and invalid UTF-8 replaced."""
-        return b"".join(bindings.token_to_piece(self._handle, token, special=True) for token in tokens).decode(
+        return b"".join(llama_vocab.token_to_piece(self._handle, token, special=True) for token in tokens).decode(
             "utf-8", "replace"
         )
 
     def pieces(self, tokens: Sequence[int]) -> tuple[bytes, ...]:
         """Return the bytes of each of checked ids, control tokens by their name."""
-        return tuple(bindings.token_to_piece(self._handle, token, special=True) for token in tokens)
+        return tuple(llama_vocab.token_to_piece(self._handle, token, special=True) for token in tokens)
 
     def ends(self, token: int) -> bool:
         """Whether a token ends the generation."""
         ends = self._ends.get(token)
         if ends is None:
-            ends = self._ends[token] = bindings.vocab_is_eog(self._handle, token)
+            ends = self._ends[token] = llama_vocab.is_eog(self._handle, token)
         return ends
 
     def least_tokens(self, length: int, limit: int) -> int:
@@ -112,5 +112,5 @@ class Vocab:
         if length <= limit * _USUAL_TOKEN_BYTES:
             return 0
         if not self._longest:
-            self._longest = max(bindings.vocab_text_length(self._handle, token) for token in range(self.size))
+            self._longest = max(llama_vocab.text_length(self._handle, token) for token in range(self.size))
         return length // max(1, self._longest)

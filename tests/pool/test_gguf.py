@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from engine_driver import loaded, smollm2_path
 from llamaherd.pool import BadRequest, EngineOptions, GGUFError, LoadFailed, ModelFacts, estimate_bytes, kv_bytes
 from llamaherd.pool import read_facts as read
-from llamaherd.pool.child import bindings
+from llamaherd.pool.child import llama_log
 from llamaherd.pool.gguf_header import MAX_KEPT_VALUES, MAX_TEXT_BYTES, Array, read_header
 from llamaherd.pool.gguf_memory import state_bytes
 from tiny_gguf import CHATML, tiny_model
@@ -319,7 +319,7 @@ def measured(model: str | Path, **options: Any) -> dict[str, float]:
     """Return the MiB of each kind of buffer that llama.cpp says it allocated."""
     found: dict[str, float] = {}
     with loaded(model, **options):
-        for line in bindings.info_lines():
+        for line in llama_log.info_lines():
             for kind, size in re.findall(r"(KV|RS|compute|output) buffer size =\s*([0-9.]+) MiB", line):
                 found[kind] = found.get(kind, 0.0) + float(size)
     return found

@@ -18,7 +18,8 @@ CHOICES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS")
 _COUNT_THREADS = """
 import os
 import time
-from llamaherd.pool.child import bindings
+
+import llamaherd.pool.child.llama_library
 from llamaherd.pool.child.barriers import Barriers
 
 def threads():
@@ -50,7 +51,7 @@ def test_what_the_user_has_chosen_stays(chosen: Mapping[str, str]) -> None:
 
 
 def test_openmp_is_left_at_its_own_choice() -> None:
-    told = fresh("import llamaherd.pool.child.bindings", OMP_DISPLAY_ENV="VERBOSE")
+    told = fresh("import llamaherd.pool.child.llama_library", OMP_DISPLAY_ENV="VERBOSE")
     assert re.findall(r"GOMP_SPINCOUNT = '(\d+)'", told.stderr) == ["300000"]
 
 

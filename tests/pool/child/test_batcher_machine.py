@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from engine_driver import Collected, collect, load_command
-from llamaherd.pool.child import bindings
+from llamaherd.pool.child import llama_backend
 from llamaherd.pool.child.loaded import Loaded, make_chats
 from llamaherd.pool.child.model import Model
 from llamaherd.pool.child.resources import Resources
@@ -35,7 +35,7 @@ class BatcherMachine(RuleBasedStateMachine):
 
     @initialize(cache_ram=st.sampled_from([0, 1]), n_cached=st.integers(0, 3), shifts=st.booleans())
     def load(self, cache_ram: int, n_cached: int, shifts: bool) -> None:
-        bindings.init_backend()
+        llama_backend.init_backend()
         command = load_command(
             self.model_name,
             n_ctx=N_CTX if self.unified else N_CTX * N_SLOTS,
@@ -49,7 +49,7 @@ class BatcherMachine(RuleBasedStateMachine):
         )
         self.shifts = shifts
         model = Model(command.path, command.options, lambda _fraction: True)
-        resources = Resources(command, model, (1, 1), bindings.AbortFlag())
+        resources = Resources(command, model, (1, 1), llama_backend.AbortFlag())
         self.engine = Loaded(command, resources, make_chats(command, model))
 
     @rule(

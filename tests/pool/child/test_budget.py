@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from chat_templates import ALWAYS_THINKS, HARMONY, QWEN3
-from llamaherd.pool.child import bindings
+from llamaherd.pool.child import llama_backend
 from llamaherd.pool.child.budget import Budget, BudgetedThoughts
 from llamaherd.pool.child.chat import Chats
 from llamaherd.pool.child.constraint import Constraint
@@ -23,7 +23,7 @@ QUESTION: dict[str, Any] = {"role": "user", "content": "?"}
 def vocab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vocab]:
     path = tmp_path_factory.mktemp("budget") / "m.gguf"
     write_random_llama(path, controls=("[THINK]", "[/THINK]"))
-    bindings.init_backend()
+    llama_backend.init_backend()
     model = Model(str(path), EngineOptions(), lambda _: True)
     yield model.vocab
     model.free()

@@ -18,7 +18,7 @@ from chat_templates import (
     QWEN3,
     TEMPLATES,
 )
-from llamaherd.pool.child import bindings
+from llamaherd.pool.child import llama_backend
 from llamaherd.pool.child.chat import Chats, Turn
 from llamaherd.pool.child.dialect import dialect_of
 from llamaherd.pool.child.engine import RequestError
@@ -52,7 +52,7 @@ RESULT: Message = {"role": "tool", "tool_call_id": "abcdefghi", "content": "sunn
 
 @pytest.fixture(scope="module")
 def vocab() -> Iterator[Vocab]:
-    bindings.init_backend()
+    llama_backend.init_backend()
     model = Model(str(tiny_model("random")), EngineOptions(), lambda _: True)
     yield model.vocab
     model.free()

@@ -16,7 +16,7 @@ CELLS = 131_072
 #: Loads a model in a fresh process, whose heap is as a worker's is, and prints what that took.
 PROGRAM = """
 import json, resource, sys, threading
-from llamaherd.pool.child import bindings, heap
+from llamaherd.pool.child import heap
 from llamaherd.pool.child.llama_engine import LlamaEngine
 from llamaherd.pool.machine import resident_bytes
 from llamaherd.transport.messages import EngineOptions, Load

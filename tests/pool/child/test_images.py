@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from engine_driver import GREEDY, Collected, collect, drain, load_command
-from llamaherd.pool.child import bindings, mtmd, projector
+from llamaherd.pool.child import llama_backend, llama_library, mtmd, projector
 from llamaherd.pool.child.context import Context
 from llamaherd.pool.child.engine import EngineError, RequestError
 from llamaherd.pool.child.llama_engine import LlamaEngine
@@ -208,11 +208,11 @@ def test_samplers_that_look_back_see_tokens_only() -> None:
 
 def by_hand(eye: str, images: Sequence[bytes], text: str, length: int) -> list[int]:
     """Return the greedy answer that llama.cpp's helper for whole prompts comes to."""
-    low = bindings.import_lowlevel("mtmd_cpp")
+    low = llama_library.import_lowlevel("mtmd_cpp")
     command = load_with(eye)
-    bindings.init_backend()
+    llama_backend.init_backend()
     model = Model(command.path, command.options, lambda _: True)
-    context = Context(model, command.options, (1, 1), bindings.AbortFlag())
+    context = Context(model, command.options, (1, 1), llama_backend.AbortFlag())
     settings = mtmd.ProjectorSettings(
         marker=b"<media>", use_gpu=False, n_threads=1, flash_attn_type=0, image_min_tokens=-1, image_max_tokens=-1
     )

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine_driver import GREEDY, ask, loaded, smollm2_path
-from llamaherd.pool.child import bindings
+from llamaherd.pool.child import llama_backend, llama_model
 from llamaherd.pool.child.constraint import ConstraintError
 from llamaherd.pool.child.engine import RequestError
 from llamaherd.pool.child.grammars import Grammars
@@ -28,9 +28,9 @@ class Schemas:
     """Follows schemas on a vocabulary, without a model's weights."""
 
     def __init__(self) -> None:
-        bindings.init_backend()
+        llama_backend.init_backend()
         path = str(tiny_model("random")).encode()
-        model = bindings.model_load(path, n_gpu_layers=0, use_mmap=True, progress=lambda _: True)
+        model = llama_model.load(path, n_gpu_layers=0, use_mmap=True, progress=lambda _: True)
         assert model is not None
         self.handle = model
         self.vocab = Vocab(model)
@@ -64,7 +64,7 @@ class Schemas:
         return None
 
     def close(self) -> None:
-        bindings.model_free(self.handle)
+        llama_model.free(self.handle)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ def run(program: str) -> str:
 def test_who_asks_later_gets_the_real_one() -> None:
     program = """
 import sys
-import llamaherd.pool.child.bindings
+import llamaherd.pool.child.llama_library
 assert "typing_extensions" not in sys.modules
 import typing_extensions
 print(typing_extensions.__file__ is not None)

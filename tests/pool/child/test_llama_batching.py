@@ -8,7 +8,7 @@ import pytest
 
 from chat_templates import ALWAYS_THINKS
 from engine_driver import GREEDY, Collected, ask, collect, drain, load_command, loaded
-from llamaherd.pool.child import bindings
+from llamaherd.pool.child import llama_backend
 from llamaherd.pool.child.budget import Budget, BudgetedThoughts
 from llamaherd.pool.child.grammars import Grammars
 from llamaherd.pool.child.lazy import LazyConstraint
@@ -272,9 +272,9 @@ class Untold(LazyConstraint):
 
 def test_an_answer_that_breaks_the_engines_code_fails_alone(capsys: pytest.CaptureFixture[str]) -> None:
     command = load_command("random", n_parallel=2)
-    bindings.init_backend()
+    llama_backend.init_backend()
     model = Model(command.path, command.options, lambda _: True)
-    resources = Resources(command, model, (1, 1), bindings.AbortFlag())
+    resources = Resources(command, model, (1, 1), llama_backend.AbortFlag())
     engine = Loaded(command, resources, make_chats(command, model))
     trigger = GrammarTrigger(words=("never",))
     inner = engine.grammars.make(Generate(request=1, prompt="", grammar='root ::= "a"'))
@@ -297,9 +297,9 @@ def test_an_answer_that_breaks_the_engines_code_fails_alone(capsys: pytest.Captu
 def parts() -> Generator[tuple[Loaded, Model]]:
     """Yield what an engine is made of."""
     command = load_command("random", n_parallel=1)
-    bindings.init_backend()
+    llama_backend.init_backend()
     model = Model(command.path, command.options, lambda _: True)
-    resources = Resources(command, model, (1, 1), bindings.AbortFlag())
+    resources = Resources(command, model, (1, 1), llama_backend.AbortFlag())
     engine = Loaded(command, resources, make_chats(command, model))
     yield engine, model
     engine.free()

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 
 from engine_driver import ask, load_command, loaded
-from llamaherd.pool.child import bindings
-from llamaherd.pool.child.bindings import AbortFlag, ContextSettings
+from llamaherd.pool.child import llama_backend, llama_log
 from llamaherd.pool.child.context import Context, settings_for
 from llamaherd.pool.child.engine import EngineError
 from llamaherd.pool.child.fit import check_memory, estimate
+from llamaherd.pool.child.llama_backend import AbortFlag
+from llamaherd.pool.child.llama_context import ContextSettings
 from llamaherd.pool.child.llama_engine import LlamaEngine
 from llamaherd.pool.child.model import Model
 from llamaherd.pool.child.refusal import refusal as why_refused
@@ -228,11 +229,11 @@ def test_memory_that_ends_while_llama_cpp_allocates_is_told_from_other_refusals(
 
 
 def test_a_batch_that_is_refused_is_not_explained_with_what_was_said_before_it() -> None:
-    bindings.init_backend()
+    llama_backend.init_backend()
     model = Model(str(tiny_model("random")), EngineOptions(n_ctx=64), lambda _fraction: True)
     context = Context(model, EngineOptions(n_ctx=64), (1, 1), AbortFlag())
     try:
-        bindings.log_callback()(_GGML_ERROR, b"cudaMalloc failed: out of memory\n", None)
+        llama_log.log_callback()(_GGML_ERROR, b"cudaMalloc failed: out of memory\n", None)
         context.batch.clear()
         context.batch.add(1, 0, 0)
         assert context.batch.decode(context.handle) == 0
@@ -359,14 +360,14 @@ def test_a_damaged_file_is_refused_with_evidence_and_the_process_lives(tmp_path:
 
 ABORT = """
 import os, sys
-from llamaherd.pool.child import bindings
+from llamaherd.pool.child import llama_backend, llama_log, llama_sampler
 from llamaherd.pool.child.llama_engine import LlamaEngine
 from llamaherd.transport.messages import EngineOptions, Load
 
 engine = LlamaEngine()
 engine.load(Load(model="x", path=sys.argv[1], options=EngineOptions(n_ctx=256, n_threads=1)), lambda _: True)
 context = engine._loaded.context
-bindings.sampler_sample(bindings.sampler_chain(), context.handle, 0)
+llama_sampler.sample(llama_sampler.chain(), context.handle, 0)
 """
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine_driver import GREEDY, Collected, drain, loaded, smollm2_path
-from llamaherd.pool.child import bindings
+from llamaherd.pool.child import llama_backend
 from llamaherd.pool.child.cache import Cache
 from llamaherd.pool.child.context import Context
 from llamaherd.pool.child.engine import EngineError, RequestError
@@ -211,10 +211,10 @@ def test_a_shift_does_not_move_the_cells_of_finished_sequences(n_discard: int, k
 @contextmanager
 def _cache(store: int | None = 0, n_ctx: int = 1024) -> Generator[tuple[Cache, Context]]:
     """A cache, and the context that it is of."""
-    bindings.init_backend()
+    llama_backend.init_backend()
     options = EngineOptions(n_ctx=n_ctx, n_threads=1, n_parallel=4)
     model = Model(str(tiny_model("random")), options, lambda _fraction: True)
-    context = Context(model, options, (1, 1), bindings.AbortFlag())
+    context = Context(model, options, (1, 1), llama_backend.AbortFlag())
     rules = Rules(whole=False, window=0, first=context.first)
     try:
         yield Cache(context, rules, Store(store, rules)), context

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from engine_driver import GREEDY, Collected, ask, drain, loaded
-from llamaherd.pool.child import bindings
+from llamaherd.pool.child import llama_backend
 from llamaherd.pool.child.engine import RequestError
 from llamaherd.pool.child.llama_engine import LlamaEngine
 from llamaherd.pool.child.model import Model
@@ -277,7 +277,7 @@ def test_the_samplers_are_freed_with_the_model() -> None:
 
 
 def test_infinite_logits_give_probabilities_that_a_message_can_hold() -> None:
-    bindings.init_backend()
+    llama_backend.init_backend()
     model = Model(str(tiny_model("scripted")), EngineOptions(), lambda _: True)
     logits = np.zeros(model.vocab.size, np.float32)
     logits[3] = np.inf
@@ -287,7 +287,7 @@ def test_infinite_logits_give_probabilities_that_a_message_can_hold() -> None:
 
 
 def test_samplers_that_come_to_nothing_leave_no_memory_behind() -> None:
-    bindings.init_backend()
+    llama_backend.init_backend()
     model = Model(str(tiny_model("random")), EngineOptions(), lambda _fraction: True)
     samplers = Samplers(model.vocab, 4096)
     sampling = Sampling(repeat_last_n=-1, repeat_penalty=1.1)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine_driver import smollm2_path
-from llamaherd.pool.child import bindings
+from llamaherd.pool.child import llama_backend, llama_model
 from llamaherd.pool.child.constraint import Alphabet, ConstraintError
 from llamaherd.pool.child.matcher import Automaton, Matcher
 from llamaherd.pool.child.vocab import Vocab
@@ -22,11 +22,11 @@ class Words:
     """A vocabulary, without the weights that belong to it."""
 
     def __init__(self, path: str) -> None:
-        bindings.init_backend()
-        model = bindings.model_load(path.encode(), n_gpu_layers=0, use_mmap=True, progress=lambda _: True)
+        llama_backend.init_backend()
+        model = llama_model.load(path.encode(), n_gpu_layers=0, use_mmap=True, progress=lambda _: True)
         assert model is not None
         self._model = model
-        self.handle = bindings.model_vocab(model)
+        self.handle = llama_model.vocab(model)
         self.vocab = Vocab(model)
         self.alphabet = Alphabet(self.vocab)
 
@@ -41,7 +41,7 @@ class Words:
         return self.vocab.tokenize(text, add_special=False)
 
     def close(self) -> None:
-        bindings.model_free(self._model)
+        llama_model.free(self._model)
 
 
 @pytest.fixture(scope="module")

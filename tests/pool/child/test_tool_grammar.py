@@ -8,7 +8,7 @@ import pytest
 
 from chat_templates import HARMONY as HARMONY_TEMPLATE
 from chat_templates import TEMPLATES
-from llamaherd.pool.child import bindings
+from llamaherd.pool.child import llama_backend
 from llamaherd.pool.child.chat import Chats, Turn
 from llamaherd.pool.child.constraint import Constraint
 from llamaherd.pool.child.dialect import Dialect, dialect_of
@@ -113,7 +113,7 @@ def dialect(name: str, template: str) -> Dialect:
 def vocab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vocab]:
     path: Path = tmp_path_factory.mktemp("vocab") / "controls.gguf"
     write_scripted_llama(path, controls=CONTROLS)
-    bindings.init_backend()
+    llama_backend.init_backend()
     model = Model(str(path), EngineOptions(), lambda _: True)
     yield model.vocab
     model.free()
