@@ -1,16 +1,21 @@
 """Embeddings, scores and infills over real sockets: the openai client, and the shapes of llama-server, Jina and TEI."""
 
+import json
 import math
+import socket
 from base64 import b64decode
 from collections.abc import Iterator
 from struct import unpack
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2
+import msgspec
 import pytest
 from openai import APIStatusError, BadRequestError, OpenAI
 
-from live_front import LiveFront, fake
+from live_front import DEADLINE, LiveFront, fake
+from llamaherd.http.parts import PART_BYTES
 from llamaherd.http.problems import Problem
 from llamaherd.http.prompts import prompts_of
 from llamaherd.pool import EngineOptions, ModelSpec
@@ -191,6 +196,33 @@ def test_thousands_of_inputs_in_one_body(client: httpx2.Client) -> None:
     answer = client.post("/v1/embeddings", json=body).json()
     assert [item["embedding"][0] for item in answer["data"]] == [len(text) for text in body["input"]]
     assert answer["usage"]["prompt_tokens"] == 4000
+
+
+@pytest.mark.parametrize("http", ["1.0", "1.1"])
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/v1/embeddings", {"model": "mean", "input": ["cat"] * 200}),
+        ("/v1/embeddings", {"model": "mean", "input": ["cat"] * 700, "encoding_format": "base64"}),
+        ("/embedding", {"model": "mean", "input": ["cat"] * 200}),
+        ("/embedding", {"model": "random", "input": ["cat " * 20] * 20}),
+    ],
+)
+def test_a_large_answer_is_what_it_would_be_in_one_piece(
+    front: LiveFront, path: str, fields: dict[str, Any], http: str
+) -> None:
+    content = json.dumps(fields).encode()
+    address = urlsplit(front.url)
+    with socket.create_connection((str(address.hostname), address.port or 0), DEADLINE) as connection:
+        head = f"POST {path} HTTP/{http}\r\nHost: {address.netloc}\r\nConnection: close\r\n"
+        connection.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
+        with connection.makefile("rb") as reader:
+            received, _, answer = reader.read().partition(b"\r\n\r\n")
+
+    assert len(answer) > 2 * PART_BYTES
+    assert answer == msgspec.json.encode(json.loads(answer))
+    assert f"content-length: {len(answer)}".encode() in received.lower()
+    assert b"transfer-encoding" not in received.lower()
 
 
 def test_computed_tokens_are_counted(front: LiveFront) -> None:
