@@ -57,6 +57,8 @@ class Sequence:
         lane: The number of its slot, as callers know it, while it runs, else -1.
         leader: The sequence that it lets compute their common beginning, and ``shared``, the length of that; None when
             it computes by itself.
+        has_media: Whether its prompt has images or sounds.
+        shifts: Whether it goes on by context shifts.
         chain: Its samplers; None means greedy.
         adapters: What its tokens are computed with.
         constraint: What restricts its tokens, if anything does.
@@ -83,7 +85,8 @@ class Sequence:
         self.n_prompt: Final = len(prompt)
         self.n_generated = 0
         self._context: Final = context
-        self._shifts: Final = shifts and media is None
+        self.has_media: Final = media is not None
+        self.shifts: Final = shifts and media is None
         self._media: Final = media
         self._chunks: Final = media.chunks if media is not None else ()
         #: Where its positions fall behind its tokens.
@@ -156,12 +159,12 @@ class Sequence:
     def full(self) -> bool:
         """Whether no further token may be generated."""
         enough = 0 <= self.request.max_tokens <= self.n_generated
-        return enough or (len(self.tokens) >= self._context and not self._shifts)
+        return enough or (len(self.tokens) >= self._context and not self.shifts)
 
     @property
     def overflows(self) -> bool:
         """Whether it needs a context shift before its newest token can be computed."""
-        return self._shifts and self.pending == 1 and len(self.tokens) >= self._context
+        return self.shifts and self.pending == 1 and len(self.tokens) >= self._context
 
     @property
     def coming(self) -> int:
