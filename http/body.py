@@ -20,6 +20,8 @@ MAX_CONTAINERS: Final = 2_000_000
 _TOO_LARGE: Final = Kind(413, INVALID_REQUEST.type)
 _TOO_SLOW: Final = Kind(408, INVALID_REQUEST.type)
 _CLOSE: Final = {"Connection": "close"}
+#: Some Windows programs begin a text with it; JSON allows to pass it over.
+_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 _decoder: Final = msgspec.json.Decoder()
 
 
@@ -50,7 +52,7 @@ async def read_json_list(request: Request, limit: int, *, patience: float) -> li
 
 
 async def _read_value(request: Request, limit: int, patience: float, expected: str) -> object:
-    raw = await read_bytes(request, limit, patience=patience)
+    raw = (await read_bytes(request, limit, patience=patience)).removeprefix(_BYTE_ORDER_MARK)
     if not raw:
         raise Problem(INVALID_REQUEST, f"the request body is empty, a JSON {expected} is expected")
     containers = raw.count(b"[") + raw.count(b"{")

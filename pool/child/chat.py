@@ -42,6 +42,7 @@ class Turn(NamedTuple):
         reply: Reads the answer; None where the answer is content and nothing else.
         shown: Control tokens whose text is part of the answer.
         closing: What must be said before the content begins, where the prompt has opened something else; else empty.
+        begun: The content that the prompt ends with, where the answer goes on with it; else empty.
         grammar: What its tool calls must be like; None where there may be none, or nobody knows.
         budget: How much it may think; None sets no limit.
     """
@@ -50,6 +51,7 @@ class Turn(NamedTuple):
     reply: Reply | None = None
     shown: frozenset[int] = frozenset()
     closing: str = ""
+    begun: str = ""
     grammar: ToolGrammar | None = None
     budget: Budget | None = None
 
@@ -120,7 +122,8 @@ class Chats:
         noise = plan.dialect.noise if plan.dialect is not None else ()
         shown = frozenset(token for text, token in controls.items() if text not in noise)
         closing, grammar = _closing(plan, prompt, part), _grammar(plan, prompt, part, controls)
-        return Turn(prompt, reply, shown, closing, grammar, self._budget(plan, prompt, part, controls))
+        begun = text_of(messages[-1].get("content")) if part == "content" else ""
+        return Turn(prompt, reply, shown, closing, begun, grammar, self._budget(plan, prompt, part, controls))
 
     def _plan(self, options: ChatOptions) -> "_Plan":
         template = self._for_tools if options.tools else self._default

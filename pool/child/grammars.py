@@ -1,5 +1,6 @@
 """The grammars of one loaded model: compiled when a request brings them, and kept for further ones."""
 
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
@@ -21,6 +22,7 @@ __all__ = ["Grammars"]
 _MOST_KEPT: Final = 8
 _MOST_WORDS: Final = 64
 _LONGEST_WORD: Final = 256
+_OPENING: Final = re.compile(r"[{\[]")
 
 
 class Grammars:
@@ -32,17 +34,21 @@ class Grammars:
         self._automata: Final[dict[str, Automaton]] = {}
         self._schemas: JsonGrammars | None = None
 
-    def make(self, request: Generate, closing: str = "") -> Constraint | None:
+    def make(self, request: Generate, closing: str = "", begun: str = "") -> Constraint | None:
         """Return the constraint that a request asks for, None for none. Raises RequestError.
 
         Args:
             closing: What ends the reasoning that the prompt has begun: before that a grammar does not hold.
+            begun: The beginning of the answer that the prompt ends with. A schema is of the whole answer, a grammar of
+                what comes, as in the reference.
         """
         constraint: Constraint
         if request.grammar and request.json_schema:
             raise RequestError("grammar and json_schema cannot both be given", code="invalid_grammar")
         if request.json_schema:
             constraint = self._follow(lambda schemas: schemas.make(request.json_schema))
+            if begun and request.trigger is None:
+                constraint = _after(constraint, begun)
         elif request.grammar:
             constraint = Matcher(self._automaton(request.grammar))
         else:
@@ -106,3 +112,21 @@ class Grammars:
         if len(tokens) != 1:
             raise GrammarError(f"{text!r} is {len(tokens)} tokens of this model, and must be one")
         return tokens[0]
+
+
+def _after(constraint: Constraint, begun: str) -> Constraint:
+    """Return a schema's constraint behind the beginning of its answer. Words may stand before the JSON, or alone: then
+    it is still to come.
+
+    Raises:
+        RequestError: what has begun is JSON, and not of this schema.
+    """
+    text = begun.lstrip()
+    opening = _OPENING.search(text)
+    for part in dict.fromkeys((text, text[opening.start() :] if opening is not None else text)):
+        after = constraint.copy()
+        if after.feed(part.encode()):
+            return after
+    if text.startswith(("{", "[", '"')):
+        raise RequestError("the message to continue does not begin as the schema demands", code="invalid_json_schema")
+    return constraint

@@ -212,7 +212,8 @@ class Loaded:
             request = msgspec.structs.replace(request, n_keep=self._n_keep)
         if media is not None:
             self._check_media(media)
-        constraint = self.grammars.make(request, turn.closing if turn is not None else "")
+        closing, begun = (turn.closing, turn.begun) if turn is not None else ("", "")
+        constraint = self.grammars.make(request, closing, begun)
         if constraint is None and turn is not None and turn.grammar is not None:
             constraint = self._calls(turn.grammar)
         if turn is not None and turn.budget is not None:

@@ -70,6 +70,11 @@ def test_what_is_no_proper_object_is_400(client: httpx2.Client, path: str, raw: 
     assert evidence in refusal(client, raw, path=path)
 
 
+def test_a_byte_order_mark_is_passed_over(client: httpx2.Client) -> None:
+    assert client.post(CHAT, content=b"\xef\xbb\xbf" + chat_of('"hi"')).status_code == 200
+    assert "not valid JSON" in refusal(client, b"\xef\xbb\xbf\xef\xbb\xbf" + chat_of('"hi"'))
+
+
 WRONG_CHATS: list[dict[str, Any]] = [
     {"max_tokens": -2},
     {"max_tokens": 2**31},

@@ -13,7 +13,7 @@ from openai.types.chat import ChatCompletionUserMessageParam
 from pydantic import BaseModel, Field
 
 from engine_driver import smollm2_path
-from live_front import LiveFront
+from live_front import LiveFront, sse_data
 from llamaherd.pool import EngineOptions, ModelSpec
 
 ASK: list[ChatCompletionUserMessageParam] = [{"role": "user", "content": "Invent a person. Answer in JSON."}]
@@ -98,6 +98,50 @@ def test_several_answers_each_follow_it(plain: httpx2.Client) -> None:
     assert len(choices) == 2
     for choice in choices:
         jsonschema.validate(json.loads(choice["message"]["content"]), SCHEMA)
+
+
+@pytest.mark.parametrize(
+    ("begun", "json_begun"),
+    [
+        ("{", "{"),
+        ('{"name": "Ann", "a', '{"name": "Ann", "a'),
+        ('  {"na', '{"na'),
+        ("Here it is:\n```json\n{", "{"),
+        ("Here it is (with [no] comments):", ""),
+        ('{"name": "Ann", "age": 5, "kind": "child"}', '{"name": "Ann", "age": 5, "kind": "child"}'),
+    ],
+)
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_message_that_is_continued_follows_it_as_a_whole(
+    plain: httpx2.Client, begun: str, json_begun: str, streamed: bool
+) -> None:
+    messages = [*ASK, {"role": "assistant", "content": begun}]
+    form = {"type": "json_schema", "json_schema": {"name": "person", "schema": SCHEMA}}
+    body = {"model": "smollm2", "messages": messages, "temperature": 0, "max_tokens": 120, "response_format": form}
+    if streamed:
+        with plain.stream("POST", "/v1/chat/completions", json={**body, "stream": True}) as response:
+            chunks = [chunk for chunk in sse_data(response.iter_lines()) if chunk != "[DONE]"]
+        said = "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks)
+    else:
+        said = plain.post("/v1/chat/completions", json=body).json()["choices"][0]["message"]["content"]
+    jsonschema.validate(json.loads(json_begun + said), SCHEMA)
+
+
+@pytest.mark.parametrize("begun", ['{"nickname', "[1", '"Ann"'])
+def test_a_message_that_cannot_be_continued_to_it_is_400(plain: httpx2.Client, begun: str) -> None:
+    messages = [*ASK, {"role": "assistant", "content": begun}]
+    response = plain.post(
+        "/v1/chat/completions", json={"model": "smollm2", "messages": messages, "json_schema": SCHEMA}
+    )
+    assert response.status_code == 400
+    assert "does not begin as the schema demands" in response.json()["error"]["message"]
+
+
+def test_a_grammar_is_of_what_follows_a_message_that_is_continued(plain: httpx2.Client) -> None:
+    messages = [*ASK, {"role": "assistant", "content": "yes"}]
+    body = {"model": "smollm2", "messages": messages, "grammar": 'root ::= "yes" | "no"', "temperature": 0}
+    answer = plain.post("/v1/chat/completions", json=body).json()
+    assert answer["choices"][0]["message"]["content"] in ("yes", "no")
 
 
 @pytest.mark.parametrize("path", ["/completion", "/v1/completions"])
