@@ -1,4 +1,11 @@
-"""What holds for all tests: property tests draw the same examples every time, and no busy machine fails them."""
+"""What holds for all tests: property tests draw the same examples every time, and no busy machine fails them, nor one
+that is suspended for a while.
+"""
+
+import faulthandler
+import signal
+from types import FrameType
+from typing import Final, Protocol
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -7,6 +14,41 @@ settings.register_profile(
     "llamaherd", derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("llamaherd")
+
+#: Seconds of a test's time limit that pass with one alarm, however long the process was stopped meanwhile.
+PIECE: Final = 10.0
+
+
+class TimeLimit(Protocol):
+    """What pytest-timeout says of a test's limit; ``timeout`` is in seconds."""
+
+    timeout: float
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_timeout_set_timer(settings: TimeLimit) -> bool:
+    """Count the limit down in pieces, in place of the one alarm that pytest-timeout would set."""
+    left = settings.timeout
+
+    def ring(number: int, frame: FrameType | None) -> None:
+        nonlocal left
+        left -= PIECE
+        if left <= 0:
+            faulthandler.dump_traceback()
+            pytest.fail(f"the test has not ended within {settings.timeout:g} s")
+        signal.setitimer(signal.ITIMER_REAL, min(PIECE, left))
+
+    signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, min(PIECE, left))
+    return True
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_timeout_cancel_timer() -> bool:
+    """Take the alarm back."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    return True
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

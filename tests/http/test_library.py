@@ -164,7 +164,7 @@ def test_a_download_that_is_deleted_is_cancelled_and_leaves_nothing(start: Start
         assert delete(front, NAME).json() == {"success": True}
         assert models(front) == {}
 
-    assert wait_gone([pid], 5) == []
+    assert wait_gone([pid]) == []
     assert not list(cache.rglob("*.incomplete"))
 
 

@@ -160,7 +160,7 @@ def test_a_pool_that_closes_leaves_no_download_behind(hub: StandInHub) -> None:
             await pool.start_download(NAME)
             return pool.status(NAME).pid or 0
 
-    assert wait_gone([run(scene())], 5) == []
+    assert wait_gone([run(scene())]) == []
 
 
 def test_a_cancelled_wait_cancels_the_download(hub: StandInHub, tmp_path: Path) -> None:

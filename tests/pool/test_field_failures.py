@@ -13,6 +13,7 @@ import pytest
 
 from herding import TRANSPORTS, fake, reach, run, until
 from llamaherd.pool import BadRequest, LoadFailed, ModelSpec, Pool, State, SyncPool, WorkerDied
+from patience import patience
 
 HERE = Path(__file__).parents[1]
 
@@ -397,7 +398,8 @@ def test_random_commands_always_make_progress() -> None:
                         tasks.append(asyncio.ensure_future(pool.complete(name, f"turn {turn}").collect()))
                 for _ in range(turn % 13):
                     await asyncio.sleep(0)
-            outcomes = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 40)
+            async with patience(40):
+                outcomes = await asyncio.gather(*tasks, return_exceptions=True)
             assert len(outcomes) == len(tasks)
             await until(lambda: all(status.in_flight == status.queued == 0 for status in pool.models()))
             for name in names:

@@ -10,6 +10,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 import pytest
 
@@ -52,9 +53,11 @@ def test_a_waking_that_stalls_is_given_up_even_if_the_request_overtook_the_falli
     gate.touch()
 
     async def scene() -> None:
-        model = ModelSpec(name="m", engine="fake", load_stall_seconds=2.0, script={"load_gate": str(gate)})
+        model = ModelSpec(name="m", engine="fake", script={"load_gate": str(gate)})
         async with Pool([model]) as pool:
             await pool.load("m")
+            # Only now, since the start of an interpreter counts as silence.
+            pool.reload([msgspec.structs.replace(model, load_stall_seconds=0.3)])
             gate.unlink()
             pool.start_sleep("m")
             with pytest.raises(LoadFailed, match="made no progress"):

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -35,12 +34,11 @@ def pid_of(pool: Pool, model: str = "m") -> int:
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_a_worker_that_ignores_everything_is_killed_at_its_stop_timeout(transport: str) -> None:
     async def scene() -> None:
-        async with Pool([fake("m", ignore_exit=True, stop_timeout=0.3)], transport=transport) as pool:
+        deaf = fake("m", ignore_exit=True, stop_timeout=0.3)
+        async with Pool([deaf], transport=transport, stop_timeout=3600) as pool:
             pid = (await pool.load("m")).pid
             assert pid is not None
-            began = time.monotonic()
             status = await pool.unload("m")
-            assert time.monotonic() - began <= 0.3 + 1.0
             assert status.exit_code == -signal.SIGKILL
             assert not psutil.pid_exists(pid)
 
@@ -63,11 +61,12 @@ def test_a_worker_that_spins_in_a_step_and_never_returns_is_killed_at_its_stop_t
 
 def test_the_pool_answers_while_a_worker_refuses_to_stop() -> None:
     async def scene() -> None:
-        async with Pool([fake("deaf", ignore_exit=True, stop_timeout=1), fake("m")]) as pool:
+        async with Pool([fake("deaf", ignore_exit=True, stop_timeout=3600), fake("m")]) as pool:
             await asyncio.gather(pool.load("deaf"), pool.load("m"))
             stopping = asyncio.ensure_future(pool.unload("deaf"))
             assert (await pool.complete("m", "still here").collect()).text == "still here"
             assert pool.status("deaf").state is State.STOPPING
+            os.kill(pid_of(pool, "deaf"), signal.SIGKILL)
             await stopping
 
     run(scene())
@@ -221,8 +220,8 @@ def test_a_grandchild_that_holds_every_descriptor_neither_delays_the_exit_nor_su
             await pool.load("m")
             (grandchild,) = psutil.Process(pid_of(pool)).children()
             os.kill(pid_of(pool), signal.SIGKILL)
-            await reach(pool, "m", State.UNLOADED, seconds=3)
-            assert wait_gone([grandchild.pid], 3) == []
+            await reach(pool, "m", State.UNLOADED)
+            assert wait_gone([grandchild.pid]) == []
 
     run(scene())
 
@@ -241,7 +240,7 @@ def test_no_worker_outlives_a_manager_that_is_killed(transport: str, moment: str
     finally:
         manager.kill()
         manager.communicate()
-    assert wait_gone([worker], 5) == []
+    assert wait_gone([worker]) == []
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
@@ -257,21 +256,7 @@ def test_a_worker_without_the_parent_death_signal_still_leaves_at_end_of_file(tr
     finally:
         manager.kill()
         manager.communicate()
-    assert wait_gone([worker], 5) == []
-
-
-def test_closing_stops_all_workers_at_the_same_time() -> None:
-    async def scene() -> None:
-        names = [f"m{number}" for number in range(5)]
-        began = 0.0
-        async with Pool([fake(name, ignore_exit=True) for name in names], models_max=0, stop_timeout=0.5) as pool:
-            await asyncio.gather(*(pool.load(name) for name in names))
-            pids = [pid_of(pool, name) for name in names]
-            began = time.monotonic()
-        assert time.monotonic() - began < 5 * 0.5
-        assert not any(psutil.pid_exists(pid) for pid in pids)
-
-    run(scene())
+    assert wait_gone([worker]) == []
 
 
 def test_a_cancelled_close_kills_what_is_left() -> None:
@@ -351,6 +336,26 @@ class Slow(LocalLauncher):
         return self.started[-1]
 
 
+def test_closing_stops_all_workers_at_the_same_time() -> None:
+    async def scene() -> None:
+        launcher, names = Slow(), [f"m{number}" for number in range(5)]
+        models = [fake(name, ignore_exit=True) for name in names]
+        pool = Pool(models, models_max=0, stop_timeout=0.1, launcher=launcher)
+        await pool.__aenter__()
+        await asyncio.gather(*(pool.load(name) for name in names))
+        pids = [pid_of(pool, name) for name in names]
+        closing = asyncio.ensure_future(pool.__aexit__(None, None, None))
+        for process in launcher.started:
+            await process.killed.wait()
+        assert not closing.done()
+        for process in launcher.started:
+            process.over.set()
+        await closing
+        assert not any(psutil.pid_exists(pid) for pid in pids)
+
+    run(scene())
+
+
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_a_worker_that_is_long_in_dying_is_said_to_have_died_of_what_it_died_of(
     transport: str, monkeypatch: pytest.MonkeyPatch
@@ -418,13 +423,12 @@ def test_a_worker_that_cannot_be_started_is_an_error_and_the_next_request_tries_
 def test_a_worker_leaves_no_descriptor_behind(transport: str) -> None:
     async def scene() -> None:
         async with Pool([fake("m")], transport=transport) as pool:
-            await pool.complete("m", "hello").collect()
-            await pool.unload("m")
             opened = len(os.listdir("/proc/self/fd"))
             for _ in range(3):
                 await pool.complete("m", "hello").collect()
                 await pool.unload("m")
-            assert len(os.listdir("/proc/self/fd")) == opened
+            # ZeroMQ closes a connection in a thread of its own.
+            await until(lambda: len(os.listdir("/proc/self/fd")) == opened)
 
     run(scene())
 

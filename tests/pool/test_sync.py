@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -37,6 +36,7 @@ from llamaherd.pool import (
 from llamaherd.pool.sync_map import MapPrompt
 from llamaherd.pool.sync_stream import MAX_AHEAD
 from llamaherd.transport.errors import ChannelError
+from patience import holds_within
 
 QUESTION = [{"role": "user", "content": "one two three"}]
 DEADLINE = 20.0
@@ -45,10 +45,7 @@ ENDLESS: dict[str, Any] = {"pieces": ("x",), "repeat": 10**6, "step_seconds": 0.
 
 def until(holds: Callable[[], bool]) -> None:
     """Wait until something holds, or fail at the deadline."""
-    deadline = time.monotonic() + DEADLINE
-    while not holds():
-        assert time.monotonic() < deadline, "still not so"
-        os.sched_yield()
+    assert holds_within(DEADLINE, holds), "still not so"
 
 
 def answers(results: Iterator[Completion]) -> list[str]:

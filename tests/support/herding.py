@@ -1,7 +1,6 @@
 """How tests run a pool: on a loop with a deadline, waiting for what they expect instead of for a time."""
 
 import asyncio
-import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
@@ -9,25 +8,31 @@ import psutil
 import uvloop
 
 from llamaherd.pool import ModelSpec, Pool, State
+from patience import POLL, holds_within, patience
 
 __all__ = ["TRANSPORTS", "fake", "reach", "run", "run_uvloop", "until", "wait_gone"]
 
 T = TypeVar("T")
 
 TRANSPORTS = ("pipe", "zmq", "stdio")
+#: Seconds after which a test gives up; see ``patience``.
 DEADLINE = 20.0
-POLL = 0.005
 
 
 def run(work: Coroutine[object, object, T], seconds: float = DEADLINE) -> T:
     """Run a coroutine on a fresh asyncio loop, and fail if it takes longer than ``seconds``."""
-    return asyncio.run(asyncio.wait_for(work, seconds))
+    return asyncio.run(_within(work, seconds))
 
 
 def run_uvloop(work: Coroutine[object, object, T], seconds: float = DEADLINE) -> T:
     """As :func:`run`, on a uvloop loop."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(asyncio.wait_for(work, seconds))
+        return runner.run(_within(work, seconds))
+
+
+async def _within(work: Coroutine[object, object, T], seconds: float) -> T:
+    async with patience(seconds):
+        return await work
 
 
 def fake(name: str = "m", /, *, n_parallel: int = 4, stop_timeout: float | None = None, **script: Any) -> ModelSpec:
@@ -46,7 +51,7 @@ def fake(name: str = "m", /, *, n_parallel: int = 4, stop_timeout: float | None 
 async def until(holds: Callable[[], bool], what: str = "", seconds: float = DEADLINE) -> None:
     """Wait until something holds, or fail at the deadline."""
     try:
-        async with asyncio.timeout(seconds):
+        async with patience(seconds):
             while not holds():  # noqa: ASYNC110 - what is waited for is another process's doing
                 await asyncio.sleep(POLL)
     except TimeoutError:
@@ -58,14 +63,10 @@ async def reach(pool: Pool, model: str, state: State, seconds: float = DEADLINE)
     await until(lambda: pool.status(model).state is state, f"{model} is {state}", seconds)
 
 
-def wait_gone(pids: Sequence[int], seconds: float) -> list[int]:
+def wait_gone(pids: Sequence[int], seconds: float = DEADLINE) -> list[int]:
     """Wait until processes are gone, and return those that are not after ``seconds``. A zombie counts as gone."""
-    deadline = time.monotonic() + seconds
-    alive = [pid for pid in pids if _is_alive(pid)]
-    while alive and time.monotonic() < deadline:
-        time.sleep(POLL)
-        alive = [pid for pid in alive if _is_alive(pid)]
-    return alive
+    holds_within(seconds, lambda: not any(map(_is_alive, pids)))
+    return [pid for pid in pids if _is_alive(pid)]
 
 
 def _is_alive(pid: int) -> bool:

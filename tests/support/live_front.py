@@ -17,6 +17,7 @@ from llamaherd.http.app import create_app
 from llamaherd.http.front import Front
 from llamaherd.http.server import serve_app
 from llamaherd.pool import ModelSpec, Pool
+from patience import ended, patience, result_of
 
 __all__ = ["DEADLINE", "LiveFront", "RawRequest", "fake", "say", "sse_data"]
 
@@ -73,7 +74,7 @@ class LiveFront(contextlib.AbstractContextManager["LiveFront"]):
 
     def __enter__(self) -> Self:
         self._thread.start()
-        self.url = self._ready.result(DEADLINE)
+        self.url = result_of(self._ready, DEADLINE)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -87,8 +88,7 @@ class LiveFront(contextlib.AbstractContextManager["LiveFront"]):
         """End the server and the pool, and wait for it. Idempotent."""
         with contextlib.suppress(RuntimeError):  # the loop has closed already
             self.cancel()
-        self._thread.join(DEADLINE)
-        assert not self._thread.is_alive(), "the server did not end"
+        assert ended(self._thread, DEADLINE), "the server did not end"
 
     def _run(self) -> None:
         with asyncio.Runner(loop_factory=self._loop_factory) as runner, contextlib.suppress(asyncio.CancelledError):
@@ -118,7 +118,7 @@ class LiveFront(contextlib.AbstractContextManager["LiveFront"]):
         async def answer() -> T:
             return question(self._pool)
 
-        return asyncio.run_coroutine_threadsafe(answer(), self._loop).result(DEADLINE)
+        return result_of(asyncio.run_coroutine_threadsafe(answer(), self._loop), DEADLINE)
 
     def start(self, work: Callable[[Pool], Coroutine[Any, Any, object]]) -> None:
         """Have the pool's loop begin some work, and do not wait for it."""
@@ -128,11 +128,11 @@ class LiveFront(contextlib.AbstractContextManager["LiveFront"]):
         """Wait until something holds of the pool; fail if it never does."""
 
         async def hold() -> None:
-            async with asyncio.timeout(DEADLINE):
+            async with patience(DEADLINE):
                 while not condition(self._pool):  # noqa: ASYNC110 - the pool announces states, not how much work it has
                     await asyncio.sleep(0)
 
-        asyncio.run_coroutine_threadsafe(hold(), self._loop).result(DEADLINE * 2)
+        result_of(asyncio.run_coroutine_threadsafe(hold(), self._loop), DEADLINE * 2)
 
     def held_by(self, model: str) -> int:
         """Return how many requests a model has, granted or waiting."""

@@ -17,6 +17,7 @@ import psutil
 
 from herding import fake, until
 from llamaherd.pool import BrokenModel, Generation, ModelBusy, ModelSpec, ModelStatus, Pool, PoolError, State
+from patience import patience
 
 __all__ = ["Soak"]
 
@@ -26,7 +27,7 @@ BUDGET = 10 * MIB
 CALLERS = 10
 #: Seconds of disorder between two rests, at which everything must be as in the beginning.
 ROUND_SECONDS = 15.0
-#: Seconds after which a request counts as lost, and the disorder as stuck.
+#: Seconds after which a request counts as lost, and the disorder as stuck; see ``patience``.
 PATIENCE = 60.0
 #: What the manager holds of one connected worker, by transport and by what each descriptor is: the process, and
 #: pipes to its stdin and from its stderr; beside these ``pipe`` has a pipe each way, ``stdio`` the one from its stdout,
@@ -123,7 +124,10 @@ class Soak:
         watching = asyncio.ensure_future(self._watch())
         await asyncio.wait(tasks, timeout=seconds)
         self._calm = True
-        _, stuck = await asyncio.wait(tasks, timeout=2 * PATIENCE)
+        with contextlib.suppress(TimeoutError):
+            async with patience(2 * PATIENCE):
+                await asyncio.wait(tasks)
+        stuck = [task for task in tasks if not task.done()]
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
         if stuck:
@@ -206,7 +210,7 @@ class Soak:
         self._outstanding += 1
         said: list[str] = []
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with patience(PATIENCE):
                 generation = self._pool.complete(
                     name, " ".join(words), priority=self._random.randrange(3), queue_timeout=limit
                 )
@@ -247,7 +251,7 @@ class Soak:
         what = self._random.choice(("load", "unload", "sleep"))
         self.done[f"{what} commands"] += 1
         with contextlib.suppress(PoolError):
-            async with asyncio.timeout(PATIENCE):
+            async with patience(PATIENCE):
                 if what == "load":
                     await pool.load(name)
                 elif what == "unload":

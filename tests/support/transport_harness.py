@@ -18,6 +18,7 @@ import transport_peers
 from llamaherd.transport import Channel, ChannelError, Transport, make_transport
 from llamaherd.transport.memory import memory_pair
 from llamaherd.transport.messages import ChildMessage
+from patience import patience
 
 __all__ = [
     "LOOPS",
@@ -38,7 +39,7 @@ LOOPS = ("asyncio", "uvloop")
 PROCESS_TRANSPORTS = ("pipe", "stdio", "zmq-ipc", "zmq-tcp-curve")
 TRANSPORTS = ("memory", *PROCESS_TRANSPORTS)
 
-#: No wait of a test lasts longer than this, in seconds.
+#: No wait of a test lasts longer than this, in seconds; see ``patience``.
 DEADLINE = 45.0
 
 
@@ -46,7 +47,7 @@ def run(loop: str, main: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine on a new loop of the kind named, within the deadline."""
 
     async def bounded() -> T:
-        async with asyncio.timeout(DEADLINE):
+        async with patience(DEADLINE):
             return await main
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop if loop == "uvloop" else None) as runner:
