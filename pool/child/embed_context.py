@@ -124,6 +124,7 @@ class EmbedContext:
             n_seq_max=shape.n_sequences,
             n_outputs_max=shape.n_outputs,
             n_threads=threads[1],
+            kv_unified=True,  # divided among so many inputs, a part would hold none of any length
             embeddings=True,
             pooling_type=_POOLINGS[shape.pooling],
         )

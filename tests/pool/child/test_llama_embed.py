@@ -271,6 +271,16 @@ def test_a_model_that_only_embeds_has_no_cache_for_generations() -> None:
         assert refusal.value.code == "unsupported_by_model"
 
 
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_a_cache_that_is_divided_takes_inputs_as_long_as_one_that_is_not(pooling: str) -> None:
+    long = LONG * 2
+    with loaded("random", pooling=pooling, n_ctx=2048) as engine:
+        expected = embed(engine, "cat", long, LONG)
+    with loaded("random", pooling=pooling, n_ctx=2048, kv_unified=False) as engine:
+        got = embed(engine, "cat", long, LONG)
+    assert all(close(one, other) for one, other in zip(got, expected, strict=True))
+
+
 def test_the_context_grows_with_the_inputs() -> None:
     with loaded("random", pooling="last", n_ctx=8192) as engine:
         ids = tuple(300 + index % 50 for index in range(5000))
