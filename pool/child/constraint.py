@@ -84,6 +84,17 @@ class Text:
         self.missing: Final = missing
 
 
+#: Where not every byte may come second in a character, by the bytes that are missing and the bits of the first one:
+#: neither in one that is spelled longer than it need be, nor in half of a surrogate pair, nor beyond the last one.
+_SECOND: Final = {
+    (2, 0x0): range(0xA0, 0xC0),
+    (2, 0xD): range(0x80, 0xA0),
+    (3, 0x0): range(0x90, 0xC0),
+    (3, 0x4): range(0x80, 0x90),
+}
+_ANY_SECOND: Final = range(0x80, 0xC0)
+
+
 def decode(data: bytes, value: int = 0, missing: int = 0) -> Text | None:
     """Return bytes as characters, after the beginning of one; None for what cannot be UTF-8."""
     if not missing and data.isascii():
@@ -91,7 +102,7 @@ def decode(data: bytes, value: int = 0, missing: int = 0) -> Text | None:
     chars: list[int] = []
     for byte in data:
         if missing:
-            if byte & 0xC0 != 0x80:
+            if byte not in _SECOND.get((missing, value), _ANY_SECOND):
                 return None
             value, missing = value << 6 | byte & 0x3F, missing - 1
             if not missing:

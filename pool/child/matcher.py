@@ -123,7 +123,7 @@ class Automaton:
         low = value << 6 * missing
         high = low | (1 << 6 * missing) - 1
         if low == 0:
-            low = 0x800 if missing == 2 else 0x10000 if missing == 3 else 0x80
+            low = 0x800 if missing == 2 else 0x10000
         for index, _ in state.places:
             element = self._elements[index]
             if isinstance(element, Chars) and any(first <= high and low <= last for first, last in element.ranges):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from engine_driver import smollm2_path
 from llamaherd.pool.child import llama_backend, llama_model
-from llamaherd.pool.child.constraint import Alphabet, ConstraintError
+from llamaherd.pool.child.constraint import Alphabet, ConstraintError, decode
 from llamaherd.pool.child.matcher import Automaton, Matcher
 from llamaherd.pool.child.vocab import Vocab
 from llamaherd.pool.gbnf import GrammarError, parse
@@ -126,6 +126,47 @@ def test_the_bytes_of_a_character_are_allowed_one_by_one(tiny: Words) -> None:
     assert matcher.allows(first)
 
 
+def strict(data: bytes) -> str | None:
+    """Return what Python makes of a text that may end within a character; None where that is no UTF-8."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        return data[: error.start].decode() if error.reason == "unexpected end of data" else None
+
+
+@pytest.mark.parametrize("first", [0xC2, 0xDF, 0xE0, 0xE1, 0xED, 0xEF, 0xF0, 0xF1, 0xF4])
+def test_bytes_are_characters_where_python_says_so(first: int) -> None:
+    for second in range(256):
+        for rest in (b"", b"\x80", b"\xbf\x80", b"a"):
+            data = bytes([first, second]) + rest
+            text, read = strict(data), decode(data)
+            assert (None if read is None else "".join(map(chr, read.chars))) == text, data
+
+
+@given(st.lists(st.binary(max_size=3), max_size=6))
+def test_a_text_may_be_cut_anywhere(pieces: list[bytes]) -> None:
+    value, missing, chars = 0, 0, ""
+    for piece in pieces:
+        read = decode(piece, value, missing)
+        if read is None:
+            assert strict(b"".join(pieces)) is None
+            return
+        value, missing, chars = read.value, read.missing, chars + "".join(map(chr, read.chars))
+    assert chars == strict(b"".join(pieces))
+
+
+def test_a_character_that_is_spelled_too_long_is_not_the_one_that_a_grammar_means(tiny: Words) -> None:
+    matcher = tiny.matcher('root ::= "\\"" [^"]* "\\""')
+    for token in tiny.tokens('"'):
+        matcher.accept(token)
+    byte = {value: 3 + value for value in range(256)}
+    assert tiny.vocab.piece(byte[0xE0]) == b"\xe0"
+    assert matcher.allows(byte[0xE0]), "many characters begin so"
+    matcher.accept(byte[0xE0])
+    assert not matcher.allows(byte[0x80]), "what callers see of this and A2 is no quotation mark"
+    assert matcher.allows(byte[0xA0])
+
+
 def test_control_tokens_come_only_where_they_are_named(tiny: Words) -> None:
     start = tiny.token("<|im_start|>")
     assert not tiny.matcher("root ::= .*").allows(start)
@@ -194,7 +235,8 @@ def test_the_same_tokens_are_allowed_as_by_llama_cpp(tiny: Words, first: str, se
 def _walk(words: Words, ours: Matcher, theirs: ReferenceGrammar, random: Random) -> None:
     if not theirs.usable:
         return  # it refuses every rule that can begin with itself
-    # It takes control tokens for their names, which nobody sees, and bytes that begin no character.
+    # It takes control tokens for their names, which nobody sees, and bytes that are of no character.
+    said = b""
     pieces = [words.vocab.piece(token) for token in range(words.vocab.size)]
     shown = np.array([bool(piece) and max(piece) < 0xF5 for piece in pieces])
     named = np.array([token == words.token("<|im_start|>") for token in range(words.vocab.size)])
@@ -203,7 +245,7 @@ def _walk(words: Words, ours: Matcher, theirs: ReferenceGrammar, random: Random)
         allowed = mask(words, ours)
         compared = shown | ends
         differ = np.flatnonzero(compared & (allowed != theirs.allowed()))
-        assert [words.vocab.piece(token) for token in differ.tolist()] == []
+        assert [pieces[token] for token in differ.tolist() if strict(said + pieces[token]) is not None] == []
         going_on = np.flatnonzero(allowed & (shown | named) & ~ends).tolist()
         if not going_on:
             return
@@ -211,6 +253,7 @@ def _walk(words: Words, ours: Matcher, theirs: ReferenceGrammar, random: Random)
         assert ours.allows(token)
         ours.accept(token)
         theirs.accept(token)
+        said += pieces[token]
 
 
 # --- in bounded time --------------------------------------------------------------------------------------------------
