@@ -24,6 +24,8 @@ __all__ = ["leaks", "overhead"]
 
 Result = TypeVar("Result")
 
+#: How long no thread ends once all that were told to have.
+_SETTLED_SECONDS = 0.2
 #: What threads that were told to end may take for that.
 _END_SECONDS = 5.0
 
@@ -84,13 +86,13 @@ def leaks(model: str, cycles: int, requests: int) -> dict[str, int]:
     """Return what grew over many loads and then over many requests: resident bytes, threads, descriptors."""
     for number in range(20):
         _cycle(model, number)
-    before = _held()
+    before = _settled()
     for number in range(cycles):
         _cycle(model, number)
     loads = _growth(before)
     engine = _loaded(model, 8, 2048)
     _serve(engine, 2_000)
-    before = _held()
+    before = _settled()
     _serve(engine, requests)
     return {f"loads_{name}": value for name, value in loads.items()} | {
         f"requests_{name}": value for name, value in _growth(before).items()
@@ -134,6 +136,18 @@ def _held() -> dict[str, int]:
         "threads": len(os.listdir("/proc/self/task")) if Path("/proc/self/task").exists() else threading.active_count(),
         "descriptors": len(os.listdir("/dev/fd")),
     }
+
+
+def _settled() -> dict[str, int]:
+    """Return what is held once the threads that are ending have ended: none has for a while."""
+    held, until = _held(), time.monotonic() + _SETTLED_SECONDS
+    while time.monotonic() < until:
+        os.sched_yield()
+        now = _held()
+        if now["threads"] < held["threads"]:
+            until = time.monotonic() + _SETTLED_SECONDS
+        held = now
+    return held
 
 
 def _growth(before: dict[str, int]) -> dict[str, int]:

@@ -86,6 +86,7 @@ def summary(values: Sequence[float], scale: float) -> dict[str, float]:
     """Return the median, the quartiles and the 99th percentile, scaled."""
     ordered = sorted(value * scale for value in values)
     low, middle, high = statistics.quantiles(ordered, n=4) if len(ordered) > 1 else (ordered[0],) * 3
+    low, high = max(low, ordered[0]), min(high, ordered[-1])  # of two values they would lie outside
     p99 = ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]
     figures = {"median": middle, "q1": low, "q3": high, "p99": p99}
     return {name: round(figure, 3) for name, figure in figures.items()} | {"n": len(ordered)}

@@ -36,6 +36,10 @@ def test_loads_and_requests_leave_no_thread_and_no_descriptor_behind() -> None:
     }
 
 
+def test_quartiles_lie_within_what_was_measured() -> None:
+    assert summary([1.0, 10.0], 1.0) == {"median": 5.5, "q1": 1.0, "q3": 10.0, "p99": 10.0, "n": 2}
+
+
 def test_a_target_is_a_ratio_of_medians_and_stands_above_the_figures() -> None:
     rates = {
         "llamaherd": [30.0, 20.0, 10.0],

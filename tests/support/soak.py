@@ -23,7 +23,7 @@ __all__ = ["Soak"]
 
 MIB = 1024 * 1024
 MODELS_MAX = 4
-BUDGET = 10 * MIB
+BUDGET = 12 * MIB
 CALLERS = 10
 #: Seconds of disorder between two rests, at which everything must be as in the beginning.
 ROUND_SECONDS = 15.0
@@ -39,6 +39,8 @@ OF_A_WORKER = {
 }
 #: Most seconds between two doings of one actor.
 PAUSE = 0.05
+#: Most seconds until all but the killer fall silent, and for how long they do: that is when the spare loads ahead.
+LULL_AFTER, LULL_SECONDS = 6.0, 2.0
 #: What ``/proc`` says of a descriptor that is no file: ``pipe:[12]``, ``socket:[12]``, ``anon_inode:[pidfd]``.
 _KIND = re.compile(r"anon_inode:\[?(?P<inode>[^\]]+)\]?|(?P<kind>\w+):\[\d+\]")
 
@@ -67,10 +69,12 @@ class Soak:
             spare=True,
         )
         self._calm = True
+        self._lively = asyncio.Event()
         self._outstanding = 0
         self.done: Counter[str] = Counter()
         self.outcomes: Counter[str] = Counter()
         self.wrong: list[str] = []
+        self.loads_ahead = 0
         self.most_processes = 0
         self.rounds = 0
 
@@ -110,16 +114,17 @@ class Soak:
         return (
             f"soak: {seconds:.0f} s, {self.rounds} rounds, {sum(self.done.values())} operations: {done}\n"
             f"ends of requests: {ends}\n"
-            f"most processes at a time: {self.most_processes}; the manager's memory: {rss} MiB; "
-            f"wrong: {'; '.join(self.wrong) or 'nothing'}"
+            f"loads ahead: {self.loads_ahead}; most processes at a time: {self.most_processes}; the manager's memory: "
+            f"{rss} MiB; wrong: {'; '.join(self.wrong) or 'nothing'}"
         )
 
     # --- a round ---
 
     async def _disorder(self, seconds: float) -> None:
         self._calm = False
+        self._lively.set()
         actors: list[Callable[[], Awaitable[None]]] = [self._call] * CALLERS
-        actors += [self._command, self._command, self._reload, self._kill]
+        actors += [self._command, self._command, self._reload, self._kill, self._lull]
         tasks = [asyncio.ensure_future(self._act(actor)) for actor in actors]
         watching = asyncio.ensure_future(self._watch())
         await asyncio.wait(tasks, timeout=seconds)
@@ -140,6 +145,8 @@ class Soak:
 
     async def _act(self, actor: Callable[[], Awaitable[None]]) -> None:
         while not self._calm and not self.wrong:
+            if actor not in (self._kill, self._lull):
+                await self._lively.wait()
             await actor()
             await asyncio.sleep(self._random.random() * PAUSE)
 
@@ -182,17 +189,22 @@ class Soak:
             self.wrong.append(f"descriptors of nobody in round {self.rounds}: {_difference(_descriptors(), due())}")
 
     async def _watch(self) -> None:
+        before = ""
         while not self.wrong:
             statuses = self._pool.models()
             workers = [one for status in statuses for one in status.replicas if one.pid is not None]
             running = [one for one in workers if one.state is not State.STOPPING]
             self.most_processes = max(self.most_processes, len(workers))
+            ahead = self._pool.counts().ahead
+            self.loads_ahead += ahead not in ("", before)
+            before = ahead
             held = sum(status.memory for status in statuses if any(one.pid for one in status.replicas))
+            held += sum(spec.memory or 0 for spec in self._catalogue if spec.name == ahead)
             waiting = sum(status.in_flight + status.queued for status in statuses)
             if len(running) > MODELS_MAX:
                 self.wrong.append(f"{len(running)} processes run: {running}")
             if held > BUDGET:
-                self.wrong.append(f"{held} bytes are taken: {statuses}")
+                self.wrong.append(f"{held} bytes are taken, {ahead!r} is loaded ahead: {statuses}")
             if any(one.error is None and one.exit_code == 4 for one in workers):
                 self.wrong.append(f"an engine broke: {workers}")
             if waiting > self._outstanding + CALLERS:  # those who left may still be on their way out
@@ -200,6 +212,12 @@ class Soak:
             await asyncio.sleep(PAUSE / 5)
 
     # --- actors ---
+
+    async def _lull(self) -> None:
+        await asyncio.sleep(self._random.random() * LULL_AFTER)
+        self._lively.clear()
+        await asyncio.sleep(LULL_SECONDS)
+        self._lively.set()
 
     async def _call(self) -> None:
         name = self._random.choice(self._catalogue).name
