@@ -115,9 +115,13 @@ def test_what_cannot_be_used_is_refused_with_a_reason(source: str, reason: str) 
     assert reason in str(caught.value)
 
 
-@pytest.mark.parametrize("source", ['root ::= ("a"*)*', 'root ::= root | "a"', "root ::= a\na ::= b?\nb ::= a | [x]"])
-def test_a_rule_that_can_begin_with_itself_alone_is_harmless(source: str) -> None:
-    parse(source)
+@pytest.mark.parametrize(
+    ("source", "empty"),
+    [('root ::= ("a"*)*', True), ('root ::= root | "a"', False), ("root ::= a\na ::= b?\nb ::= a | [x]", True)],
+)
+def test_a_rule_that_can_begin_with_itself_alone_is_harmless(source: str, empty: bool) -> None:
+    grammar = parse(source)
+    assert grammar.nullable[grammar.root] is empty
 
 
 @given(st.text(alphabet='root :=|()[]{}*+?."\\x^-<>!,01\n#ab'))
@@ -139,4 +143,5 @@ def test_any_text_is_read_or_refused(text: str) -> None:
     ],
 )
 def test_large_grammars_are_read(source: str) -> None:
-    parse(source)
+    grammar = parse(source)
+    assert len(grammar.rules) == len(grammar.nullable) > grammar.root

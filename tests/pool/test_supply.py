@@ -222,7 +222,8 @@ def test_the_token_of_an_origin_opens_its_repository(hub: StandInHub) -> None:
 
     async def scene() -> None:
         async with Pool([absent(origin=Origin(repo="u/private", token="hf_given")), absent("n")]) as pool:
-            await pool.load("m")
+            assert (await pool.load("m")).state is State.LOADED
+            assert pool.status("n").state is State.UNLOADED
 
     run(scene())
 

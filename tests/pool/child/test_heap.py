@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from llamaherd.pool.child.heap import Reserve
+from llamaherd.pool.child.heap import Reserve, trim
 from llamaherd.pool.gguf import kv_bytes, read_facts
+from llamaherd.pool.machine import resident_bytes
 from tiny_gguf import tiny_model
 
 CELLS = 131_072
@@ -80,11 +81,14 @@ def test_what_is_made_ready_becomes_the_cache_and_goes_with_it() -> None:
 
 
 def test_what_nobody_was_lent_goes_back() -> None:
-    reserve = Reserve(16 * 1024 * 1024)
+    size = 16 * 1024 * 1024
+    before = resident_bytes()
+    reserve = Reserve(size)
     reserve.drop()
     reserve.drop()
     with reserve.lent():
-        pass
+        trim()
+        assert resident_bytes() - before < size // 4
 
 
 @pytest.mark.parametrize("size", [0, 1, 2**50])
