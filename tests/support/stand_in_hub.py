@@ -15,32 +15,21 @@ import contextlib
 import copy
 import hashlib
 import json
-import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, ClassVar, Self
+from dataclasses import dataclass
+from typing import Any, ClassVar
 from urllib.parse import unquote, urlsplit
+
+from stand_in_files import FileFault, FileHandler, FileRequest, StandIn
 
 __all__ = ["Fault", "StandInHub"]
 
-_BLOCK = 16 * 1024
-
 
 @dataclass
-class Fault:
-    """What goes wrong. By default nothing does.
+class Fault(FileFault):
+    """What goes wrong. By default nothing does. The hub's word for an error is its header ``X-Error-Code``.
 
     Attributes:
-        status: Of every answer about a repository; 0 for none.
-        error_code: The hub's word for that, its header ``X-Error-Code``.
-        retry_after: The header of that name.
-        cut_after: Bytes of a file after which the connection is closed, each time.
-        cuts: How often it is; None for always.
-        wrong_bytes: Send other bytes of the same length.
-        short_by: Say, and send, so many bytes less than there are.
-        ignore_range: Answer a request for a part with the whole.
-        hold: Files wait for this after their first block. Set it to let them go.
         claim: Bytes that every GGUF file is said to have; 0 for the truth.
         paths: Further files that a repository claims to have, by their paths.
         no_head: Refuse ``HEAD``, as signed addresses do.
@@ -49,15 +38,6 @@ class Fault:
         no_length: Do not say how long files are.
     """
 
-    status: int = 0
-    error_code: str = ""
-    retry_after: str = ""
-    cut_after: int | None = None
-    cuts: int | None = None
-    wrong_bytes: bool = False
-    short_by: int = 0
-    ignore_range: bool = False
-    hold: threading.Event | None = None
     claim: int = 0
     paths: tuple[str, ...] = ()
     no_head: bool = False
@@ -78,48 +58,24 @@ class Repository:
 
 
 @dataclass
-class Request:
+class Request(FileRequest):
     """One request that was made."""
 
-    path: str
-    range: str = ""
     method: str = "GET"
     token: str = ""
-    sent: int = field(default=0)
 
 
-class StandInHub(contextlib.AbstractContextManager["StandInHub"]):
+class StandInHub(StandIn[Fault]):
     """See the module's text.
 
     Attributes:
-        url: Its address, without a slash at the end.
-        fault: What goes wrong from now on.
         requests: What was asked, in order.
     """
 
     def __init__(self) -> None:
-        self.fault = Fault()
+        super().__init__(Fault(), _Handler)
         self.requests: list[Request] = []
         self._repositories: dict[str, Repository] = {}
-        hub = self
-
-        class Handler(_Handler):
-            stand_in = hub
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.fault.hold is not None:
-            self.fault.hold.set()
-        self._server.shutdown()
-        self._server.server_close()
 
     def add(self, repo: str, files: Mapping[str, bytes], token: str = "") -> None:
         """Add a repository, or replace one by a new commit. With a token it is private."""
@@ -137,25 +93,19 @@ class StandInHub(contextlib.AbstractContextManager["StandInHub"]):
         return [request for request in self.requests if request.path.endswith("/" + file) and request.method == "GET"]
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(FileHandler):
     stand_in: ClassVar[StandInHub]
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class has this name
-        pass
 
     def do_HEAD(self) -> None:
         if self.stand_in.fault.no_head:
-            self.send_response(403)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        self.do_GET()
+            self.say(403)
+        else:
+            self.do_GET()
 
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
-        request = Request(path, self.headers.get("Range", ""), self.command, token)
+        request = Request(path, self.headers.get("Range", ""), method=self.command, token=token)
         self.stand_in.requests.append(request)
         with contextlib.suppress(OSError):
             if path.startswith("/api/models/"):
@@ -178,16 +128,7 @@ class _Handler(BaseHTTPRequestHandler):
         return None
 
     def _refuse(self, status: int, code: str = "", retry_after: str = "") -> None:
-        body = b'{"error": "no"}'
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        if code:
-            self.send_header("X-Error-Code", code)
-        if retry_after:
-            self.send_header("Retry-After", retry_after)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
+        self.say(status, b'{"error": "no"}', {"X-Error-Code": code, "Retry-After": retry_after})
 
     def _tell(self, repo: str, request: Request) -> None:
         found = self._repository(repo, request)
@@ -200,11 +141,7 @@ class _Handler(BaseHTTPRequestHandler):
                 if "lfs" in sibling:
                     sibling["lfs"]["size"] = self.stand_in.fault.claim
         body = json.dumps({"id": repo, "modelId": repo, "sha": found.commit, "siblings": siblings}).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+        self.say(200, body, {"Content-Type": "application/json"})
 
     def _send_file(self, repo: str, path: str, request: Request) -> None:
         found = self._repository(repo, request)
@@ -214,49 +151,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(404, "EntryNotFound")
             return
         fault = self.stand_in.fault
-        whole = found.files[path]
-        content = bytes(len(whole)) if fault.wrong_bytes else whole
-        content = content[: len(content) - fault.short_by]
         etag = fault.etag or found.etags[path]
         other = self.headers.get("If-Range", etag) != etag
-        start = 0 if fault.ignore_range or other else int(request.range.removeprefix("bytes=").rstrip("-") or 0)
-        if start >= len(content) > 0:
-            self._refuse(416)
-            return
-        self.send_response(206 if start else 200)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        if fault.no_length:
-            self.send_header("Connection", "close")
-        else:
-            self.send_header("Content-Length", str(len(content) - start))
-        self.send_header("ETag", etag)
-        self.send_header("X-Repo-Commit", found.commit)
-        if fault.digest:
-            self.send_header("X-Linked-Etag", f'"{fault.digest}"')
-        self.end_headers()
-        if self.command == "GET":
-            self._send(content[start:], request)
-
-    def _send(self, content: bytes, request: Request) -> None:
-        fault = self.stand_in.fault
-        cut = None
-        if fault.cut_after is not None and fault.cuts != 0:
-            cut = fault.cut_after
-            fault.cuts = None if fault.cuts is None else fault.cuts - 1
-        for start in range(0, len(content), _BLOCK):
-            block = content[start : start + _BLOCK]
-            if cut is not None and request.sent + len(block) > cut:
-                self.wfile.write(block[: cut - request.sent])
-                request.sent = cut
-                self.close_connection = True
-                self.connection.close()
-                return
-            self.wfile.write(block)
-            request.sent += len(block)
-            if fault.hold is not None:
-                self.wfile.flush()
-                fault.hold.wait(30)
+        linked = f'"{fault.digest}"' if fault.digest else ""
+        headers = {"ETag": etag, "X-Repo-Commit": found.commit, "X-Linked-Etag": linked}
+        self.send_contents(found.files[path], request, fault, headers, anew=other, sized=not fault.no_length)
 
 
 def _sibling(path: str, content: bytes) -> dict[str, Any]:

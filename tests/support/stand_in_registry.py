@@ -14,12 +14,12 @@ storage that blobs may be redirected to, ``/storage/<digest>`` under another hos
 import contextlib
 import hashlib
 import json
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 from urllib.parse import parse_qs, urlsplit
+
+from stand_in_files import FileFault, FileHandler, FileRequest, StandIn
 
 __all__ = [
     "DOCKER_INDEX",
@@ -46,7 +46,6 @@ MMPROJ = "application/vnd.docker.ai.mmproj"
 TEMPLATE = "application/vnd.docker.ai.chat.template.jinja"
 LICENSE = "application/vnd.docker.ai.license"
 
-_BLOCK = 16 * 1024
 _TOKEN = "anonymous-token"
 
 
@@ -74,20 +73,11 @@ class Layer:
 
 
 @dataclass
-class RegistryFault:
+class RegistryFault(FileFault):
     """What goes wrong. By default nothing does.
 
     Attributes:
-        status: Of every answer about a manifest or blob; 0 for none.
         blob_status: Of every answer about a blob.
-        error_code: The registry's word for that.
-        retry_after: The header of that name.
-        cut_after: Bytes of a blob after which the connection is closed, each time.
-        cuts: How often it is; None for always.
-        wrong_bytes: Send other bytes of the same length.
-        short_by: Say, and send, so many bytes less than there are.
-        ignore_range: Answer a request for a part with the whole.
-        hold: Blobs wait for this after their first block. Set it to let them go.
         manifest: Answer every request for a manifest with this.
         said_digest: The header ``Docker-Content-Digest`` of manifests, instead of the true one.
         location: Where every request for a blob is redirected to.
@@ -96,16 +86,7 @@ class RegistryFault:
         expire_after: Requests for blobs after which a token is not taken any more.
     """
 
-    status: int = 0
     blob_status: int = 0
-    error_code: str = ""
-    retry_after: str = ""
-    cut_after: int | None = None
-    cuts: int | None = None
-    wrong_bytes: bool = False
-    short_by: int = 0
-    ignore_range: bool = False
-    hold: threading.Event | None = None
     manifest: bytes | None = None
     said_digest: str = ""
     location: str = ""
@@ -115,18 +96,15 @@ class RegistryFault:
 
 
 @dataclass
-class Asked:
+class Asked(FileRequest):
     """One request that was made."""
 
-    path: str
-    host: str
-    range: str = ""
+    host: str = ""
     authorization: str = ""
     query: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
-    sent: int = 0
 
 
-class StandInRegistry(contextlib.AbstractContextManager["StandInRegistry"]):
+class StandInRegistry(StandIn[RegistryFault]):
     """See the module's text.
 
     Args:
@@ -135,12 +113,12 @@ class StandInRegistry(contextlib.AbstractContextManager["StandInRegistry"]):
 
     Attributes:
         host: Its name in names of models, with its port.
-        fault: What goes wrong from now on.
         requests: What was asked, in order.
     """
 
     def __init__(self, *, needs_token: bool = False, redirects: bool = False) -> None:
-        self.fault = RegistryFault()
+        super().__init__(RegistryFault(), _Handler)
+        self.host = f"127.0.0.1:{self.port}"
         self.requests: list[Asked] = []
         self.needs_token = needs_token
         self.redirects = redirects
@@ -148,27 +126,6 @@ class StandInRegistry(contextlib.AbstractContextManager["StandInRegistry"]):
         self.taken = 0
         self.blobs: dict[str, bytes] = {}
         self.manifests: dict[tuple[str, str], tuple[str, bytes]] = {}
-        registry = self
-
-        class Handler(_Handler):
-            stand_in = registry
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
-        self.port = self._server.server_port
-        self.host = f"127.0.0.1:{self.port}"
-        self.url = f"http://{self.host}"
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.fault.hold is not None:
-            self.fault.hold.set()
-        self._server.shutdown()
-        self._server.server_close()
 
     def add(self, repo: str, tag: str, layers: Sequence[Layer], media_type: str = OCI_MANIFEST) -> str:
         """Add a model, or have a tag name another one. Return the manifest's digest."""
@@ -208,22 +165,18 @@ class StandInRegistry(contextlib.AbstractContextManager["StandInRegistry"]):
         return [request for request in self.asked(digest_of(content)) if request.sent]
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(FileHandler):
     stand_in: ClassVar[StandInRegistry]
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class has this name
-        pass
 
     def do_GET(self) -> None:
         address = urlsplit(self.path)
         headers = self.headers
         request = Asked(
             address.path,
-            headers.get("Host", ""),
             headers.get("Range", ""),
-            headers.get("Authorization", ""),
-            parse_qs(address.query),
+            host=headers.get("Host", ""),
+            authorization=headers.get("Authorization", ""),
+            query=parse_qs(address.query),
         )
         self.stand_in.requests.append(request)
         with contextlib.suppress(OSError):
@@ -258,7 +211,7 @@ class _Handler(BaseHTTPRequestHandler):
         stand_in = self.stand_in
         stand_in.tokens += 1
         body = stand_in.fault.token or json.dumps({"token": f"{_TOKEN}-{stand_in.tokens}"}).encode()
-        self._send_json(body, "application/json")
+        self.say(200, body, {"Content-Type": "application/json"})
 
     def _answer(self, request: Asked) -> None:
         stand_in, fault = self.stand_in, self.stand_in.fault
@@ -270,74 +223,24 @@ class _Handler(BaseHTTPRequestHandler):
             if not raw:
                 self._refuse(404, "MANIFEST_UNKNOWN")
                 return
-            self._send_json(raw, media_type, fault.said_digest or digest_of(raw))
+            digest = fault.said_digest or digest_of(raw)
+            self.say(200, raw, {"Content-Type": media_type, "Docker-Content-Digest": digest})
         elif fault.location or stand_in.redirects:
             location = fault.location or f"http://localhost:{stand_in.port}/storage/{name}"
-            self.send_response(307)
-            self.send_header("Location", location)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+            self.say(307, headers={"Location": location})
         else:
             self._send_blob(name, request)
 
-    def _send_json(self, raw: bytes, media_type: str, digest: str = "") -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", media_type)
-        self.send_header("Content-Length", str(len(raw)))
-        if digest:
-            self.send_header("Docker-Content-Digest", digest)
-        self.end_headers()
-        self.wfile.write(raw)
-
     def _refuse(self, status: int, code: str = "", retry_after: str = "", challenge: str = "") -> None:
         body = json.dumps({"errors": [{"code": code, "message": "no"}]}).encode() if code else b"no"
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        if retry_after:
-            self.send_header("Retry-After", retry_after)
-        if challenge:
-            self.send_header("WWW-Authenticate", challenge)
-        self.end_headers()
-        self.wfile.write(body)
+        self.say(status, body, {"Retry-After": retry_after, "WWW-Authenticate": challenge})
 
     def _send_blob(self, digest: str, request: Asked) -> None:
         whole = self.stand_in.blobs.get(digest)
         if whole is None:
             self._refuse(404, "BLOB_UNKNOWN")
-            return
-        fault = self.stand_in.fault
-        content = bytes(len(whole)) if fault.wrong_bytes else whole
-        content = content[: len(content) - fault.short_by]
-        start = 0 if fault.ignore_range else int(request.range.removeprefix("bytes=").rstrip("-") or 0)
-        if start >= len(content) > 0:
-            self._refuse(416)
-            return
-        self.send_response(206 if start else 200)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        self.send_header("Content-Length", str(len(content) - start))
-        self.end_headers()
-        self._send(content[start:], request)
-
-    def _send(self, content: bytes, request: Asked) -> None:
-        fault = self.stand_in.fault
-        cut = None
-        if fault.cut_after is not None and fault.cuts != 0:
-            cut = fault.cut_after
-            fault.cuts = None if fault.cuts is None else fault.cuts - 1
-        for start in range(0, len(content), _BLOCK):
-            block = content[start : start + _BLOCK]
-            if cut is not None and request.sent + len(block) > cut:
-                self.wfile.write(block[: cut - request.sent])
-                request.sent = cut
-                self.close_connection = True
-                self.connection.close()
-                return
-            self.wfile.write(block)
-            request.sent += len(block)
-            if fault.hold is not None:
-                self.wfile.flush()
-                fault.hold.wait(30)
+        else:
+            self.send_contents(whole, request, self.stand_in.fault)
 
 
 def digest_of(content: bytes) -> str:
