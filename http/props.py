@@ -1,4 +1,7 @@
-"""``GET /props``: what the server is, or with ``?model=`` what one model is. Asking wakes and loads nothing."""
+"""``GET /props``: what the server is, or with ``?model=`` what one model is. Asking wakes and loads nothing.
+
+Without ``model`` a server of a single model tells both: clients that know no router look for the context's size here.
+"""
 
 from typing import Any
 
@@ -16,10 +19,13 @@ __all__ = ["props"]
 async def props(front: Front, request: Request) -> Response:
     """Answer with the properties of the server or of a model."""
     model = request.query_params.get("model")
-    if not model:
-        return json_response(_router(front))
-    front.check_model(model)
-    return json_response(_model(front, front.pool.status(model)))
+    if model:
+        front.check_model(model)
+        return json_response(_model(front, front.pool.status(model)))
+    answer, only = _router(front), front.default_model
+    if only and front.may_see(only):
+        answer |= _model(front, front.pool.status(only))
+    return json_response(answer)
 
 
 def _router(front: Front) -> dict[str, Any]:

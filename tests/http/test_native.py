@@ -255,6 +255,17 @@ def test_a_models_properties_are_told_without_loading_it() -> None:
         assert front.ask(lambda pool: pool.status("m").state) == "sleeping"
 
 
+def test_the_only_models_properties_are_the_servers_too() -> None:
+    spec = ModelSpec(name="m", engine="fake", options=EngineOptions(n_parallel=3, n_ctx=512))
+    with LiveFront(spec, specs=[spec], default_model="m") as front, front.client() as client:
+        client.post("/completion", json={"prompt": "x"})
+        props = client.get("/props").json()
+        assert (props["role"], props["models_autoload"]) == ("router", True)
+        assert props == {**props, **client.get("/props?model=m").json()}
+        assert (props["model_alias"], props["total_slots"]) == ("m", 3)
+        assert props["default_generation_settings"]["n_ctx"] == 512
+
+
 def test_the_properties_of_an_unknown_model_are_an_error(client: httpx2.Client) -> None:
     assert refused(client.get("/props?model=nobody")) == "model 'nobody' not found"
 
