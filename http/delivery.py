@@ -60,7 +60,7 @@ class Chunks(FrameSource):
         self._answer = answer
         self._turn = turn
         self._include_usage = include_usage
-        self._opened: set[int] = set()
+        self._opened = 0
         self._ends: dict[int, Piece] = {}
         self._count = len(meters)
         self._cancelled = False
@@ -119,12 +119,13 @@ class Chunks(FrameSource):
         if piece.finish_reason == "cancelled":
             self._cancelled = True
             return b""
-        if index in self._opened and piece.finish_reason is None:
+        if index < self._opened and piece.finish_reason is None:
             return self._answer.frames(index, piece)
         chunks: list[dict[str, Any]] = []
-        if index not in self._opened:
-            self._opened.add(index)
-            chunks.extend(self._answer.opening(index))
+        # OpenAI's client makes a list of the choices, and cannot take a later one before an earlier one.
+        for choice in range(self._opened, index + 1):
+            chunks.extend(self._answer.opening(choice))
+        self._opened = max(self._opened, index + 1)
         if piece.finish_reason is None:
             return b"".join(map(self._answer.frame, chunks)) + self._answer.frames(index, piece)
         self._ends[index] = piece

@@ -83,14 +83,14 @@ class ResponseAnswer(Answer):
         (completion,) = completions
         if completion.reasoning:
             self._open(ReasoningItem(len(self._done))).add(completion.reasoning)
-            self._close()
         if completion.text:
+            self._close()
             message = self._open(MessageItem(len(self._done)))
             message.add(completion.text, probs_json(kept_probs(completion), self._shown or 0))
-            self._close()
         for call in completion.tool_calls:
-            self._open(CallItem(len(self._done), call.id, call.name)).add(call.arguments)
             self._close()
+            self._open(CallItem(len(self._done), call.id, call.name)).add(call.arguments)
+        self._close(limit=completion.finish_reason == "length")
         return {
             **self._response(completion),
             "timings": timings_json(completion.usage, completion.timings),
@@ -132,7 +132,7 @@ class ResponseAnswer(Answer):
         return chunks
 
     def closing(self, index: int, piece: Piece, summary: Summary | None) -> Iterable[dict[str, Any]]:
-        chunks = self._close()
+        chunks = self._close(limit=piece.finish_reason == "length")
         response = self._response(piece)
         timings = timings_json(piece.usage or Usage(), piece.timings or Timings())
         return [*chunks, {"type": f"response.{response['status']}", "response": response, "timings": timings}]
@@ -141,12 +141,13 @@ class ResponseAnswer(Answer):
         self._item = item
         return item
 
-    def _close(self) -> list[dict[str, Any]]:
-        """End the item that is open, if one is."""
+    def _close(self, *, limit: bool = False) -> list[dict[str, Any]]:
+        """End the item that is open, if one is; with ``limit`` it is what the answer was cut in."""
         if self._item is None:
             return []
-        chunks = self._item.end()
-        self._done.append(self._item.to_json("completed"))
+        status = self._item.status_at(limit=limit)
+        chunks = self._item.end(status)
+        self._done.append(self._item.to_json(status))
         self._item = None
         return chunks
 

@@ -7,6 +7,8 @@ import secrets
 from abc import ABC, abstractmethod
 from typing import Any
 
+import msgspec
+
 __all__ = ["CallItem", "Item", "MessageItem", "ReasoningItem"]
 
 
@@ -36,9 +38,13 @@ class Item(ABC):
         """Return the events that add it, while it is empty."""
         return [self._event("output_item.added", item=self.to_json("in_progress"))]
 
-    def end(self) -> list[dict[str, Any]]:
+    def end(self, status: str) -> list[dict[str, Any]]:
         """Return the events that end it."""
-        return [self._event("output_item.done", item=self.to_json("completed"))]
+        return [self._event("output_item.done", item=self.to_json(status))]
+
+    def status_at(self, *, limit: bool) -> str:
+        """Return what it is at its end, or where the answer was cut at its limit."""
+        return "incomplete" if limit else "completed"
 
     def _event(self, name: str, /, **more: Any) -> dict[str, Any]:
         return {"type": f"response.{name}", "output_index": self.index, **more}
@@ -67,11 +73,11 @@ class MessageItem(Item):
     def begin(self) -> list[dict[str, Any]]:
         return [*super().begin(), self._inner("content_part.added", content_index=0, part=self._part("", []))]
 
-    def end(self) -> list[dict[str, Any]]:
+    def end(self, status: str) -> list[dict[str, Any]]:
         return [
             self._inner("output_text.done", content_index=0, text=self.text, logprobs=self._probs),
             self._inner("content_part.done", content_index=0, part=self._part(self.text, self._probs)),
-            *super().end(),
+            *super().end(status),
         ]
 
     def _part(self, text: str, probs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -103,11 +109,11 @@ class ReasoningItem(Item):
     def begin(self) -> list[dict[str, Any]]:
         return [*super().begin(), self._inner("content_part.added", content_index=0, part=self._part(""))]
 
-    def end(self) -> list[dict[str, Any]]:
+    def end(self, status: str) -> list[dict[str, Any]]:
         return [
             self._inner("reasoning_text.done", content_index=0, text=self.text),
             self._inner("content_part.done", content_index=0, part=self._part(self.text)),
-            *super().end(),
+            *super().end(status),
         ]
 
     def _part(self, text: str) -> dict[str, Any]:
@@ -141,6 +147,18 @@ class CallItem(Item):
         self._texts.append(arguments)
         return self._inner("function_call_arguments.delta", delta=arguments)
 
-    def end(self) -> list[dict[str, Any]]:
+    def end(self, status: str) -> list[dict[str, Any]]:
         done = self._inner("function_call_arguments.done", name=self._name, arguments=self.text)
-        return [done, *super().end()]
+        return [done, *super().end(status)]
+
+    def status_at(self, *, limit: bool) -> str:
+        # The limit may have come behind the call: it can be made then.
+        return super().status_at(limit=limit and not _is_json(self.text))
+
+
+def _is_json(text: str) -> bool:
+    try:
+        msgspec.json.decode(text)
+    except (msgspec.DecodeError, RecursionError):
+        return False
+    return True

@@ -98,6 +98,27 @@ def test_a_client_at_any_pace_gets_every_frame_once_and_in_order(
     asyncio.run(scene())
 
 
+def test_choices_begin_in_their_order_whichever_speaks_first() -> None:
+    async def scene() -> None:
+        client, works = Client(), [Generation("m", lambda: None) for _ in range(3)]
+        running = asyncio.ensure_future(stream_of(works)(client.scope, client.receive, client.send))
+        for work in (works[1], works[2], works[0]):
+            work.feed(Delta(1, "x", (1,)))
+            await turns(4)
+        for work in works:
+            work.finish(DONE)
+        await running
+        events = [json.loads(line[6:]) for line in client.body.decode().splitlines() if line.startswith("data: {")]
+        choices = [event["choices"][0] for event in events if event["choices"]]
+        assert [choice["index"] for choice in choices if "role" in choice["delta"]] == [0, 1, 2]
+        spoken: set[int] = set()
+        for choice in choices:
+            assert choice["index"] in spoken or "role" in choice["delta"]
+            spoken.add(choice["index"])
+
+    asyncio.run(scene())
+
+
 def test_after_its_first_part_a_stream_is_pushed() -> None:
     async def scene() -> None:
         client, work = Client(), Generation("m", lambda: None)

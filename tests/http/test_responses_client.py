@@ -95,6 +95,33 @@ def test_it_streams_events_in_openais_order(client: openai.OpenAI) -> None:
     assert items == {last.response.output[0].id}
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize(
+    ("limit", "statuses"),
+    [
+        (2, {"reasoning": "incomplete"}),
+        (4, {"reasoning": "completed", "message": "incomplete"}),
+        (6, {"reasoning": "completed", "message": "completed", "function_call": "incomplete"}),
+        (7, {"reasoning": "completed", "message": "completed", "function_call": "completed"}),
+    ],
+)
+def test_what_the_limit_cut_is_incomplete(
+    client: openai.OpenAI, streamed: bool, limit: int, statuses: dict[str, str]
+) -> None:
+    wanted: dict[str, Any] = {"model": "agent", "input": HELLO, "tools": TOOLS, "max_output_tokens": limit}
+    if streamed:
+        events = list(client.responses.create(**wanted, stream=True))
+        done = [event.item for event in events if event.type == "response.output_item.done"]
+        assert {item.type: getattr(item, "status", None) for item in done} == statuses
+        last = events[-1]
+        assert last.type == "response.incomplete"
+        answer = last.response
+    else:
+        answer = client.responses.create(**wanted)
+    assert answer.status == "incomplete"
+    assert {item.type: getattr(item, "status", None) for item in answer.output} == statuses
+
+
 def test_a_stream_that_reached_its_limit_ends_incomplete(client: openai.OpenAI) -> None:
     with client.responses.create(model="echo", input=HELLO, stream=True, max_output_tokens=1) as stream:
         *_, last = stream
