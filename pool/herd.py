@@ -20,7 +20,6 @@ from llamaherd.pool.config import ModelSpec
 from llamaherd.pool.counts import PoolCounts
 from llamaherd.pool.downloads import Downloads
 from llamaherd.pool.entry import Entry, Nobody, Replica, Request, Stream
-from llamaherd.pool.errands import in_thread
 from llamaherd.pool.errors import DownloadFailed, ModelBusy, ModelNotLoaded, PoolClosed, PoolError, WorkerFailed
 from llamaherd.pool.events import EventLog
 from llamaherd.pool.explain import (
@@ -34,17 +33,18 @@ from llamaherd.pool.explain import (
     ran_out_of_memory,
 )
 from llamaherd.pool.gpus import Gpu, Gpus
-from llamaherd.pool.idle import Rest, rest_of
+from llamaherd.pool.idle import Rest
 from llamaherd.pool.launch import Exit, Launcher
 from llamaherd.pool.lifecycle import RUNNING, IllegalTransition, State, Trigger, transition
 from llamaherd.pool.machine import oom_kills
-from llamaherd.pool.memory import Expected, expected
+from llamaherd.pool.outlook import Outlook, load_of
+from llamaherd.pool.preparation import Preparation
 from llamaherd.pool.registry import Registry
 from llamaherd.pool.reload import CatalogModel, ReloadReport
 from llamaherd.pool.report import status_of
-from llamaherd.pool.room import Room
+from llamaherd.pool.revival import Revivals
 from llamaherd.pool.schedule import Limits, Scheduler
-from llamaherd.pool.spares import SPARE, Forecast, SpareKeeper
+from llamaherd.pool.spares import SPARE, SpareKeeper
 from llamaherd.pool.status import ModelStatus, QueuedRequest
 from llamaherd.pool.supply import Supply
 from llamaherd.pool.worker import Worker
@@ -58,7 +58,6 @@ from llamaherd.transport.messages import (
     Embed,
     Failed,
     Generate,
-    Load,
     Lora,
     PromptProgress,
     Rerank,
@@ -78,8 +77,6 @@ __all__ = ["Herd"]
 
 _log = logging.getLogger("llamaherd.pool")
 
-#: Seconds after which a further replica is tried again where one could not be loaded.
-GROW_AGAIN_SECONDS: Final = 60.0
 
 #: Commands that a worker stops when it is told to; the others it answers at once.
 _LONG: Final = (Generate, Embed, Rerank, SlotCommand)
@@ -113,10 +110,8 @@ class Herd:
         self._transport = transport
         self._launcher = launcher
         self._stop_timeout = stop_timeout
-        self._limits = limits
         self._gpus = gpus
         self._gpu_memory = gpu_memory
-        self._lenient = lenient
         self._scheduler = Scheduler(self, limits)
         #: What the channels of workers have carried that are gone.
         self._carried = Traffic()
@@ -132,12 +127,23 @@ class Herd:
         #: Whose worker it is; spares are nobody's.
         self._homes: dict[Worker, Replica] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._preparing: set[asyncio.Task[None]] = set()
+        self._outlook = Outlook(self._scheduler, self._entries)
+        self._preparation = Preparation(
+            self._scheduler,
+            self._supply,
+            self._entries,
+            limits,
+            gpus,
+            lenient=lenient,
+            go_on=self._put_all,
+            go_without=self._go_without,
+        )
+        self._revivals = Revivals(self._revive, self._let_grow, lambda: self._closing)
         self._spares = SpareKeeper(
             spare,
             start=self._start_spare,
             is_busy=lambda: bool(self._requests),
-            look_ahead=self._look_ahead,
+            look_ahead=self._outlook.choose,
             give_up=self._scheduler.give_up_ahead,
             gone=self._scheduler.ahead_gone,
         )
@@ -166,11 +172,13 @@ class Herd:
         """A model has become another: have those who wait for it with the scheduler wait until it is prepared, since
         they have to start what it is now, and so once that is there and by what it takes.
         """
-        if not self._scheduler.queued(entry.name) or (entry.spec.missing() is None and self._size_is_told(entry)):
+        if not self._scheduler.queued(entry.name) or (
+            entry.spec.missing() is None and self._preparation.is_told(entry)
+        ):
             return
         for number, _ in self._scheduler.queue(entry.name):
             self._scheduler.cancel(number)
-            self._size(entry, self._requests[number])
+            self._preparation.put(entry, number)
 
     def _turn_away(self, entry: Entry, error: PoolError) -> None:
         for request in list(self._requests.values()):
@@ -192,8 +200,7 @@ class Herd:
             self.leave(request.number, PoolClosed("the pool is closing"))
         self._spares.close(self._stop_timeout)
         self.downloads.stop()
-        for task in self._preparing:
-            task.cancel()
+        self._preparation.stop()
         for entry in self._entries.values():
             entry.stop_timers()
             for replica in entry.replicas:
@@ -204,7 +211,7 @@ class Herd:
             for worker in list(self._workers):
                 await worker.wait()
             await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.gather(*self._preparing, return_exceptions=True)
+        await self._preparation.wait()
         await self.downloads.close()
         await self._transport.aclose()
         self.events.close()
@@ -324,7 +331,7 @@ class Herd:
         if request.entry.sized:
             self._put(request)
         else:
-            self._size(request.entry, request)
+            self._preparation.put(request.entry, request.number)
 
     def _refusal(self, entry: Entry) -> PoolError | None:
         """Return why nothing more can be asked of a model: a call of many commands may outlive what it began with."""
@@ -345,79 +352,14 @@ class Herd:
         position = next((other.position for other in waiting if other.request == request.number), 0)
         self.leave(request.number, explain_wait(request, position, len(waiting)))
 
-    def _size(self, entry: Entry, request: Request) -> None:
-        """See to it that a model's files are there, and that the scheduler knows what it takes, before a request for it
-        can start it.
-        """
-        if not entry.preparing and not entry.spec.may_be_gone and self._size_is_told(entry):
-            self._put(request)
-            return
-        entry.unsized.append(request.number)
-        if not entry.preparing:
-            entry.preparing = True
-            # Not kept: a hung file system is not to be waited for.
-            task = asyncio.get_running_loop().create_task(self._prepare(entry))
-            self._preparing.add(task)
-            task.add_done_callback(self._preparing.discard)
-
-    def _size_is_told(self, entry: Entry) -> bool:
-        """Tell the scheduler what a model takes, if nobody has to read its file for that."""
-        if entry.estimated:
-            entry.sized = True
-            return True
-        if self._limits.budgeted and (entry.spec.memory is None or self._gpus):
-            return False
-        entry.sized = entry.estimated = True
-        self._scheduler.resize(entry.name, self._fit(Room(1, entry.spec.memory or 0)).memory)
-        return True
-
-    async def _prepare(self, entry: Entry) -> None:
-        """Do what :meth:`_size` promises, and go on with those who wait. One at a time for each model."""
-        spec: ModelSpec | None = None
-        rooms: list[Room] | None = None
-        while spec is not entry.spec:  # a reload may change it meanwhile
-            await self._supply.miss(entry)
-            spec = entry.spec
-            failure = await self._bring(entry)
-            if self._entries.get(entry.name) is not entry:
-                break
-            if failure is not None and spec is entry.spec:
-                self._go_without(entry, failure)
-                return
-            if spec is entry.spec and not self._size_is_told(entry):
-                needs = await self._read_needs(spec)
-                rooms = [self._fit(Room(1, needs.host, share)) for share in needs.gpus]
-                entry.cache_bytes = needs.cache if spec is entry.spec else 0
-        entry.preparing = False
-        if self._entries.get(entry.name) is not entry:
-            return  # it was removed, and those who waited for it were told
-        if not entry.sized and rooms is not None:
-            entry.sized = entry.estimated = True
-            self._scheduler.resize(entry.name, rooms[0].memory, [room.gpus for room in rooms])
-        waiting, entry.unsized = entry.unsized, []
-        for number in waiting:
+    def _put_all(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
             request = self._requests.get(number)
             if request is not None:
                 self._put(request)
 
-    async def _bring(self, entry: Entry) -> DownloadFailed | None:
-        try:
-            return await self._supply.bring(entry)
-        except Exception as error:  # whatever it is, those who wait have to be told
-            _log.exception("the files of model %r could not be looked for", entry.name)
-            return DownloadFailed(f"what it needs could not be looked for: {error}", code="not_looked_for")
-
-    async def _read_needs(self, spec: ModelSpec) -> Expected:
-        try:
-            # In a thread: the header of a model with a large vocabulary takes a good part of a second to read.
-            return await in_thread(expected, spec, self._gpus)
-        except Exception:  # whatever it is, those who wait must go on: the load will tell what is wrong
-            _log.exception("the memory of model %r could not be estimated", spec.name)
-            return Expected()
-
     def _go_without(self, entry: Entry, failure: DownloadFailed) -> None:
         """Tell those who wait for a model that its files could not be downloaded."""
-        entry.preparing = False
         error = explain_download(entry, failure)
         if failure.code != "cancelled":
             entry.replicas[0].error, entry.replicas[0].exit_code = error, None
@@ -425,11 +367,7 @@ class Herd:
         self.events.emit(entry.name, "status_change", {"status": entry.state, "exit_code": None})
         for number in list(entry.unsized):
             self.leave(number, error)
-        self._revive_later(entry)
-
-    def _fit(self, room: Room) -> Room:
-        """Return an estimate; with a budget that nobody chose, no more than that: what is too large runs alone."""
-        return self._limits.clamp(room) if self._lenient else room
+        self._revivals.await_backoff(entry)
 
     def _put(self, request: Request) -> None:
         name, holds = request.entry.name, request.command is not None
@@ -480,7 +418,7 @@ class Herd:
             self._scheduler.give_up_ahead()
         if entry.state not in RUNNING and not self.queued(entry):
             raise ModelBusy("model is not running", code="model_not_running")
-        self._let_rest(entry)
+        self._revivals.end(entry)
         error = WorkerFailed(f"model {entry.name!r} was unloaded", code="unloaded")
         if entry.preparing or entry.state not in RUNNING:
             self._turn_away(entry, error)
@@ -541,7 +479,7 @@ class Herd:
             replica.log.feed(bytes(self._spares.log))
         worker.model = label
         self._homes[worker] = replica
-        worker.post(_load_of(entry))
+        worker.post(load_of(entry))
         self._tell(replica, "model_status", {"status": State.LOADING})
         self._clocks.watch_load(replica, worker)
         if spare is None:
@@ -631,26 +569,9 @@ class Herd:
     def drop_ahead(self) -> None:
         self._spares.drop()
 
-    def _look_ahead(self) -> Forecast | None:
-        """Choose what the spare is to load ahead. An idle model would go after some time, and so does this."""
-        name = self._scheduler.load_ahead(self._may_load_ahead)
-        if name is None:
-            return None
-        entry = self._entries[name]
-        rest = rest_of(entry.spec, State.LOADED, None)
-        return Forecast(_load_of(entry), None if rest is None else rest.seconds)
-
-    def _may_load_ahead(self, name: str) -> bool:
-        entry = self._entries[name]
-        usable = entry.sized and not (entry.broken or entry.removed or entry.preparing)
-        return usable and entry.spec.missing() is None and entry.backoff.wait(now()) <= 0
-
     def _recheck_ahead(self) -> None:
         """Let go of what was loaded ahead if nobody would load it like that any more."""
-        if (ahead := self._spares.ahead) is None:
-            return
-        entry = self._entries.get(ahead.model)
-        if entry is None or entry.broken or entry.removed or _load_of(entry) != ahead:
+        if self._spares.ahead is not None and self._outlook.is_outdated(self._spares.ahead):
             self._scheduler.give_up_ahead()
 
     def keep(self, work: Coroutine[object, object, None]) -> None:
@@ -787,7 +708,7 @@ class Herd:
         elif trigger is Trigger.READY:
             replica.progress = replica.failure = None
             replica.waking = False
-            self._let_rest(entry)
+            self._revivals.end(entry)
             self._clocks.forget_load(replica)
             entry.backoff.succeeded()
             if message.payload:
@@ -830,47 +751,19 @@ class Herd:
             entry.name, error if loading else None, replica=replica.index, short_of_memory=starved, again=at_once
         )
         if error is not None and not second_try:
-            self._count_failure(entry, error, loading=loading, starved=starved)
+            self._revivals.count(entry, error, loading=loading, starved=starved)
         for request in again.values() if not at_once else ():
-            self._size(entry, request)
+            self._preparation.put(entry, request.number)
         self._registry.forget_if_gone(entry)
-
-    def _count_failure(self, entry: Entry, error: PoolError, *, loading: bool, starved: bool) -> None:
-        """See to what follows from the end of a worker that nobody had told to end."""
-        loop = asyncio.get_running_loop()
-        if entry.lives:
-            if loading and entry.growth is None:
-                entry.growth = loop.call_later(GROW_AGAIN_SECONDS, self._let_grow, entry)
-            return
-        if loading:
-            entry.backoff.failed(now(), costly=starved)
-            if starved:
-                error.retry_after = entry.backoff.wait(now())
-        entry.reviving = entry.reviving or not loading
-        self._revive_later(entry)
-
-    def _revive_later(self, entry: Entry) -> None:
-        """Try once more to bring a model back that is pinned and died, when its back-off allows."""
-        if entry.reviving and entry.spec.pinned and not self._closing:
-            entry.stop_revival()
-            loop = asyncio.get_running_loop()
-            entry.revival = loop.call_later(entry.backoff.wait(now()), self._revive, entry)
-
-    def _let_grow(self, entry: Entry) -> None:
-        entry.growth = None
-        if self._entries.get(entry.name) is entry:
-            self._scheduler.let_grow(entry.name)
 
     def _revive(self, entry: Entry) -> None:
         """Bring a pinned model back whose worker died."""
-        entry.revival = None
         if not (entry.lives or entry.broken or entry.removed or self._closing):
             self.accept(Request(self.next_number(), entry, None, Nobody(), priority=entry.spec.priority))
 
-    @staticmethod
-    def _let_rest(entry: Entry) -> None:
-        entry.reviving = False
-        entry.stop_revival()
+    def _let_grow(self, entry: Entry) -> None:
+        if self._entries.get(entry.name) is entry:
+            self._scheduler.let_grow(entry.name)
 
     def _lose_granted(self, replica: Replica, error: PoolError | None, *, retry: bool) -> dict[int, Request]:
         """Fail the requests that a worker took with it. Return those that deserve a second worker: nothing of their
@@ -899,8 +792,3 @@ class Herd:
             self._put_to_sleep(replica)
         elif not replica.entry.spec.pinned or replica.is_spare:
             self._scheduler.dismiss(replica.entry.name, replica.index)
-
-
-def _load_of(entry: Entry) -> Load:
-    """Return the command that makes a worker load a model as it is to be run now."""
-    return msgspec.structs.replace(entry.spec.to_load(entry.scales), cache_bytes=entry.cache_bytes)

@@ -9,12 +9,13 @@ while the worker in the way finishes and leaves.
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from typing import Final, NamedTuple
+from typing import Final
 
+from llamaherd.pool.outlook import Forecast
 from llamaherd.pool.worker import Worker
 from llamaherd.transport.messages import ChildMessage, Load, Prefetch, State
 
-__all__ = ["SPARE", "Forecast", "SpareKeeper"]
+__all__ = ["SPARE", "SpareKeeper"]
 
 _log = logging.getLogger("llamaherd.pool")
 
@@ -29,13 +30,6 @@ EXPECTED_SECONDS: Final = 30.0
 PRELOAD_ENV: Final = "LLAMAHERD_PRELOAD"
 #: Most bytes that are kept of what a spare prints.
 _LOG_BYTES: Final = 64 * 1024
-
-
-class Forecast(NamedTuple):
-    """What a spare is to load ahead, and for how many seconds it keeps that; None for as long as it lives."""
-
-    load: Load
-    seconds: float | None = None
 
 
 class SpareKeeper:
