@@ -69,7 +69,7 @@ def read_function(scan: Scan, calls: Calls, kinds: Kinds) -> Reading[None]:
     elif not (yield from _tags(scan, calls, name, kinds.get(name, {}), _parameter, "</function>")):
         return
     yield from scan.blank()
-    if (yield from scan.literal("</function>")):
+    if (yield from scan.literal("</function>")) or scan.torn("</function>"):
         scan.settle()
     calls.end()
 
@@ -94,6 +94,9 @@ def _tags(scan: Scan, calls: Calls, name: str, kinds: Mapping[str, bool], read: 
         yield from scan.blank()
         if (yield from _comes(scan, end)):
             break
+        if count and scan.torn(end):
+            scan.settle()
+            return False
         pair = yield from read(scan)
         if pair is None:
             if count and not scan.ended:

@@ -61,7 +61,8 @@ class Dialect:
             return
         yield from scan.blank()
         for end in self.ends:
-            if (yield from scan.literal(end)):
+            # An answer that was cut within a call's end has no content for that.
+            if (yield from scan.literal(end)) or scan.torn(end):
                 scan.settle()
                 return
         scan.rewind()
@@ -153,7 +154,7 @@ def _deepseek(scan: Scan, calls: Calls, kinds: Kinds) -> Reading[None]:
     if (yield from read_arguments(scan, calls)):
         calls.end()
         yield from scan.blank()
-        if (yield from scan.literal("```")):
+        if (yield from scan.literal("```")) or scan.torn("```"):
             scan.settle()
 
 

@@ -2,7 +2,7 @@
 
 A :class:`Reply` is fed the text of one answer and tells what is certain. However the text is cut, the parts are the
 same in the end; what only looks like a call is content; and of everything the model wrote, only marks, and white space
-next to them, are not told.
+next to them, are not told. Of a mark that the answer's end has torn, that is so where a call ends with it.
 """
 
 from typing import Final, NamedTuple

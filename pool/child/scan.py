@@ -93,6 +93,14 @@ class Scan:
         self._at += len(wanted)
         return True
 
+    def torn(self, wanted: str) -> bool:
+        """Read the rest if the text has ended within ``wanted``; whether it has."""
+        rest = self.rest
+        if not self.ended or not rest or not wanted.startswith(rest):
+            return False
+        self._at = len(self._text)
+        return True
+
     def blank(self) -> Reading[None]:
         """Read white space."""
         while True:

@@ -256,6 +256,36 @@ def test_arguments_come_as_they_are_written() -> None:
     ]
 
 
+ENDS = [
+    ("hermes", '<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}', "\n</tool_call>"),
+    (
+        "hermes",
+        "<tool_call>\n<function=weather>\n<parameter=city>\nParis\n</parameter>",
+        "\n</function>\n</tool_call>",
+    ),
+    ("hermes", '<tool_call>\n<function=weather>\n{"city": "Paris"}', "\n</function>\n</tool_call>"),
+    ("hermes", "<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>Paris</arg_value>", "\n</tool_call>"),
+    ("generic", '```json\n{"name": "weather", "arguments": {"city": "Paris"}}', "\n```"),
+    ("seed", '<seed:tool_call>{"name": "weather", "arguments": {"city": "Paris"}}', "</seed:tool_call>"),
+]
+
+
+@pytest.mark.parametrize(("dialect", "call", "end"), ENDS)
+def test_an_answer_that_breaks_off_within_a_calls_end_has_no_content(dialect: str, call: str, end: str) -> None:
+    for length in range(len(end) + 1):
+        said = call + end[:length]
+        for pieces in ([said], list(said)):
+            text, _, [(name, arguments)] = read(pieces, dialect)
+            assert (text, name) == ("", "weather"), length
+            assert arguments in ('{"city": "Paris"', '{"city": "Paris"}')
+
+
+def test_what_begins_like_a_calls_end_and_goes_on_is_content() -> None:
+    call = '<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}\n'
+    for more in ("</tool_cat>", "</", "<"):
+        assert read([call, more, " and so on"], "hermes") == (f"\n{more} and so on", "", [PARIS])
+
+
 def test_without_parallel_calls_the_first_ends_the_answer() -> None:
     reply = a_reply("hermes", parallel=False)
     call = '<tool_call>{"name": "time"}</tool_call>'
