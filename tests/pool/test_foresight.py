@@ -30,9 +30,9 @@ def model(name: str, **fields: Any) -> ModelSpec:
     return ModelSpec(name=name, engine="fake", memory=SIZE, **fields)
 
 
-def pool_of(*models: ModelSpec, **fields: Any) -> Pool:
+def pool_of(*models: ModelSpec, transport: str = "pipe", models_max: int = 1, memory_budget: int = BUDGET) -> Pool:
     """Return a pool with room for one model, a spare, and bytes for what that loads ahead."""
-    return Pool(models, **{"spare": True, "models_max": 1, "memory_budget": BUDGET, **fields})
+    return Pool(models, transport=transport, models_max=models_max, memory_budget=memory_budget, spare=True)
 
 
 async def swap(pool: Pool, *names: str) -> None:
