@@ -406,6 +406,28 @@ def test_a_spare_takes_nothing_of_the_gpu(gpus: Gpus) -> None:
     run(scene(), PATIENCE)
 
 
+def test_a_spare_loads_ahead_where_the_gpu_has_room_for_both(gpus: Gpus, middle: Path) -> None:
+    async def scene() -> None:
+        before = used(gpus)
+        models = [spec("a", middle), spec("b", middle)]
+        async with Pool(models, models_max=1, memory_budget="auto", spare=True) as pool:
+            first = await pool.complete("a", tokens(64), **GREEDY).collect()
+            alone = used(gpus) - before
+            await pool.complete("b", tokens(64), **GREEDY).collect()
+            await until(lambda: pool.counts().ahead == "a", "a is loaded ahead", PATIENCE)
+            both = used(gpus) - before
+            assert 1.5 * alone < both < 2.5 * alone
+            known = pool.status("b").pid
+            (spare,) = (child.pid for child in psutil.Process().children() if child.pid != known)
+            again = await pool.complete("a", tokens(64), **GREEDY).collect()
+            assert again.tokens == first.tokens
+            assert pool.status("a").pid == spare
+            print(f"loaded ahead: {both // MIB} MiB of the GPU instead of {alone // MIB}")
+        await freed(gpus, before)
+
+    run(scene(), PATIENCE)
+
+
 def _maps(process: psutil.Process) -> str:
     try:
         return Path(f"/proc/{process.pid}/maps").read_text()
