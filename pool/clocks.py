@@ -13,6 +13,8 @@ from llamaherd.pool.worker import Worker
 __all__ = ["Clocks", "now"]
 
 
+#: Seconds in which a worker that was a spare has to begin its load.
+SPARE_SILENCE_SECONDS: Final = 10.0
 #: Seconds of the clock by which all waiting of the herd is measured. Not the loop's: to ask for that is a system call.
 now: Final = time.monotonic
 
@@ -58,18 +60,26 @@ class Clocks:
         self._on_rest(replica, rest)
 
     def watch_load(self, replica: Replica, worker: Worker) -> None:
-        """A load, or a waking, begins: the worker fails if it gives no sign of progress for ``load_stall_seconds``."""
+        """A load, or a waking, begins: the worker fails if it gives no sign of progress for ``load_stall_seconds``. One
+        that was a spare and does not even begin, be it hung or stopped or at work on what it was to load ahead, is
+        killed sooner: that says nothing about the model, and another is started.
+        """
         replica.heard = now()
         self.forget_load(replica)
         self._check_load(replica, worker)
 
     def _check_load(self, replica: Replica, worker: Worker) -> None:
         replica.stall = None
+        deaf = replica.anew and replica.progress is None and not replica.waking
         limit = replica.entry.spec.load_stall_seconds
+        if deaf:
+            limit = min(limit or SPARE_SILENCE_SECONDS, SPARE_SILENCE_SECONDS)
         if replica.worker is not worker or not limit or not replica.loading:
             return
         silent = now() - replica.heard
-        if silent >= limit:
+        if silent >= limit and deaf:
+            worker.kill()
+        elif silent >= limit:
             worker.fail(f"its load made no progress for {limit:g} s (load_stall_seconds)")
         else:
             loop = asyncio.get_running_loop()

@@ -471,11 +471,13 @@ class Herd:
         replica.keep_alive = replica.load = None
         replica.oom_kills = oom_kills()
         env = spec.placement(replica.index).environment()
+        ahead = self._spares.ahead
         spare = None if env else self._spares.take()  # a process that runs cannot be placed any more
         label = entry.name if spec.replicas == 1 else f"{entry.name}#{replica.index}"
         worker = replica.worker = spare or self._new_worker(label)
-        replica.adopted = spare is not None
-        if spare is not None:
+        begun = ahead is not None and ahead.model == entry.name
+        replica.adopted, replica.anew = spare is not None, spare is not None and not begun
+        if spare is not None and begun:
             replica.log.feed(bytes(self._spares.log))
         worker.model = label
         self._homes[worker] = replica

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from herding import TRANSPORTS, run, until
-from llamaherd.pool import EngineOptions, ModelBusy, ModelSpec, Placement, Pool, PoolError, State, WorkerFailed
+from llamaherd.pool import EngineOptions, ModelBusy, ModelSpec, Placement, Pool, PoolError, State, WorkerFailed, clocks
 from llamaherd.pool.foresight import Foresight
 from llamaherd.pool.schedule import Limits, Scheduler
 from tiny_gguf import tiny_model
@@ -294,6 +294,32 @@ def test_what_cannot_be_loaded_ahead_costs_nothing(tmp_path: Path, caplog: pytes
             await until(lambda: "could not load 'a' ahead" in caplog.text, "it was tried")
             await swap(pool, "c")
             assert pool.status("c").pid == spare
+
+    run(scene())
+
+
+def test_a_spare_that_hangs_is_replaced_before_anybody_waits_for_it_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clocks, "SPARE_SILENCE_SECONDS", 0.2)
+
+    async def scene() -> None:
+        async with pool_of(model("a"), model("b"), model("c")) as pool:
+            await swap(pool, "a", "b")
+            hung = await loaded_ahead(pool, "a")
+            os.kill(hung, signal.SIGSTOP)
+            await swap(pool, "c")
+            assert pool.status("c").pid != hung
+            assert not psutil.pid_exists(hung)
+
+    run(scene())
+
+
+def test_the_log_of_a_model_has_nothing_of_another_that_was_loaded_ahead() -> None:
+    async def scene() -> None:
+        async with pool_of(model("a", script={"flood_bytes": 200}), model("b"), model("c")) as pool:
+            await swap(pool, "a", "b")
+            await loaded_ahead(pool, "a")
+            await swap(pool, "c")
+            assert not any("..." in line for line in pool.logs("c"))
 
     run(scene())
 
