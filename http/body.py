@@ -19,6 +19,7 @@ MAX_CONTAINERS: Final = 2_000_000
 
 _TOO_LARGE: Final = Kind(413, INVALID_REQUEST.type)
 _TOO_SLOW: Final = Kind(408, INVALID_REQUEST.type)
+_CODED: Final = Kind(415, INVALID_REQUEST.type)
 _CLOSE: Final = {"Connection": "close"}
 #: Some Windows programs begin a text with it; JSON allows to pass it over.
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
@@ -33,8 +34,9 @@ async def read_json(request: Request, limit: int, *, patience: float) -> dict[st
         patience: Seconds to wait for its next part.
 
     Raises:
-        Problem: 413 if the body is larger than that; 408 if it stays away; 400 if it is no JSON object, nested deeper
-            than :data:`MAX_DEPTH`, or has more than :data:`MAX_CONTAINERS` objects and lists.
+        Problem: 413 if the body is larger than that; 408 if it stays away; 415 if it is compressed; 400 if it is no
+            JSON object, nested deeper than :data:`MAX_DEPTH`, or has more than :data:`MAX_CONTAINERS` objects and
+            lists.
         ClientDisconnect: the client left before the end of the body.
     """
     value = await _read_value(request, limit, patience, "object")
@@ -71,6 +73,11 @@ async def _read_value(request: Request, limit: int, patience: float, expected: s
 
 async def read_bytes(request: Request, limit: int, *, patience: float) -> bytes:
     """Return the body as it is. Otherwise as :func:`read_json`."""
+    coding = request.headers.get("content-encoding", "identity").strip().lower()
+    if coding != "identity":
+        raise Problem(
+            _CODED, f"a body with Content-Encoding {coding[:50]!r} is not taken; send it as it is", headers=_CLOSE
+        )
     announced = request.headers.get("content-length", "")
     if announced.isascii() and announced.isdigit() and int(announced[:20]) > limit:
         raise _too_large(limit)

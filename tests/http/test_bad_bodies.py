@@ -75,6 +75,14 @@ def test_a_byte_order_mark_is_passed_over(client: httpx2.Client) -> None:
     assert "not valid JSON" in refusal(client, b"\xef\xbb\xbf\xef\xbb\xbf" + chat_of('"hi"'))
 
 
+@pytest.mark.parametrize("coding", ["gzip", "br", "gzip, identity", "x" * 1000])
+def test_a_compressed_body_is_refused_as_such(client: httpx2.Client, coding: str) -> None:
+    response = client.post(CHAT, content=b"\x1f\x8b\x08", headers={"Content-Encoding": coding})
+    assert response.status_code == 415
+    assert "Content-Encoding" in response.json()["error"]["message"]
+    assert client.post(CHAT, content=chat_of('"hi"'), headers={"Content-Encoding": "Identity"}).status_code == 200
+
+
 WRONG_CHATS: list[dict[str, Any]] = [
     {"max_tokens": -2},
     {"max_tokens": 2**31},
