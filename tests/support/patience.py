@@ -28,11 +28,7 @@ async def patience(seconds: float) -> AsyncGenerator[None]:
     """As ``asyncio.timeout``. Raises TimeoutError."""
     loop = asyncio.get_running_loop()
     left = seconds
-    timer: asyncio.TimerHandle
-
-    def begin_piece() -> None:
-        nonlocal timer
-        timer = loop.call_later(PIECE, end_piece)
+    timers: list[asyncio.TimerHandle] = []
 
     def end_piece() -> None:
         nonlocal left
@@ -40,14 +36,14 @@ async def patience(seconds: float) -> AsyncGenerator[None]:
         if left <= 0:
             limit.reschedule(loop.time())
         else:
-            begin_piece()
+            timers[:] = [loop.call_later(PIECE, end_piece)]
 
     async with asyncio.timeout(None) as limit:
-        begin_piece()
+        timers.append(loop.call_later(PIECE, end_piece))
         try:
             yield
         finally:
-            timer.cancel()
+            timers[0].cancel()
 
 
 def holds_within(seconds: float, holds: Callable[[], bool]) -> bool:
