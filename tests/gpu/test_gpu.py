@@ -7,6 +7,7 @@ ones. Where NVML does not tell what a process takes, the figures of the whole GP
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,17 @@ import pytest
 from gpu_ballast import ballast
 from herding import run, until
 from large_gguf import MIDDLE, write_large_llama
-from llamaherd.pool import EngineOptions, LoadFailed, ModelSpec, Placement, Pool, PoolError, State, WorkerDied
+from llamaherd.pool import (
+    Completion,
+    EngineOptions,
+    LoadFailed,
+    ModelSpec,
+    Placement,
+    Pool,
+    PoolError,
+    State,
+    WorkerDied,
+)
 from llamaherd.pool.gpus import Gpu, Gpus, find_gpus
 from llamaherd.pool.memory import GPU_PROCESS_BYTES, expected_shares
 from prompts import tokens
@@ -214,34 +225,45 @@ def test_flash_attention_and_types_of_the_cache_work_there(middle: Path, options
     run(scene(), PATIENCE)
 
 
-def test_greedy_answers_are_the_same_alone_in_a_crowd_and_behind_a_shared_beginning() -> None:
-    """In F32 throughout, without the rounding of tensor cores: what is left is the order of sums, which these weights
-    survive. With a cache in F16, cuBLAS sums in half precision, so an answer depends on who is beside it.
+def gap(one: Completion, other: Completion) -> float:
+    """Return how much less likely the other's token was to the first one where they part, in nats; 0 if they do not."""
+    for probs, token in zip(one.probs, other.tokens, strict=True):
+        if probs.chosen.token != token:
+            told = {entry.token: entry.logprob for entry in probs.top}
+            assert token in told, f"token {token} is none of the likely ones: {told}"
+            return probs.chosen.logprob - told[token]
+    return 0.0
+
+
+def test_a_greedy_answer_depends_on_its_company_only_where_tokens_are_as_good_as_equal() -> None:
+    """In F32 throughout. Other numbers of rows have other kernels, some of which round to TF32, so with random weights,
+    where many tokens are about as likely, an answer depends on who is beside it.
     """
-    exact = (Placement(env={"NVIDIA_TF32_OVERRIDE": "0"}),)
+    asked: dict[str, Any] = {**GREEDY, "n_probs": 5}
 
     async def scene() -> None:
         shared = tokens(200)
         prompts = [shared + tokens(20, number) for number in range(2, 8)]
         settings: dict[str, Any] = {"flash_attn": "off", "cache_type_k": "f32", "cache_type_v": "f32", "n_parallel": 8}
-        on_gpu = spec("gpu", tiny_model("random"), placements=exact, **settings)
+        on_gpu = spec("gpu", tiny_model("random"), **settings)
         on_cpu = spec("cpu", tiny_model("random"), placements=(Placement(gpus=()),), **settings)
         async with Pool([on_gpu, on_cpu]) as pool:
-            alone = [
-                (await pool.complete("gpu", one, cache_prompt=False, **GREEDY).collect()).tokens for one in prompts
-            ]
-            crowd = await asyncio.gather(
-                *(pool.complete("gpu", one, cache_prompt=False, **GREEDY).collect() for one in prompts)
-            )
-            await pool.complete("gpu", shared, **GREEDY).collect()
-            behind = await asyncio.gather(*(pool.complete("gpu", one, **GREEDY).collect() for one in prompts))
-            host = [(await pool.complete("cpu", one, cache_prompt=False, **GREEDY).collect()).tokens for one in prompts]
-            assert [one.tokens for one in crowd] == alone
-            assert [one.tokens for one in behind] == alone
-            assert all(one.usage.cached_tokens >= 199 for one in behind)
-            same = sum(one == other for one, other in zip(alone, host, strict=True))
-            print(f"{same} of {len(prompts)} answers are the processor's")
-            assert same >= len(prompts) - 1
+
+            async def answer(model: str, prompt: tuple[int, ...], **more: Any) -> Completion:
+                return await pool.complete(model, prompt, **asked, **more).collect()
+
+            alone = [await answer("gpu", one, cache_prompt=False) for one in prompts]
+            again = [await answer("gpu", one, cache_prompt=False) for one in prompts]
+            crowd = await asyncio.gather(*(answer("gpu", one, cache_prompt=False) for one in prompts))
+            await answer("gpu", shared)
+            behind = await asyncio.gather(*(answer("gpu", one) for one in prompts))
+            host = [await answer("cpu", one, cache_prompt=False) for one in prompts]
+        assert [one.tokens for one in again] == [one.tokens for one in alone]
+        assert all(one.usage.cached_tokens >= 199 for one in behind)
+        for name, others in {"crowd": crowd, "behind": behind, "processor": host}.items():
+            gaps = list(map(gap, alone, others))
+            print(f"{name}: {gaps.count(0.0)} of {len(gaps)} answers are the same, the others part at {max(gaps):.4f}")
+            assert max(gaps) < 0.05
 
     run(scene(), PATIENCE)
 
@@ -413,13 +435,17 @@ def test_a_spare_loads_ahead_where_the_gpu_has_room_for_both(gpus: Gpus, middle:
         async with Pool(models, models_max=1, memory_budget="auto", spare=True) as pool:
             first = await pool.complete("a", tokens(64), **GREEDY).collect()
             alone = used(gpus) - before
+            began = time.monotonic()
             await pool.complete("b", tokens(64), **GREEDY).collect()
+            swap = time.monotonic() - began
             await until(lambda: pool.counts().ahead == "a", "a is loaded ahead", PATIENCE)
             both = used(gpus) - before
             assert 1.5 * alone < both < 2.5 * alone
             known = pool.status("b").pid
             (spare,) = (child.pid for child in psutil.Process().children() if child.pid != known)
+            began = time.monotonic()
             again = await pool.complete("a", tokens(64), **GREEDY).collect()
+            print(f"a swap and 48 tokens: {swap:.2f} s, of what was loaded ahead {time.monotonic() - began:.2f} s")
             assert again.tokens == first.tokens
             assert pool.status("a").pid == spare
             print(f"loaded ahead: {both // MIB} MiB of the GPU instead of {alone // MIB}")
