@@ -416,6 +416,7 @@ class Herd:
         """
         if (ahead := self._spares.ahead) is not None and ahead.model == entry.name:
             self._scheduler.give_up_ahead()
+        self._scheduler.forget(entry.name)
         if entry.state not in RUNNING and not self.queued(entry):
             raise ModelBusy("model is not running", code="model_not_running")
         self._revivals.end(entry)
@@ -472,7 +473,8 @@ class Herd:
         replica.oom_kills = oom_kills()
         env = spec.placement(replica.index).environment()
         ahead = self._spares.ahead
-        spare = None if env else self._spares.take()  # a process that runs cannot be placed any more
+        # A process that runs cannot be placed any more; and what the scheduler takes for placed is lent no bytes.
+        spare = None if spec.is_placed else self._spares.take()
         label = entry.name if spec.replicas == 1 else f"{entry.name}#{replica.index}"
         worker = replica.worker = spare or self._new_worker(label)
         begun = ahead is not None and ahead.model == entry.name

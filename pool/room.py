@@ -128,7 +128,9 @@ class Ledger:
 
     def need(self, room: Room) -> Room:
         """Return what a start takes. What is not known may not start beside what is leaving."""
-        return room if room.total else replace(room, places=1 + self._ghosts)
+        if room.total:
+            return room
+        return replace(room, places=1 + self._ghosts + (self._dropped.total > 0))
 
     def fits(self, need: Room) -> bool:
         """Whether there is so much room now."""

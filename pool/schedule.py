@@ -243,6 +243,8 @@ class Scheduler:
         self._count(instance, +1)
         if not instance.retiring and instance.phase is not Phase.STOPPING:
             entry.rooms[replica % len(entry.rooms)] = room  # one that is out of date says nothing of the next
+        if not self._ledger.fits(Room()):
+            self.give_up_ahead()  # beside what runs there is no room for it after all
         self._room_changed = True
         self._decide()
 
@@ -437,6 +439,10 @@ class Scheduler:
             self._ledger.drop_ahead()
             self._effects.drop_ahead()
 
+    def forget(self, model: str) -> None:
+        """Nobody expects the model back: it is not to be loaded ahead."""
+        self._foresight.forget(model)
+
     def ahead_gone(self, model: str) -> None:
         """What was loaded ahead is gone, or could not be loaded; it is not tried again before it had to go again."""
         self._foresight.forget(model)
@@ -551,6 +557,7 @@ class Scheduler:
             waits = waits or model
             if model.placed:
                 self.give_up_ahead()
+                lent = Room()  # what is being given up is nobody's before it is gone
             if self._ledger.will_fit(need) or self._make_room(need):
                 promised = need  # its room comes with the exits of what was stopped
             elif self._line.overtaken(model) >= self._limits.max_overtakes:
@@ -567,7 +574,10 @@ class Scheduler:
         for model in list(self._line.growing.values()):
             while model.may_grow:
                 need = self._ledger.need(model.next_room)
-                if not self._ledger.fits(need if model.placed else need - self._ledger.ahead):
+                lent = self._ledger.ahead
+                if not self._ledger.fits(need if model.placed else need - lent):
+                    if model.placed and self._ledger.fits(need - lent):
+                        self.give_up_ahead()
                     break
                 self._start(model)
 

@@ -114,11 +114,17 @@ def test_what_is_started_is_not_expected_any_more() -> None:
 class Quiet:
     """Has nothing done. Implements ``Effects``."""
 
-    def start(self, model: str, replica: int) -> None: ...
+    def __init__(self) -> None:
+        self.starts: list[tuple[str, int]] = []
+        self.drops = 0
+
+    def start(self, model: str, replica: int) -> None:
+        self.starts.append((model, replica))
 
     def prepare(self, model: str) -> None: ...
 
-    def drop_ahead(self) -> None: ...
+    def drop_ahead(self) -> None:
+        self.drops += 1
 
     def wake(self, model: str, replica: int) -> None: ...
 
@@ -142,6 +148,24 @@ def swapped(size: int = SIZE, budget: int = BUDGET) -> Scheduler:
             scheduler.exited("a")
         scheduler.ready(name)
         scheduler.finish(ticket)
+    return scheduler
+
+
+def crowded(effects: Quiet) -> Scheduler:
+    """Return a scheduler with two places and room for three models in which ``b`` runs and ``a``, which had to go, is
+    loaded ahead.
+    """
+    scheduler = Scheduler(effects, Limits(models_max=2, memory_budget=3 * SIZE))
+    for name, size in (("a", SIZE), ("big", 3 * SIZE), ("b", SIZE)):
+        scheduler.add(name)
+        scheduler.resize(name, size)
+    for ticket, (name, before) in enumerate((("a", ""), ("big", "a"), ("b", "big"))):
+        scheduler.request(ticket, name)
+        if before:
+            scheduler.exited(before)
+        scheduler.ready(name)
+        scheduler.finish(ticket)
+    assert scheduler.load_ahead("a".__eq__) == "a"
     return scheduler
 
 
@@ -179,6 +203,61 @@ def test_nothing_is_loaded_ahead_that_somebody_unloaded() -> None:
 
 def test_nothing_is_loaded_ahead_that_may_not_be() -> None:
     assert swapped().load_ahead(lambda model: False) is None
+
+
+def test_bytes_that_are_being_given_up_are_lent_to_nobody() -> None:
+    effects = Quiet()
+    scheduler = crowded(effects)
+    scheduler.add("placed", slots=1, replicas=2, placed=True)
+    scheduler.resize("placed", SIZE)
+    scheduler.add("next")
+    scheduler.resize("next", SIZE)
+    scheduler.request(9, "b")
+    scheduler.request(10, "placed")
+    scheduler.request(11, "next")  # there is no place for it, though what is loaded ahead would leave the bytes
+    scheduler.resize("placed", 2 * SIZE + 1)
+    scheduler.retire("placed")  # its place is free at once, and what it is now waits for more bytes
+    assert effects.drops == 1
+    assert effects.starts[-1] == ("placed", 0), "neither a nor placed is gone yet"
+    scheduler.ahead_gone("a")
+    assert effects.starts[-1] == ("next", 0)
+
+
+def test_a_further_replica_that_cannot_be_the_spare_is_not_kept_away_by_it() -> None:
+    effects = Quiet()
+    scheduler = crowded(effects)
+    scheduler.unload("b", WorkerFailed("unloaded"))
+    scheduler.exited("b")
+    scheduler.add("placed", slots=1, replicas=2, placed=True)
+    scheduler.resize("placed", SIZE + 1)
+    for ticket in (10, 11):
+        scheduler.request(ticket, "placed")
+    scheduler.ready("placed")
+    assert effects.drops == 1
+    scheduler.ahead_gone("a")
+    assert effects.starts[-1] == ("placed", 1)
+
+
+def test_what_is_loaded_ahead_goes_when_a_model_takes_more_than_was_expected() -> None:
+    effects = Quiet()
+    scheduler = crowded(effects)
+    scheduler.measure("b", 2 * SIZE)
+    fits = not effects.drops
+    assert fits
+    scheduler.measure("b", 2 * SIZE + 1)
+    assert effects.drops == 1
+
+
+def test_what_nobody_knows_does_not_start_beside_a_spare_that_leaves() -> None:
+    effects = Quiet()
+    scheduler = crowded(effects)
+    scheduler.request(9, "b")
+    scheduler.give_up_ahead()
+    scheduler.add("unknown")
+    scheduler.request(10, "unknown")
+    assert effects.starts[-1] == ("b", 0)
+    scheduler.ahead_gone("a")
+    assert effects.starts[-1] == ("unknown", 0)
 
 
 # --- a swap ---
@@ -337,6 +416,34 @@ def test_what_is_loaded_ahead_goes_when_its_model_is_unloaded() -> None:
             await until(lambda: spare not in spares(pool), "its memory is free")
             await until(lambda: len(spares(pool)) == 1, "there is another spare")
             assert pool.counts().ahead == ""
+
+    run(scene())
+
+
+def test_a_model_that_somebody_unloads_is_not_loaded_ahead_later() -> None:
+    async def scene() -> None:
+        async with pool_of(*map(model, "abcd")) as pool:
+            await swap(pool, *"abcd")
+            await loaded_ahead(pool, "c")
+            for name in "bc":
+                with pytest.raises(ModelBusy):
+                    await pool.unload(name)
+            await loaded_ahead(pool, "a")
+
+    run(scene())
+
+
+def test_a_model_with_a_placement_that_says_nothing_is_not_the_spare_either() -> None:
+    async def scene() -> None:
+        placed = model("c", placements=(Placement(),))
+        async with pool_of(model("a"), model("b"), placed, models_max=2, memory_budget=4 * SIZE) as pool:
+            await swap(pool, "a", "b", "c")
+            spare = await loaded_ahead(pool, "a")
+            await pool.unload("c")
+            await swap(pool, "c")
+            assert pool.status("c").pid != spare
+            await swap(pool, "a")
+            assert pool.status("a").pid == spare
 
     run(scene())
 
