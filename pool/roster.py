@@ -126,6 +126,7 @@ class Model:
         holding: How many of these will hold it.
         second_try: It was short of memory, and another was stopped for its second start.
         victim: The instance that was; the second start waits for its end.
+        awaits_spare: The second start waits for the end of a spare, for what that had loaded ahead.
         stunted: Its last attempt to start a further replica failed.
     """
 
@@ -143,6 +144,7 @@ class Model:
     holding: int = 0
     second_try: bool = False
     victim: Instance | None = None
+    awaits_spare: bool = False
     stunted: bool = False
 
     @property
@@ -172,7 +174,7 @@ class Model:
     @property
     def hungry(self) -> bool:
         """Whether it is waited for, and has nothing that serves, and something that can be started."""
-        if not self.waiting or self.live or self.startable is None:
+        if not self.waiting or self.live or self.startable is None or self.awaits_spare:
             return False
         return self.victim is None or self.victim.phase is not Phase.STOPPING
 

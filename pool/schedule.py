@@ -26,7 +26,8 @@ A model has one process or several, its *instances*, numbered from 0 on. The rul
 8. Queues are bounded, per model and in total: a request over the limit is refused.
 9. What can never be served is refused at once: a model that is too large for the budget, or for what pinned models
    leave of it.
-10. A start that fails for want of memory stops the idle instance that was used longest ago and is tried once more.
+10. A start that fails for want of memory stops the spare that has loaded something ahead, or else the idle instance
+    that was used longest ago, and is tried once more.
 11. An instance that *retires* (its model has changed) takes no new requests and is stopped when it has finished.
 12. A request whose process died may go back to the line: to its old place, whatever the limits say by now.
 13. A spare process may load a model ahead that is likely wanted next: into room that is free and that nobody waits for,
@@ -68,6 +69,8 @@ class Scheduler:
         #: Instances that nobody uses, in the order of their last use, and those that are drained.
         self._idle: dict[Key, Instance] = {}
         self._drained: dict[Key, Instance] = {}
+        #: Models whose second start waits for the end of a spare.
+        self._awaits_spare: list[Model] = []
         #: What an event leaves to be looked at: models, and whether there may be more room, or something to make some.
         self._stirred: dict[str, Model] = {}
         self._room_changed = False
@@ -447,6 +450,10 @@ class Scheduler:
         """What was loaded ahead is gone, or could not be loaded; it is not tried again before it had to go again."""
         self._foresight.forget(model)
         self._ledger.end_ahead()
+        for held_up in self._awaits_spare:
+            held_up.awaits_spare = False
+            self._stir(held_up)
+        self._awaits_spare.clear()
         self._room_changed = True
         self._decide()
 
@@ -624,8 +631,14 @@ class Scheduler:
 
     def _make_second_try(self, model: Model) -> bool:
         """Stop something idle for a model whose load found too little memory. Rule 10."""
+        spare_goes = self._ledger.ahead.total > 0
+        self.give_up_ahead()  # even if this is not tried again: or the next attempt would find as little
         if not model.waiting or model.live or model.second_try:
             return False
+        if spare_goes:
+            model.second_try = model.awaits_spare = True
+            self._awaits_spare.append(model)
+            return True
         idle = dispensable(self._idle.values())
         if not idle:
             return False

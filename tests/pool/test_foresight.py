@@ -17,7 +17,7 @@ import pytest
 from herding import TRANSPORTS, run, until
 from llamaherd.pool import EngineOptions, ModelBusy, ModelSpec, Placement, Pool, PoolError, State, WorkerFailed, clocks
 from llamaherd.pool.foresight import Foresight
-from llamaherd.pool.schedule import Limits, Scheduler
+from llamaherd.pool.schedule import Limits, Phase, Scheduler
 from tiny_gguf import tiny_model
 
 MIB = 1024 * 1024
@@ -246,6 +246,20 @@ def test_what_is_loaded_ahead_goes_when_a_model_takes_more_than_was_expected() -
     assert fits
     scheduler.measure("b", 2 * SIZE + 1)
     assert effects.drops == 1
+
+
+def test_what_is_loaded_ahead_goes_for_a_model_that_finds_too_little_memory() -> None:
+    effects = Quiet()
+    scheduler = crowded(effects)
+    scheduler.add("placed", placed=True)
+    scheduler.resize("placed", SIZE)
+    scheduler.request(10, "placed")
+    assert scheduler.exited("placed", WorkerFailed("memory"), short_of_memory=True), "it is tried again"
+    assert effects.drops == 1
+    assert effects.starts.count(("placed", 0)) == 1, "not before the memory is free"
+    assert scheduler.phase("b") is Phase.READY, "nothing else has to go"
+    scheduler.ahead_gone("a")
+    assert effects.starts.count(("placed", 0)) == 2
 
 
 def test_what_nobody_knows_does_not_start_beside_a_spare_that_leaves() -> None:

@@ -64,6 +64,7 @@ class Herd(RuleBasedStateMachine):
         self.retiring: set[Key] = set()
         #: What was stopped for a model that was short of memory, and the models that have used up their second try.
         self.victims: dict[str, Key] = {}
+        self.await_spare: set[str] = set()
         self.stunted: set[str] = set()
         self.stops: list[Key] = []
         #: What the spare has loaded ahead, whether it is to go, and what has had to make room.
@@ -90,7 +91,7 @@ class Herd(RuleBasedStateMachine):
 
     def hungry(self, model: str) -> bool:
         victim = self.victims.get(model)
-        held_up = victim is not None and self.phase[victim] is Phase.STOPPING
+        held_up = (victim is not None and self.phase[victim] is Phase.STOPPING) or model in self.await_spare
         return model in self.waiting.values() and not self.live(model) and self.startable(model) and not held_up
 
     def keys_in(self, *phases: Phase) -> list[Key]:
@@ -248,7 +249,11 @@ class Herd(RuleBasedStateMachine):
         self.stops.clear()
         if self.scheduler.exited(model, LoadFailed("memory"), replica=replica, short_of_memory=True):
             assert list(self.waiting.values()).count(model) == waiting, "who waits for a second try goes on waiting"
-            self.victims[model] = self.stops[0]
+            if self.stops:
+                self.victims[model] = self.stops[0]
+            else:
+                assert self.dropped, "something goes for it"
+                self.await_spare.add(model)
 
     def _gone(self, key: Key) -> None:
         self.phase[key] = Phase.ABSENT
@@ -331,6 +336,7 @@ class Herd(RuleBasedStateMachine):
         assert self.ahead is not None
         gone, self.ahead, self.dropped = self.ahead, None, False
         self.displaced.discard(gone)
+        self.await_spare.clear()
         self.scheduler.ahead_gone(gone)
 
     # rules that always hold
