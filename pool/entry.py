@@ -34,7 +34,7 @@ class Replica:
         requests: Those that its worker was given and has not ended, by number.
         failure: What the current worker said of its own failure, before its exit.
         adopted: Its worker was a spare.
-        anew: That had not begun its model, and says so at once when it does.
+        anew: That had not begun its model, or has it already: either way it says so at once.
         load: What its worker does, as it told last; None before that.
         drowsy: A sleep command is under way, or was carried out: work needs a wake command first.
         waking: A wake command is under way.

@@ -472,13 +472,13 @@ class Herd:
         replica.keep_alive = replica.load = None
         replica.oom_kills = oom_kills()
         env = spec.placement(replica.index).environment()
-        ahead = self._spares.ahead
+        ahead, ready = self._spares.ahead, self._spares.ready
         # A process that runs cannot be placed any more; and what the scheduler takes for placed is lent no bytes.
         spare = None if spec.is_placed else self._spares.take()
         label = entry.name if spec.replicas == 1 else f"{entry.name}#{replica.index}"
         worker = replica.worker = spare or self._new_worker(label)
         begun = ahead is not None and ahead.model == entry.name
-        replica.adopted, replica.anew = spare is not None, spare is not None and not begun
+        replica.adopted, replica.anew = spare is not None, spare is not None and (ready or not begun)
         if spare is not None and begun:
             replica.log.feed(bytes(self._spares.log))
         worker.model = label

@@ -391,7 +391,10 @@ def test_what_cannot_be_loaded_ahead_costs_nothing(tmp_path: Path, caplog: pytes
     run(scene())
 
 
-def test_a_spare_that_hangs_is_replaced_before_anybody_waits_for_it_long(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("wanted", ["a", "c"], ids=["what it has loaded", "another model"])
+def test_a_spare_that_hangs_is_replaced_before_anybody_waits_for_it_long(
+    wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(clocks, "SPARE_SILENCE_SECONDS", 0.2)
 
     async def scene() -> None:
@@ -399,8 +402,8 @@ def test_a_spare_that_hangs_is_replaced_before_anybody_waits_for_it_long(monkeyp
             await swap(pool, "a", "b")
             hung = await loaded_ahead(pool, "a")
             os.kill(hung, signal.SIGSTOP)
-            await swap(pool, "c")
-            assert pool.status("c").pid != hung
+            await swap(pool, wanted)
+            assert pool.status(wanted).pid != hung
             assert not psutil.pid_exists(hung)
 
     run(scene())
