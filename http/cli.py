@@ -116,7 +116,12 @@ def serve(
         async with herd:
             if catalog.broken:
                 herd.reload((*specs, *catalog.broken))
-            offer: dict[str, Any] = {"default_model": only, "health_waits": only is not None, **settings.to_serve()}
+            offer: dict[str, Any] = {
+                "default_model": only,
+                "any_name": only is not None,
+                "health_waits": only is not None,
+                **settings.to_serve(),
+            }
             await guard.guard(server.serve(herd, library=library, on_ready=on_ready, **offer))
 
     with contextlib.suppress(signals.Interrupted):

@@ -56,6 +56,8 @@ class Front:
 
     Attributes:
         default_model: Serves requests that name no model; None refuses them.
+        any_name: Whether the default model also serves requests for names that no model has: programs are often written
+            for one of OpenAI's, and llama-server looks at no name where it has one model.
         health_waits: Whether ``/health`` is 503 until the default model was loaded once.
         autoload: Whether a request loads its model; ``?autoload=`` overrides it.
         manage: Whether clients may load, unload, download, delete and reload models, read logs and set adapters.
@@ -78,6 +80,7 @@ class Front:
 
     pool: Pool
     default_model: str | None = None
+    any_name: bool = False
     health_waits: bool = False
     autoload: bool = True
     manage: bool = True
@@ -107,13 +110,24 @@ class Front:
         """Return a request's body as it is. Raises as :func:`~llamaherd.http.body.read_bytes`."""
         return await read_bytes(request, self.max_body_bytes, patience=self.body_seconds)
 
-    def model_of(self, body: ModelBody) -> str:
-        """Return the model that a body names. Raises Problem if it names none and there is no default."""
-        name = body.model or self.default_model
+    def model_of(self, body: ModelBody, *, exact: bool = False) -> str:
+        """Return the model that serves what a body asks for; with ``exact`` the one that it names, be it there or not.
+        Raises Problem if it names none and there is no default.
+        """
+        name, default = body.model or self.default_model, self.default_model
         if not name:
             raise Problem(INVALID_REQUEST, "model name is missing from the request", param="model")
+        if self.any_name and default and name != default and not exact and not self._is_known(name):
+            name = default
         self.check_model(name)
         return name
+
+    def _is_known(self, name: str) -> bool:
+        try:
+            self.pool.status(name)
+        except ModelNotFound:
+            return False
+        return True
 
     def defaults_of(self, model: str) -> Mapping[str, Any]:
         """Return the parameters of a model's requests where they say nothing else: what its settings say, and for the

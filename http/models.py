@@ -88,7 +88,7 @@ async def model_logs(front: Front, request: Request) -> Response:
 async def load_model(front: Front, request: Request) -> Response:
     """Begin to load a model. What becomes of it is told by ``/models/sse`` and the list."""
     front.check_manage()
-    model = front.model_of(parse(await front.read(request), ModelBody))
+    model = front.model_of(parse(await front.read(request), ModelBody), exact=True)
     try:
         front.pool.start_load(model)
     except ModelNotFound:
@@ -99,7 +99,7 @@ async def load_model(front: Front, request: Request) -> Response:
 async def unload_model(front: Front, request: Request) -> Response:
     """Begin to unload a model."""
     front.check_manage()
-    model = front.model_of(parse(await front.read(request), ModelBody))
+    model = front.model_of(parse(await front.read(request), ModelBody), exact=True)
     try:
         front.pool.start_unload(model)
     except ModelNotFound:

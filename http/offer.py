@@ -14,6 +14,7 @@ class Offer(TypedDict, total=False):
     """Fields of :class:`~llamaherd.http.front.Front` by their names, which describes them."""
 
     default_model: str | None
+    any_name: bool
     health_waits: bool
     autoload: bool
     manage: bool

@@ -81,3 +81,12 @@ def test_the_default_model_needs_to_be_opened_too() -> None:
     policy = Security(keys=ApiKeys({"two": Grant(models=frozenset({"two"}))}))
     with LiveFront(fake("one"), default_model="one", security=policy) as live, client_of(live, "two") as client:
         assert refused(client.post(CHAT, json=say("hi")))
+
+
+def test_a_key_that_does_not_open_the_only_model_opens_it_by_no_other_name() -> None:
+    policy = Security(keys=ApiKeys({"two": Grant(models=frozenset({"two", "gpt-4o"}))}))
+    with (
+        LiveFront(fake("one"), default_model="one", any_name=True, security=policy) as live,
+        client_of(live, "two") as client,
+    ):
+        assert refused(client.post(CHAT, json=say("hi", model="gpt-4o")))

@@ -266,6 +266,17 @@ def test_a_default_model_serves_requests_that_name_none() -> None:
         error_of(client.post("/v1/chat/completions", json=say("hi", model="else")), 400, "invalid_request_error")
 
 
+def test_a_server_of_one_model_serves_whatever_model_is_named_but_unloads_only_what_is() -> None:
+    models = (fake("echo"), fake("other"))
+    with LiveFront(*models, default_model="echo", any_name=True) as front, front.client() as client:
+        answer = client.post("/v1/chat/completions", json=say("hi", model="gpt-4o")).json()
+        assert (answer["model"], answer["choices"][0]["message"]["content"]) == ("echo", "hi")
+        assert client.post("/v1/chat/completions", json=say("hi", model="other")).json()["model"] == "other"
+        for path in ("/models/load", "/models/unload"):
+            assert client.post(path, json={"model": "gpt-4o"}).is_error
+        assert client.get("/props?model=echo").json()["status"] == "loaded"
+
+
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
 @pytest.mark.parametrize("streamed", [False, True])
 def test_an_unknown_model_is_400_whether_streamed_or_not(client: httpx2.Client, path: str, streamed: bool) -> None:
