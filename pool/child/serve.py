@@ -328,7 +328,7 @@ class Service:
             self._channel.send(State(state="ready", payload=ready_payload(command, info)))
 
     def _prefetch(self, command: Load) -> None:
-        """Load a model for a command that may follow. Whatever goes wrong, this is a worker without a model again."""
+        """Load a model for a command that may follow. If that fails, this is a worker without a model as before."""
         if self._load is not None or self._ahead.engine is not None:
             log(f"ignored a prefetch command, for {command.model!r}")
             return
