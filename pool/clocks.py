@@ -78,6 +78,7 @@ class Clocks:
             return
         silent = now() - replica.heard
         if silent >= limit and deaf:
+            replica.let_down = True
             worker.kill()
         elif silent >= limit:
             worker.fail(f"its load made no progress for {limit:g} s (load_stall_seconds)")

@@ -35,6 +35,8 @@ class Replica:
         failure: What the current worker said of its own failure, before its exit.
         adopted: Its worker was a spare.
         anew: That had not begun its model, or has it already: either way it says so at once.
+        let_down: A spare did not, and was killed for it, since the model was ready last. The next one has its time: it
+            may have only just been started, on a machine that needs long for that.
         load: What its worker does, as it told last; None before that.
         drowsy: A sleep command is under way, or was carried out: work needs a wake command first.
         waking: A wake command is under way.
@@ -58,6 +60,7 @@ class Replica:
     exit_code: int | None = None
     adopted: bool = False
     anew: bool = False
+    let_down: bool = False
     load: EngineLoad | None = None
     drowsy: bool = False
     waking: bool = False

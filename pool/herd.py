@@ -478,7 +478,8 @@ class Herd:
         label = entry.name if spec.replicas == 1 else f"{entry.name}#{replica.index}"
         worker = replica.worker = spare or self._new_worker(label)
         begun = ahead is not None and ahead.model == entry.name
-        replica.adopted, replica.anew = spare is not None, spare is not None and (ready or not begun)
+        replica.adopted = spare is not None
+        replica.anew = replica.adopted and (ready or not begun) and not replica.let_down
         if spare is not None and begun:
             replica.log.feed(bytes(self._spares.log))
         worker.model = label
@@ -711,7 +712,7 @@ class Herd:
             replica.progress = data["progress"] = message.payload
         elif trigger is Trigger.READY:
             replica.progress = replica.failure = None
-            replica.waking = False
+            replica.waking = replica.let_down = False
             self._revivals.end(entry)
             self._clocks.forget_load(replica)
             entry.backoff.succeeded()

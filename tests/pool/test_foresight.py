@@ -73,6 +73,12 @@ def spares(pool: Pool) -> list[int]:
     return [child.pid for child in psutil.Process().children() if child.pid not in known]
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether no thread of a process runs any more; that takes a moment after the signal."""
+    stats = (path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat"))
+    return all(stat.rpartition(")")[2].split()[0] == "T" for stat in stats)
+
+
 # --- which ---
 
 
@@ -402,9 +408,20 @@ def test_a_spare_that_hangs_is_replaced_before_anybody_waits_for_it_long(
             await swap(pool, "a", "b")
             hung = await loaded_ahead(pool, "a")
             os.kill(hung, signal.SIGSTOP)
+            await until(lambda: is_stopped(hung), "all of its threads have stopped")
             await swap(pool, wanted)
             assert pool.status(wanted).pid != hung
             assert not psutil.pid_exists(hung)
+
+    run(scene())
+
+
+def test_a_machine_that_needs_long_to_start_a_process_is_given_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clocks, "SPARE_SILENCE_SECONDS", 0.0)  # no spare begins so soon
+
+    async def scene() -> None:
+        async with pool_of(model("a"), model("b")) as pool:
+            await swap(pool, "a", "b", "a", "b")
 
     run(scene())
 

@@ -283,8 +283,8 @@ def test_nothing_is_left_after_the_close() -> None:
         running = pool.complete("m", "hello")
         assert len(set(threading.enumerate()) - threads) == 1
     assert wait_gone(pids, 0) == []
-    assert set(threading.enumerate()) == threads
-    assert fds() == descriptors
+    assert set(threading.enumerate()) <= threads  # other tests' threads may end meanwhile
+    assert fds() <= descriptors
     with pytest.raises(PoolClosed):
         running.collect()
 
