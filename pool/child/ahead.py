@@ -20,7 +20,7 @@ _Stamp: TypeAlias = tuple[int, int, int, int]
 class Ahead:
     """At most one model, loaded before anybody has asked for it.
 
-    All but :meth:`expect` and :attr:`expected` belongs to the engine's thread.
+    All but :meth:`expect` belongs to the engine's thread.
 
     Args:
         leaving: Set when the process is to end.
@@ -37,7 +37,7 @@ class Ahead:
         self._stamps: tuple[_Stamp | None, ...] = ()
         self.engine: Engine | None = None
 
-    def load(self, engine: Engine, command: Load, progress: Progress) -> ModelInfo:
+    def load(self, engine: Engine, command: Load, progress: Progress) -> None:
         """Load a model, and tell of progress only once it is expected.
 
         Raises:
@@ -59,7 +59,6 @@ class Ahead:
             self._command = None
             raise
         self.engine = engine
-        return self._info
 
     def expect(self, command: Load) -> None:
         """From any thread: this is to be loaded now. A load of another model that is under way is abandoned."""
