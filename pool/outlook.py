@@ -45,9 +45,13 @@ class Outlook:
         return Forecast(load_of(entry), None if rest is None else rest.seconds)
 
     def is_outdated(self, load: Load) -> bool:
-        """Whether nobody would load a model like that any more."""
+        """Whether nobody would load a model like that any more. Its other names and its tags are not loaded, as for
+        :meth:`~llamaherd.pool.config.ModelSpec.runs_as`.
+        """
         entry = self._entries.get(load.model)
-        return entry is None or bool(entry.broken) or entry.removed or load_of(entry) != load
+        if entry is None or entry.broken or entry.removed:
+            return True
+        return msgspec.structs.replace(load_of(entry), aliases=load.aliases, tags=load.tags) != load
 
     def _may_be_loaded(self, name: str) -> bool:
         entry = self._entries[name]

@@ -500,6 +500,8 @@ def test_what_is_loaded_ahead_goes_when_its_model_has_become_another() -> None:
             await swap(pool, "a", "b")
             spare = await loaded_ahead(pool, "a")
             pool.reload([model("a", aliases=("alpha",)), model("b")])
+            assert pool.counts().ahead == "a", "another name is no other model"
+            pool.reload([model("a", script={"load_steps": 2}), model("b")])
             await until(lambda: spare not in spares(pool), "its memory is free")
             pool.reload([model("b")])
             await swap(pool, "b")
