@@ -6,11 +6,11 @@ bare keys. A value in a tag is text by itself; the tool's schema says where it i
 
 import json
 import re
-from collections.abc import Callable, Mapping
-from typing import Any, Final, cast
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple, cast
 
 from llamaherd.pool.child.calls import NAME, Calls, read_arguments
-from llamaherd.pool.child.scan import Reading, Scan
+from llamaherd.pool.child.scan import Reading, Scan, overlap
 
 __all__ = ["Kinds", "kinds_of", "read_bare", "read_function", "read_keyed"]
 
@@ -66,7 +66,7 @@ def read_function(scan: Scan, calls: Calls, kinds: Kinds) -> Reading[None]:
         scan.settle()
         if not (yield from read_arguments(scan, calls)):
             return
-    elif not (yield from _tags(scan, calls, name, kinds.get(name, {}), _parameter, "</function>")):
+    elif not (yield from _tags(scan, calls, name, kinds.get(name, {}), _PARAMETERS)):
         return
     yield from scan.blank()
     if (yield from scan.literal("</function>")) or scan.torn("</function>"):
@@ -77,39 +77,67 @@ def read_function(scan: Scan, calls: Calls, kinds: Kinds) -> Reading[None]:
 def read_keyed(scan: Scan, calls: Calls, kinds: Kinds) -> Reading[None]:
     """Read ``name`` and its ``<arg_key>`` and ``<arg_value>`` tags; the end tag of the call must follow."""
     name = yield from scan.word(NAME)
-    if not calls.knows(name):
+    # A name that the text ends with may have been the beginning of another.
+    if not calls.knows(name) or not (yield from scan.has()):
         return
     yield from scan.blank()
-    if (yield from _tags(scan, calls, name, kinds.get(name, {}), _keyed, "</tool_call>")):
+    if (yield from _tags(scan, calls, name, kinds.get(name, {}), _KEYED)):
         calls.end()
 
 
-_Tag = Callable[[Scan], Reading[tuple[str, str] | None]]
+class _Form(NamedTuple):
+    """How a family writes one argument.
+
+    Attributes:
+        key: What is before its key.
+        key_end: What is behind that.
+        value: What comes next, before the value; empty for nothing.
+        value_end: What is behind the value.
+        lines: Whether the value stands on lines of its own.
+        end: What comes behind the last argument.
+    """
+
+    key: str
+    key_end: str
+    value: str
+    value_end: str
+    lines: bool
+    end: str
 
 
-def _tags(scan: Scan, calls: Calls, name: str, kinds: Mapping[str, bool], read: _Tag, end: str) -> Reading[bool]:
-    """Read tags up to ``end``, which stays unread; whether the call has begun, which one tag or the end decides."""
+_PARAMETERS: Final = _Form("<parameter=", ">", "", "</parameter>", True, "</function>")
+_KEYED: Final = _Form("<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>", False, "</tool_call>")
+
+
+def _tags(scan: Scan, calls: Calls, name: str, kinds: Mapping[str, bool], form: _Form) -> Reading[bool]:
+    """Read tags up to the form's end, which stays unread; whether the call is whole.
+
+    It has begun with the head of its first tag, with the end, or where the text ends before either: what was said of a
+    call that is cut off is told as a call, as in llama-server, and what ends within a mark has none of it.
+    """
     count = 0
     while True:
         yield from scan.blank()
-        if (yield from _comes(scan, end)):
+        if (yield from _comes(scan, form.end)):
             break
-        if count and scan.torn(end):
-            scan.settle()
-            return False
-        pair = yield from read(scan)
-        if pair is None:
-            if count and not scan.ended:
+        key = None if scan.torn(form.end) else (yield from _head(scan, form))
+        if key is None:
+            broken = scan.ended and not scan.rest
+            if broken and not count:
+                calls.begin(name)
+                calls.add("{")
+            if broken:
+                scan.settle()
+            elif count:
                 calls.add("}")
-            return bool(count) and not scan.ended
+            return bool(count) and not broken
         if not count:
             calls.begin(name)
-        key, value = pair
-        calls.add(
-            ("{" if not count else ", ") + json.dumps(key, ensure_ascii=False) + ": " + _told(value, kinds.get(key))
-        )
-        count += 1
+        calls.add(("{" if not count else ", ") + json.dumps(key, ensure_ascii=False) + ": ")
         scan.settle()
+        if not (yield from _value(scan, calls, kinds.get(key), form)):
+            return False
+        count += 1
     if not count:
         calls.begin(name)
     calls.add("}" if count else "{}")
@@ -125,25 +153,54 @@ def _comes(scan: Scan, text: str) -> Reading[bool]:
     return comes
 
 
-def _parameter(scan: Scan) -> Reading[tuple[str, str] | None]:
-    if not (yield from scan.literal("<parameter=")):
+def _head(scan: Scan, form: _Form) -> Reading[str | None]:
+    """Read an argument up to its value and return its key; None if there is none, or if the text ends within."""
+    if not (yield from scan.literal(form.key)):
+        scan.torn(form.key)
         return None
-    key = yield from scan.until(">")
-    value = (yield from scan.until("</parameter>")) if key is not None else None
-    if key is None or value is None:
+    key = yield from scan.until(form.key_end)
+    if key is None:
         return None
-    return key.strip(), value.removeprefix("\n").removesuffix("\n")
+    if form.value:
+        yield from scan.blank()
+        if not (yield from scan.literal(form.value)):
+            scan.torn(form.value)
+            return None
+    return key.strip()
 
 
-def _keyed(scan: Scan) -> Reading[tuple[str, str] | None]:
-    if not (yield from scan.literal("<arg_key>")):
-        return None
-    key = yield from scan.until("</arg_key>")
-    yield from scan.blank()
-    if key is None or not (yield from scan.literal("<arg_value>")):
-        return None
-    value = yield from scan.until("</arg_value>")
-    return None if value is None else (key.strip(), value)
+def _value(scan: Scan, calls: Calls, is_text: bool | None, form: _Form) -> Reading[bool]:
+    """Read a value and its end; whether there is one. A text is told as it comes, anything else when it is whole."""
+    if is_text is not True:
+        value = yield from scan.until(form.value_end)
+        if value is not None:
+            if form.lines:
+                value = value.removeprefix("\n").removesuffix("\n")
+            calls.add(_told(value, is_text))
+            scan.settle()
+        elif scan.ended:
+            begun = scan.tried[: len(scan.tried) - overlap(scan.tried, form.value_end, 0)].strip()
+            if is_text is False and begun.startswith(("[", "{")):
+                calls.add(begun)
+            scan.settle()
+        return value is not None
+    calls.add('"')
+    if form.lines:
+        yield from scan.literal("\n")
+    scan.settle()
+    held = ""
+
+    def tell(text: str) -> None:
+        nonlocal held
+        text = held + text
+        held = "\n" if form.lines and text.endswith("\n") else ""
+        calls.add(json.dumps(text.removesuffix(held), ensure_ascii=False)[1:-1])
+
+    ends = yield from scan.until(form.value_end, tell, torn=True)
+    if ends is not None:
+        calls.add('"')
+        scan.settle()
+    return ends is not None
 
 
 # --- Gemma ------------------------------------------------------------------------------------------------------------
@@ -186,7 +243,7 @@ def _bare_value(scan: Scan, calls: Calls, quote: str, depth: int) -> Reading[boo
 def _bare_text(scan: Scan, calls: Calls, quote: str) -> Reading[bool]:
     calls.add('"')
     scan.settle()
-    ends = yield from scan.until(quote, lambda text: calls.add(json.dumps(text, ensure_ascii=False)[1:-1]))
+    ends = yield from scan.until(quote, lambda text: calls.add(json.dumps(text, ensure_ascii=False)[1:-1]), torn=True)
     if ends is not None:
         calls.add('"')
     return ends is not None

@@ -110,15 +110,16 @@ class Scan:
                 return
             yield
 
-    def until(self, end: str, emit: Emit | None = None) -> Reading[str | None]:
+    def until(self, end: str, emit: Emit | None = None, *, torn: bool = False) -> Reading[str | None]:
         """Read up to ``end`` and past it; return what was before it, or None if the text ends first.
 
-        With ``emit`` the text is told and settled as it comes instead, and the return value is empty.
+        With ``emit`` the text is told and settled as it comes instead, and the return value is empty. With ``torn`` the
+        beginning of ``end`` that the text ends with, if it does, is not told.
         """
         told = self._at - self._settled
         while True:
             found = self._text.find(end, self._at)
-            hold = 0 if self.ended else overlap(self._text, end, self._at)
+            hold = 0 if self.ended and not torn else overlap(self._text, end, self._at)
             self._at = found if found >= 0 else len(self._text) - hold
             if emit is not None:
                 told = self._tell(emit, told, settle=True)
@@ -128,6 +129,9 @@ class Scan:
                 if emit is not None:
                     self.settle()
                 return before
+            if self.ended and hold and emit is not None:
+                self._at = len(self._text)
+                self.settle()
             if self.ended or self._at - self._settled > MOST_HELD:
                 return None
             yield

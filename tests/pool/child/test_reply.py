@@ -171,8 +171,7 @@ def test_an_answer_that_breaks_off_is_the_same_however_it_is_cut(dialect: str, s
         assert read(list(said[:end]), dialect) == whole
         for (name, arguments), (full_name, full_arguments) in zip(whole[2], expected[2], strict=False):
             assert name == full_name
-            if "gemma" not in dialect:  # whose texts end with a mark of several characters, which may break off too
-                assert full_arguments.startswith(arguments.rstrip("}")), "what came of a call is true so far"
+            assert full_arguments.startswith(arguments.rstrip("}")), "what came of a call is true so far"
 
 
 def cuts(text: str, at: list[int]) -> list[str]:
@@ -278,6 +277,59 @@ def test_an_answer_that_breaks_off_within_a_calls_end_has_no_content(dialect: st
             text, _, [(name, arguments)] = read(pieces, dialect)
             assert (text, name) == ("", "weather"), length
             assert arguments in ('{"city": "Paris"', '{"city": "Paris"}')
+
+
+FUNCTION = "<tool_call>\n<function=weather>\n"
+KEYED = "<tool_call>weather\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "arguments"),
+    [
+        (FUNCTION, "{"),
+        (f"{FUNCTION}<par", "{"),
+        (f"{FUNCTION}<parameter=ci", "{"),
+        (f"{FUNCTION}<parameter=city>", '{"city": "'),
+        (f"{FUNCTION}<parameter=city>\nPar", '{"city": "Par'),
+        (f"{FUNCTION}<parameter=city>\nPar\nis\n", '{"city": "Par\\nis'),
+        (f"{FUNCTION}<parameter=city>\nParis\n</para", '{"city": "Paris'),
+        (f"{FUNCTION}<parameter=city>\nParis\n</parameter>\n<parameter=d", '{"city": "Paris"'),
+        (f"{FUNCTION}<parameter=days>\n1", '{"days": '),
+        (f"{FUNCTION}<parameter=days>\n[1, 2\n</p", '{"days": [1, 2'),
+        (f"{FUNCTION}<parameter=odd>\n[1", '{"odd": '),
+        (KEYED, "{"),
+        (f"{KEYED}<arg_ke", "{"),
+        (f"{KEYED}<arg_key>ci", "{"),
+        (f"{KEYED}<arg_key>city</arg_key>\n", "{"),
+        (f"{KEYED}<arg_key>city</arg_key>\n<arg_value>Par", '{"city": "Par'),
+        (f"{KEYED}<arg_key>city</arg_key>\n<arg_value>Paris</arg_v", '{"city": "Paris'),
+    ],
+)
+def test_a_call_in_tags_that_is_cut_off_is_a_call_and_no_content(said: str, arguments: str) -> None:
+    for pieces in ([said], list(said)):
+        assert read(pieces, "hermes") == ("", "", [("weather", arguments)])
+
+
+@pytest.mark.parametrize("said", ["<tool_call>\n<function=weather", "<tool_call>weather", "<tool_call>weather\nand"])
+def test_a_name_that_may_go_on_calls_nothing(said: str) -> None:
+    assert read(list(said), "hermes") == (said, "", [])
+
+
+def test_a_text_in_tags_comes_as_it_is_written_however_long_it_is() -> None:
+    reply = a_reply("hermes")
+    told = [reply.feed(piece).calls for piece in (FUNCTION, "<parameter=city>", "\nPa", "r\n", "is", '"')]
+    assert [[(call.name, call.arguments) for call in calls] for calls in told] == [
+        [],
+        [("weather", '{"city": "')],
+        [("", "Pa")],
+        [("", "r")],
+        [("", "\\nis")],
+        [("", '\\"')],
+    ]
+    much = "x" * 2_000_000
+    assert "".join(call.arguments for call in reply.feed(much).calls) == much
+    assert [call.arguments for call in reply.feed("\n</parameter>\n</function>").calls] == ['"}']
+    assert reply.finish() == ("", "", ())
 
 
 def test_what_begins_like_a_calls_end_and_goes_on_is_content() -> None:
