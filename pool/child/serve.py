@@ -25,6 +25,7 @@ import msgspec
 
 from llamaherd.pool.child.ahead import Ahead
 from llamaherd.pool.child.engine import Engine, EngineError, ModelInfo, RequestError
+from llamaherd.pool.child.inbox import Inbox
 from llamaherd.pool.child.parcels import send_all
 from llamaherd.pool.machine import resident_bytes
 from llamaherd.transport.channel import ChildChannel
@@ -95,7 +96,7 @@ class Service:
         self._channel = channel
         self._make_engine = make_engine
         self._preload = preload
-        self._inbox: queue.SimpleQueue[PoolMessage] = queue.SimpleQueue()
+        self._inbox: Inbox[PoolMessage] = Inbox()
         self._leaving = threading.Event()
         self._engines: dict[str, Engine] = {}
         self._engine: Engine | None = None
