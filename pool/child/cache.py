@@ -134,12 +134,14 @@ class Cache:
 
         Return what :meth:`locate` finds it by, None for no tokens. Of two that say the same, one stays.
         """
+        if len(tokens) == 0:  # it would be the beginning of anything
+            self.release(slot)
+            return None
         new = Kept(slot, tokens, adapters)
         known = next((other for other in self._kept if self._covers(other, new)), None)
-        if len(tokens) == 0 or known is not None:
+        if known is not None:
             self.release(slot)
-            longer = known is not None and known.computed > new.computed
-            return Kept(-1, tokens, adapters) if longer else known
+            return Kept(-1, tokens, adapters) if known.computed > new.computed else known
         for other in [other for other in self._kept if self._covers(new, other)]:
             self._kept.remove(other)
             self.release(other.slot)

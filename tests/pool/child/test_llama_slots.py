@@ -171,6 +171,19 @@ def test_an_erased_slot_takes_nothing_from_one_that_went_on_with_it(tmp_path: Pa
         assert engine.figures.cells == 0
 
 
+def test_a_slot_whose_request_was_cancelled_before_anything_was_computed_is_empty(tmp_path: Path) -> None:
+    with loaded("random", n_parallel=2, cache_ram=0, n_batch=64, slot_save_path=str(tmp_path)) as engine:
+        run(engine, tokens(50))  # what is kept begins with nothing, as everything does
+        engine.submit(request(1, tokens(100, 2), slot=1))
+        engine.submit(request(2, tokens(100, 3), slot=0))
+        engine.step()
+        engine.cancel(2)
+        drain(engine)
+        assert failure(engine, "save", 0, "x").code == "slot_empty"
+        assert done(engine, "erase", 0).n_tokens == 0
+        assert cached(run(engine, tokens(50) + tokens(9, 4))) >= 50
+
+
 @pytest.mark.parametrize("n_cached", [0, 2, 4])
 @pytest.mark.parametrize("unified", [True, False], ids=["unified", "divided"])
 @pytest.mark.parametrize("longer_first", [True, False])
