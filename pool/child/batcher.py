@@ -172,7 +172,7 @@ class Batcher:
             slots_busy=len(self._running),
             waiting=len(self._lineup.waiting),
             cells_used=self.cache.cells.used,
-            cells=self._context.n_ctx,
+            cells=self._context.n_cells,
             cached=sum(1 for _ in self.cache.kept),
             stored=self._store.kept,
             stored_bytes=self._store.used,

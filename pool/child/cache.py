@@ -89,7 +89,7 @@ class Cache:
     @property
     def room(self) -> int:
         """Cells that nobody holds."""
-        return self._context.n_ctx - self.cells.used
+        return self._context.n_cells - self.cells.used
 
     def acquire(self, donor: Donor | None = None) -> int:
         """Return the id of an empty sequence, rather not at the cost of ``donor``. Callers take no more than the

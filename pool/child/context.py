@@ -132,6 +132,8 @@ class Context:
 
     Attributes:
         n_ctx: Cells of the cache.
+        n_cells: Tokens that its sequences may have together: as many as there are cells, or, where a sequence takes the
+            same room however long it is, as many as all of them may have.
         unified: Whether any sequence may use any cell, and several may share some.
         n_ctx_seq: Most tokens of one sequence.
         cell_seconds: What a token costs for each cell of the cache in use that is not its sequence's; 0 where that is
@@ -176,6 +178,7 @@ class Context:
         self.unified: Final = settings.kv_unified
         self.cell_seconds = 0.0 if on_device(options) else _CELL_SECONDS * _heads(model)
         self.n_sequences: Final = settings.n_seq_max
+        self.n_cells: Final = self.n_ctx_seq * self.n_sequences if model.celless else self.n_ctx
         self.batch: Final = Batch(llama_context.n_batch(handle))
 
     @property

@@ -175,7 +175,7 @@ class Lineup:
         wanted += min(len(candidate.tokens) + _GROWTH, candidate.limit)
         if reuse is not None and isinstance(reuse.donor, Sequence):
             wanted -= reuse.length
-        return held + wanted <= self._context.n_ctx
+        return held + wanted <= self._context.n_cells
 
     def _reuse(self, sequence: Sequence) -> Reuse | None:
         """Return what may be reused for a sequence that waits, or that was the last to be admitted."""

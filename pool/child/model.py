@@ -96,8 +96,10 @@ class Model:
         self.size: Final = llama_model.size(handle)
         #: Tokens that its narrowest attention sees; 0 when every layer sees everything.
         self.window: Final = llama_model.n_swa(handle)
+        #: Whether no layer attends: a running state is all that a sequence has, however long it is.
+        self.celless: Final = llama_model.is_recurrent(handle)
         #: Whether some layer keeps a running state, which has no earlier version to go back to.
-        self.recurrent: Final = llama_model.is_recurrent(handle) or llama_model.is_hybrid(handle)
+        self.recurrent: Final = self.celless or llama_model.is_hybrid(handle)
         #: Elements of one attention head's key, and of its value; 0 where nothing attends.
         self.key_length: Final = self._head_length("key")
         self.value_length: Final = self._head_length("value")

@@ -309,6 +309,20 @@ def test_preempted_and_resumed_requests_get_what_they_get_alone(model: str, cach
     assert {cached(got[number]) for number in range(1, 4)} <= {0, 40}
 
 
+def test_where_a_sequence_is_a_state_alone_long_ones_run_together_and_others_stay() -> None:
+    with loaded("mamba", n_ctx=256, n_parallel=2, cache_ram=0) as engine:
+        run(engine, tokens(150, 3))
+        for number in (1, 2):
+            engine.submit(request(number, tokens(200, number), max_tokens=50))
+        most = 0
+        while engine.busy:
+            engine.step()
+            most = max(most, engine.figures.running)
+            load = engine.load_figures
+            assert load.cells_used <= load.cells
+        assert (most, engine.figures.kept) == (2, 3)
+
+
 def test_what_a_preempted_request_computes_twice_was_not_cached() -> None:
     with loaded("random", n_ctx=256, n_parallel=2) as engine:
         expected = alone(engine, tokens(40, 3), max_tokens=150)
