@@ -20,7 +20,7 @@ from llamaherd.http.chat import chat_completions
 from llamaherd.http.completions import completions
 from llamaherd.http.counting import chat_input_tokens
 from llamaherd.http.embeddings import native_embeddings, openai_embeddings
-from llamaherd.http.front import Front
+from llamaherd.http.front import Front, sent_fields
 from llamaherd.http.gate import Gate
 from llamaherd.http.health import health
 from llamaherd.http.infill import infill
@@ -146,7 +146,7 @@ def _routes(front: Front) -> list[Route]:
 
 
 async def _answer_problem(request: Request, error: Exception) -> Response:
-    return problem_response(problem_of(error), request.url.path)
+    return problem_response(problem_of(error, sent_fields(request)), request.url.path)
 
 
 async def _answer_nobody(request: Request, error: Exception) -> Response:

@@ -34,10 +34,13 @@ __all__ = [
     "Admission",
     "Front",
     "json_response",
+    "sent_fields",
 ]
 
 #: Most clients of ``/models/sse`` at a time.
 MAX_LISTENERS: Final = 2048
+#: Of a request with more fields no error says which is wrong: their names would be kept as long as it runs.
+_MOST_FIELDS: Final = 256
 _RUNNING: Final = frozenset({State.LOADING, State.LOADED, State.SLEEPING})
 
 
@@ -100,7 +103,10 @@ class Front:
 
     async def read(self, request: Request) -> dict[str, Any]:
         """Return a request's body. Raises as :func:`~llamaherd.http.body.read_json`."""
-        return await read_json(request, self.max_body_bytes, patience=self.body_seconds)
+        body = await read_json(request, self.max_body_bytes, patience=self.body_seconds)
+        if len(body) <= _MOST_FIELDS:
+            request.state.sent = frozenset(name for name, value in body.items() if value is not None)
+        return body
 
     async def read_list(self, request: Request) -> list[object]:
         """Return a request's body that is a list. Raises as :func:`~llamaherd.http.body.read_json_list`."""
@@ -236,6 +242,12 @@ class Front:
         """End every ``/models/sse`` stream: they have no end of their own that a shutdown could wait for."""
         for subscription in tuple(self.listeners):
             await subscription.aclose()
+
+
+def sent_fields(request: Request) -> frozenset[str]:
+    """Return the fields of a request's body, as far as it was read; those that are null are not there."""
+    sent: frozenset[str] = getattr(request.state, "sent", frozenset())
+    return sent
 
 
 def json_response(content: object) -> Response:

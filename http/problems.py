@@ -9,7 +9,7 @@ import logging
 import math
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
@@ -17,6 +17,7 @@ import msgspec
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from llamaherd.http.fields import as_sent
 from llamaherd.pool import (
     BadRequest,
     DownloadFailed,
@@ -150,8 +151,8 @@ class Problem(Exception):
         return Response(body, self.kind.status, self.headers, media_type="application/json; charset=utf-8")
 
 
-def problem_of(error: Exception) -> Problem:
-    """Return what a client is told of an error.
+def problem_of(error: Exception, sent: Collection[str] = ()) -> Problem:
+    """Return what a client is told of an error, by the names of the fields that it has sent.
 
     What is nobody's known error becomes a 500 that says nothing of the inside; the traceback goes to the log, and the
     answer carries the word to find it by.
@@ -159,7 +160,7 @@ def problem_of(error: Exception) -> Problem:
     if isinstance(error, Problem):
         return error
     if isinstance(error, PoolError):
-        return _from_pool(error)
+        return _from_pool(error, sent)
     if isinstance(error, HTTPException):
         return _from_starlette(error)
     incident = secrets.token_hex(4)
@@ -174,7 +175,7 @@ def without_folders(text: str) -> str:
     return _FOLDERS.sub("", text)
 
 
-def _from_pool(error: PoolError) -> Problem:
+def _from_pool(error: PoolError, sent: Collection[str]) -> Problem:
     kind = _BY_CODE.get(error.code) or next(TABLE[cls] for cls in type(error).__mro__ if cls in TABLE)
     if isinstance(error, DownloadFailed) and error.retry and error.code != "cancelled" and kind is INVALID_REQUEST:
         kind = UNAVAILABLE  # it is not the request that is wrong, but the hub, the registry or the worker
@@ -187,8 +188,12 @@ def _from_pool(error: PoolError) -> Problem:
         headers["x-should-retry"] = "true" if error.retry else "false"
     if kind is SERVER_ERROR:
         logger.warning("%s: %r", type(error).__name__, str(error))
-    message = without_folders(str(error)) if kind.status >= 500 else str(error)
-    return Problem(kind, message, headers=headers, details=error.details if isinstance(error, BadRequest) else None)
+    message, param, details = str(error), None, None
+    if isinstance(error, BadRequest):
+        (message, param), details = as_sent(error, sent), error.details
+    if kind.status >= 500:
+        message = without_folders(message)
+    return Problem(kind, message, param=param, headers=headers, details=details)
 
 
 def _from_starlette(error: HTTPException) -> Problem:

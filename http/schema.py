@@ -185,10 +185,11 @@ class GenerateBody(SamplingBody, frozen=True, kw_only=True):
     @property
     def choices(self) -> int:
         """How many answers are wanted. Raises Problem if that is out of range."""
-        count = self.n if self.n is not None else self.n_cmpl if self.n_cmpl is not None else 1
-        if not 1 <= count <= MAX_CHOICES:
-            raise Problem(INVALID_REQUEST, f"n must be an integer from 1 to {MAX_CHOICES}", param="n")
-        return count
+        name = "n" if self.n_cmpl is None or self.n is not None else "n_cmpl"
+        count: int | None = getattr(self, name)
+        if count is not None and not 1 <= count <= MAX_CHOICES:
+            raise Problem(INVALID_REQUEST, f"{name} must be an integer from 1 to {MAX_CHOICES}", param=name)
+        return 1 if count is None else count
 
     @property
     def include_usage(self) -> bool:

@@ -194,7 +194,7 @@ def _choice(choice: object, tools: Sequence[Mapping[str, Any]]) -> tuple[Literal
         return choice, ""
     if choice == "required":
         if not tools:
-            raise BadRequest("tool_choice 'required' needs tools")
+            raise BadRequest("tool_choice: 'required' needs tools")
         return "required", ""
     function = cast("Mapping[str, object]", choice).get("function") if isinstance(choice, Mapping) else None
     name = cast("Mapping[str, object]", function).get("name") if isinstance(function, Mapping) else None

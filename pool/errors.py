@@ -37,6 +37,7 @@ of bad requests name what is wrong: ``invalid_stop``, ``context_length_exceeded`
 ==================  ============  ==================================================================================
 """
 
+import re
 from collections.abc import Mapping
 from typing import ClassVar, Final, Literal
 
@@ -82,18 +83,30 @@ class PoolError(Exception):
 
 
 class BadRequest(PoolError, ValueError):
-    """A parameter is wrong; the text names it. ``code`` is ``context_length_exceeded`` for a prompt that does not
-    fit.
+    """A parameter is wrong; the text begins with its name. ``code`` is ``context_length_exceeded`` for a prompt that
+    does not fit.
 
     Attributes:
         details: Figures that belong to the code: ``n_prompt_tokens`` and ``n_ctx`` with that one.
     """
 
     fault = "caller"
+    _NAMED: ClassVar[re.Pattern[str]] = re.compile(
+        r"([a-z_]+(?:\[\d+\]|\.[a-z_]+)*)(?=: | (?:must|is|has|holds|of|may) )"
+    )
 
     def __init__(self, message: str, *, code: str = "", details: Mapping[str, int] | None = None) -> None:
         super().__init__(message, code=code)
         self.details = dict(details or {})
+
+    @property
+    def param(self) -> str:
+        """The parameter that is wrong and the place in it, such as ``messages[0].role``; empty if it is no single one.
+
+        It is what the text says: reasons cross the process boundary as texts.
+        """
+        named = self._NAMED.match(str(self))
+        return "" if named is None else named.group(1)
 
 
 class ModelNotFound(PoolError, LookupError):

@@ -211,7 +211,7 @@ def check_command(command: Command) -> Command:
 
 def completion_request(request: int, prompt: str | Sequence[int | str], params: GenerateParams) -> Generate:
     """Return the message for a completion, or raise :class:`~llamaherd.pool.errors.BadRequest`."""
-    return _generate(request, {"prompt": _prompt(prompt, "a prompt")}, params)
+    return _generate(request, {"prompt": _prompt(prompt, "prompt")}, params)
 
 
 def infill_request(
@@ -259,16 +259,16 @@ def _conversation(messages: Sequence[ChatMessage], params: TemplateParams) -> di
     return {"messages": checked, "template_kwargs": dict(kwargs), "chat": given}
 
 
-def check_tokens(tokens: object) -> tuple[int, ...]:
+def check_tokens(tokens: object, name: str = "tokens") -> tuple[int, ...]:
     """Return token ids as a tuple, or raise :class:`~llamaherd.pool.errors.BadRequest`. Their range is the model's to
     check.
     """
     if isinstance(tokens, bytes) or not isinstance(tokens, Sequence):
-        raise BadRequest("a prompt must be a text or a list of token ids")
+        raise BadRequest(f"{name} must be a list of token ids")
     checked: list[int] = []
     for token in cast(Sequence[object], tokens):
         if type(token) is not int or not 0 <= token <= _INT32_MAX:
-            raise BadRequest("token ids must be integers, 0 or more")
+            raise BadRequest(f"{name}: token ids must be integers, 0 or more")
         checked.append(token)
     return tuple(checked)
 
@@ -289,8 +289,8 @@ def _prompt(prompt: object, name: str) -> Prompt:
         raise BadRequest(f"{name} must be a text or a list of token ids and texts")
     parts = cast(Sequence[object], prompt)
     if not any(isinstance(part, str) for part in parts):
-        return check_tokens(parts)
-    return tuple(_text(part, name) if isinstance(part, str) else check_tokens((part,))[0] for part in parts)
+        return check_tokens(parts, name)
+    return tuple(_text(part, name) if isinstance(part, str) else check_tokens((part,), name)[0] for part in parts)
 
 
 def embed_request(
@@ -515,7 +515,7 @@ def _stops(stop: object) -> tuple[str, ...]:
         raise BadRequest(f"stop must be a text or a list of at most {MAX_STOPS} texts")
     texts = tuple(_text(text, "stop") for text in cast(Sequence[object], stops))
     if any(len(text) > MAX_STOP_LENGTH for text in texts):
-        raise BadRequest(f"a stop text may have at most {MAX_STOP_LENGTH} characters")
+        raise BadRequest(f"stop: a text may have at most {MAX_STOP_LENGTH} characters")
     return tuple(text for text in texts if text)
 
 

@@ -216,7 +216,7 @@ def test_closing_its_stream_stops_the_work(front: LiveFront, client: anthropic.A
         ({"messages": [{"role": "robot", "content": "hi"}]}, "messages[0].role"),
         ({"messages": [{"role": "user", "content": [{"type": "document"}]}]}, "messages[0].content[0].type"),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0]"),
-        ({"max_tokens": -5}, None),
+        ({"max_tokens": -5}, "max_tokens"),
         ({"max_tokens": "many"}, "max_tokens"),
         ({"stop_sequences": "end"}, "stop_sequences"),
         ({"tool_choice": {"type": "tool"}}, "tool_choice"),
