@@ -90,7 +90,7 @@ class Preparation:
         spec: ModelSpec | None = None
         rooms: list[Room] | None = None
         while spec is not entry.spec:  # a reload may change it meanwhile
-            await self._supply.miss(entry)
+            await self._miss(entry)
             spec = entry.spec
             failure = await self._bring(entry)
             if self._entries.get(entry.name) is not entry:
@@ -111,6 +111,12 @@ class Preparation:
             self._scheduler.resize(entry.name, rooms[0].memory, [room.gpus for room in rooms])
         waiting, entry.unsized = entry.unsized, []
         self._go_on(waiting)
+
+    async def _miss(self, entry: Entry) -> None:
+        try:
+            await self._supply.miss(entry)
+        except Exception:  # whatever it is, such as no thread to be had, those who wait go on: the load will tell
+            _log.exception("the files of model %r could not be looked for", entry.name)
 
     async def _bring(self, entry: Entry) -> DownloadFailed | None:
         try:

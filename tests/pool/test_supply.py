@@ -507,6 +507,26 @@ def test_a_file_that_is_deleted_before_its_model_is_loaded_is_downloaded_again(h
     assert len(hub.downloads("m-Q8_0.gguf")) == 2
 
 
+def test_who_waits_goes_on_when_nobody_can_look_for_the_files(hub: StandInHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    start, refused = threading.Thread.start, list[str]()
+
+    def start_no_more(thread: threading.Thread) -> None:
+        if thread.name == "llamaherd-files":
+            refused.append(thread.name)
+            raise RuntimeError("can't start new thread")  # as where the system has none left
+        start(thread)
+
+    spec = downloaded(hub)
+
+    async def scene() -> None:
+        async with Pool([spec]) as pool:
+            monkeypatch.setattr(threading.Thread, "start", start_no_more)
+            assert (await pool.complete("m", "hello").collect()).text == "hello"
+
+    run(scene())
+    assert refused
+
+
 def test_a_file_that_is_deleted_after_its_model_was_unloaded_is_downloaded_again(hub: StandInHub) -> None:
     spec = downloaded(hub)
     path = spec.path
