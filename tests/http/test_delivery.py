@@ -30,6 +30,7 @@ class Client:
         self.pushed = 0
         self.sent = 0
         self.complete = False
+        self.left = asyncio.Event()
         self.scope: dict[str, Any] = {"type": "http", "method": "POST", DIRECT: self.write}
 
     def write(self, part: bytes) -> bool:
@@ -40,8 +41,8 @@ class Client:
         return True
 
     async def receive(self) -> Message:
-        await asyncio.Event().wait()
-        raise AssertionError
+        await self.left.wait()
+        return {"type": "http.disconnect"}
 
     async def send(self, message: Message) -> None:
         await asyncio.sleep(0)  # as a lagging client has it
@@ -56,10 +57,21 @@ class Client:
         return "".join(delta.get("reasoning_content", "") + (delta.get("content") or "") for delta in deltas)
 
 
-def stream_of(works: Sequence[Generation]) -> EventStream:
+class Clocked(asyncio.SelectorEventLoop):
+    """A loop whose time the test makes."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        super().__init__()
+
+    def time(self) -> float:
+        return self.now
+
+
+def stream_of(works: Sequence[Generation], ping: float | None = None) -> EventStream:
     answer = ChatAnswer("m")
     chunks = Chunks([Meter(work, Tally()) for work in works], answer, Turn(), include_usage=False)
-    return EventStream(chunks, ping=None, on_error=answer.error_frame)
+    return EventStream(chunks, ping=ping, on_error=answer.error_frame)
 
 
 async def turns(count: int) -> None:
@@ -96,6 +108,49 @@ def test_a_client_at_any_pace_gets_every_frame_once_and_in_order(
         assert (b'"message":"broken"' in client.body) == fails
 
     asyncio.run(scene())
+
+
+@given(
+    st.lists(st.tuples(st.text(max_size=3), st.integers(0, 5), st.booleans(), st.integers(0, 5)), max_size=20),
+    st.lists(st.booleans(), max_size=20),
+    st.sampled_from(["ends", "fails", "is left"]),
+)
+@settings(deadline=None)
+def test_a_comment_that_comes_due_in_any_turn_costs_no_frame_and_no_end(
+    fed: list[tuple[str, int, bool, int]], refusals: list[bool], end: str
+) -> None:
+    loop = Clocked()
+
+    async def scene() -> None:
+        client, cancelled = Client(refusals), list[int]()
+        work = Generation("m", lambda: cancelled.append(1))
+        running = asyncio.ensure_future(stream_of([work], ping=1.0)(client.scope, client.receive, client.send))
+        for text, before, silent, after in fed:
+            await turns(before)
+            if silent:
+                loop.now += 1.5  # in the next turn the reader is woken for a comment
+            await turns(after)
+            work.feed(Delta(1, text, (1,)))
+        if end == "ends":
+            work.finish(DONE)
+        elif end == "fails":
+            work.fail(WorkerFailed("broken"))
+        else:
+            client.left.set()
+        for _ in range(100):  # no time passes any more, so nothing but what is woken goes on
+            if running.done():
+                break
+            await asyncio.sleep(0)
+        assert running.done(), "nobody woke the reader"
+        if end == "is left":
+            assert cancelled == [1]
+            return
+        assert client.texts == "".join(text for text, *_ in fed)
+        assert client.complete or not client.sent
+        assert (running.exception() is None) == (end == "ends" or client.sent > 0)
+
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+        runner.run(scene())
 
 
 def test_choices_begin_in_their_order_whichever_speaks_first() -> None:
