@@ -221,5 +221,8 @@ class Lineup:
         """Drop the cells that are not what the tokens alone would give; False when they cannot be told apart."""
         true = sequence.true_length
         if true is not None and self._cache.truncate(sequence.slot, true):
-            sequence.computed, sequence.true_length = true, None
+            # Of a beginning that its window has left nothing may be there any more.
+            if self._context.length(sequence.slot) == true:
+                sequence.true_length = None
+            sequence.computed = true
         return sequence.true_length is None

@@ -192,6 +192,14 @@ def test_after_a_shift_only_the_kept_beginning_is_reused() -> None:
     assert got.tokens == expected
 
 
+def test_after_a_shift_a_beginning_that_the_window_has_lost_is_not_kept() -> None:
+    with loaded("gemma2", n_ctx=256, n_parallel=1, context_shift=True, cache_ram=0) as engine:
+        run(engine, tokens(60), max_tokens=350, n_keep=50)
+        assert (engine.figures.kept, engine.figures.cells) == (0, 0)
+        run(engine, tokens(50), max_tokens=0)
+        assert cached(run(engine, tokens(50) + tokens(9, 3))) == 50
+
+
 @pytest.mark.parametrize(("n_discard", "kept"), [(0, 1), (50, 0)])
 def test_a_shift_does_not_move_the_cells_of_finished_sequences(n_discard: int, kept: int) -> None:
     """What a finished sequence shares is left alone where it stays, and given up where it would have to move."""
