@@ -78,7 +78,7 @@ class GenerateParams(TypedDict, total=False):
         seed: 0 to 2**32 - 1; -1, the default, draws one at random.
         stop: A text, or up to 64 texts, that end the generation.
         cache_prompt: Whether computed prefixes may be reused, by default True.
-        ignore_eos: Go on past the model's end-of-generation tokens, by default False.
+        ignore_eos: Never choose one of the model's end-of-generation tokens, by default False.
         n_keep: Tokens of the prompt that a context shift keeps, -1 all; by default what the model's options say.
         n_discard: Tokens that a context shift drops; 0, the default, is half of what it does not keep.
         id_slot: The slot to run in, for which the request waits; -1, the default, is any. Prompts find what is computed

@@ -737,7 +737,7 @@ class Generate(_Struct, frozen=True, kw_only=True):
         max_tokens: Most tokens to generate; -1 means until the context is full.
         stop: Texts that end the generation and are not part of its output.
         cache_prompt: Whether computed prefixes may be reused.
-        ignore_eos: Go on past end-of-generation tokens.
+        ignore_eos: Never choose an end-of-generation token.
         lora: ``(adapter's id, scale)``; adapters that are not named are off. Empty takes the defaults.
         n_keep: Tokens that a context shift keeps at the beginning; -1 is the whole prompt, None the model's option.
         n_discard: Tokens that a context shift drops; 0 is half of what is not kept.

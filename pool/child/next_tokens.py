@@ -45,6 +45,8 @@ class NextTokens:
             token = self._pick(sequence, index, outputs)
         elif sequence.constraint is not None:
             token = self._hold(sequence, sequence.constraint, token, index, outputs)
+        elif sequence.request.ignore_eos and self._vocab.ends(token):
+            token = self._picker.replace_end(self._context.logits(outputs)[index], sequence.chain, sequence.tokens)
         count = sequence.request.sampling.n_probs
         probs = (self._probs(sequence, index, outputs, token),) if count else ()
         return sequence.accept(token, self._vocab, probs)

@@ -36,6 +36,7 @@ class Picker:
     def __init__(self, vocab: Vocab) -> None:
         self._vocab: Final = vocab
         self._all: Final = np.arange(vocab.size, dtype=np.int32)
+        self._endless: npt.NDArray[np.int32] | None = None
 
     def pick(
         self,
@@ -51,7 +52,7 @@ class Picker:
         Args:
             constraint: What restricts the choice; None for one whose candidates shall be known afterwards.
             recent: The sequence's tokens.
-            go_on: Never choose the end, under a constraint.
+            go_on: Never choose the end.
 
         Raises:
             ConstraintError: no token is allowed, or the grammar gives up.
@@ -62,7 +63,8 @@ class Picker:
             if chain is not None:
                 chain.take(due)
             return due
-        token = int(logits.argmax()) if chain is None else chain.draw(self._all, logits)
+        wanted = self._without_ends() if go_on and constraint is None else self._all
+        token = _drawn(chain, wanted, logits)
         if constraint is not None:
             if not self.may_stand(token, chain, constraint, go_on=go_on):
                 token = self._among_allowed(logits, chain, constraint, recent, go_on=go_on)
@@ -76,6 +78,17 @@ class Picker:
         if (chain is not None and token in chain.banned) or (go_on and self._vocab.ends(token)):
             return False
         return constraint.allows(token)
+
+    def replace_end(self, logits: npt.NDArray[np.float32], chain: Chain | None, recent: Sequence[int]) -> int:
+        """Return another token for one that ends the generation and that the chain has accepted; it has then accepted
+        this one instead.
+        """
+        if chain is not None:
+            chain.take_back(recent)
+        token = _drawn(chain, self._without_ends(), logits)
+        if chain is not None:
+            chain.accept(token)
+        return token
 
     def replace(
         self,
@@ -96,6 +109,11 @@ class Picker:
         if chain is not None:
             chain.accept(token)
         return token
+
+    def _without_ends(self) -> npt.NDArray[np.int32]:
+        if self._endless is None:
+            self._endless = np.array([token for token in self._all.tolist() if not self._vocab.ends(token)], np.int32)
+        return self._endless
 
     def _among_allowed(
         self,
@@ -146,3 +164,9 @@ class Picker:
                 return found
         rest = constraint.candidates()
         return allowed(rest[np.argsort(-logits[rest], kind="stable")], most, but)
+
+
+def _drawn(chain: Chain | None, tokens: npt.NDArray[np.int32], logits: npt.NDArray[np.float32]) -> int:
+    if chain is not None:
+        return chain.draw(tokens, logits)
+    return int(logits.argmax() if len(tokens) == len(logits) else tokens[logits[tokens].argmax()])

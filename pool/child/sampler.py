@@ -112,7 +112,7 @@ class Chain:
         return llama_sampler.sample(self._handle, context, row)
 
     def take_back(self, tokens: Sequence[int]) -> None:
-        """Forget the token that :meth:`sample` chose, if it is ``revocable``; ``tokens`` are those before it."""
+        """Forget the token that :meth:`sample` chose, wholly if it is ``revocable``; ``tokens`` are those before it."""
         for sampler in self._looking_back:
             llama_sampler.reset(sampler)
             _tell(sampler, _tail(tokens, self._memory))

@@ -117,8 +117,32 @@ def test_text_held_back_for_a_stop_string_is_given_out_at_the_end(scripted: Llam
 
 
 def test_ignoring_the_end_token_goes_on(scripted: LlamaEngine) -> None:
+    ended = chat(scripted)
     got = chat(scripted, ignore_eos=True, max_tokens=20)
     assert (got.reason, len(got.tokens)) == ("length", 20)
+    assert got.tokens[: len(ended.tokens) - 1] == ended.tokens[:-1]
+    assert ended.reason == "stop" and ended.tokens[-1] not in got.tokens
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"temperature": 0},
+        {"temperature": 0, "n_probs": 3, "post_sampling_probs": True},
+        {"temperature": 0, "repeat_penalty": 1.5, "repeat_last_n": -1},
+        {"temperature": 2.0, "seed": 7, "top_k": 0, "top_p": 1.0, "min_p": 0.0},
+        {"temperature": 2.0, "seed": 7, "dry_multiplier": 0.8},
+    ],
+    ids=lambda fields: "-".join(fields),
+)
+def test_an_ignored_end_is_never_chosen_however_likely_it_is(random: LlamaEngine, fields: dict[str, Any]) -> None:
+    never, ends = Sampling(**fields, logit_bias=((2, None), (260, None))), (2, 260)
+    assert [random.tokenize(Tokenize(request=0, text=text)) for text in ("</s>", "<|im_end|>")] == [(2,), (260,)]
+    likely = Sampling(**fields, logit_bias=((2, 50.0), (260, 50.0)))
+    got = ask(random, "abc", sampling=likely, max_tokens=30, ignore_eos=True)
+    assert len(got.tokens) == 30 and not set(ends) & set(got.tokens)
+    if not fields["temperature"]:
+        assert got.tokens == ask(random, "abc", sampling=never, max_tokens=30).tokens
 
 
 def test_bytes_that_are_no_text_never_break_the_stream(random: LlamaEngine) -> None:
