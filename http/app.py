@@ -33,6 +33,7 @@ from llamaherd.http.models import (
     model_events,
     model_logs,
     remove_model,
+    show_model,
     unload_model,
 )
 from llamaherd.http.native import native_completion
@@ -103,6 +104,7 @@ def _routes(front: Front) -> list[Route]:
         route("/v1/health", health, "GET"),
         route("/models", list_models, "GET"),
         route("/v1/models", list_models, "GET"),
+        route("/v1/models/{model:path}", show_model, "GET"),
         route("/models", download_model, "POST"),
         route("/models", remove_model, "DELETE"),
         route("/models/load", load_model, "POST"),

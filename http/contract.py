@@ -19,6 +19,7 @@ __all__ = [
     "InputTokens",
     "MessageTokens",
     "Messages",
+    "Model",
     "ModelList",
     "ModelLogs",
     "NativeCompletion",

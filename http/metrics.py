@@ -33,7 +33,7 @@ _COUNTERS: Final[Mapping[str, tuple[str, Callable[[Tally], float]]]] = MappingPr
         "llamacpp:prompt_seconds": ("Time spent on prompts.", lambda tally: tally.prompt_seconds),
         "llamacpp:tokens_predicted": ("Tokens generated.", lambda tally: tally.predicted_tokens),
         "llamacpp:tokens_predicted_seconds": ("Time spent generating.", lambda tally: tally.predicted_seconds),
-        "llamaherd_prompt_tokens_cached": ("Prompt tokens found in the cache.", lambda tally: tally.cached_tokens),
+        "llamacpp:prompt_tokens_cached": ("Prompt tokens found in the cache.", lambda tally: tally.cached_tokens),
         "llamaherd_loads": ("Times that the model was loaded.", lambda tally: tally.loads),
         "llamaherd_restarts": ("Loads after a worker that ended with an error.", lambda tally: tally.restarts),
         "llamaherd_load_failures": ("Times that the model could not be loaded.", lambda tally: tally.load_failures),

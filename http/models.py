@@ -23,6 +23,7 @@ __all__ = [
     "model_json",
     "model_logs",
     "remove_model",
+    "show_model",
     "unload_model",
 ]
 
@@ -45,6 +46,16 @@ async def list_models(front: Front, request: Request) -> Response:
     return json_response(
         {"data": [model_json(status) for status in front.pool.models() if front.may_see(status.name)], "object": "list"}
     )
+
+
+async def show_model(front: Front, request: Request) -> Response:
+    """Answer with one model, loaded or not."""
+    name = request.path_params["model"]
+    front.check_model(name)
+    try:
+        return json_response(model_json(front.pool.status(name)))
+    except ModelNotFound:
+        raise Problem(NOT_FOUND, "model is not found", param="model") from None
 
 
 async def download_model(front: Front, request: Request) -> Response:

@@ -60,6 +60,7 @@ OPERATIONS: Final[Mapping[str, Operation]] = MappingProxyType(
     {
         "health": Operation(answer=contract.Health),
         "list_models": Operation(answer=contract.ModelList, query=("reload",)),
+        "show_model": Operation(answer=contract.Model),
         "list_slots": Operation(answer=list[contract.Slot], query=("model", "fail_on_no_slot")),
         "slot_action": Operation(body=SlotBody, answer=contract.SlotAnswer, query=("model", "action")),
         "download_model": Operation(body=ModelBody, answer=contract.Success),

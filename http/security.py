@@ -24,7 +24,7 @@ ANY: Final = "*"
 LOCALHOST: Final = "localhost"
 
 _MAX_KEY_FILE: Final = 1024 * 1024
-_BEARER: Final = b"Bearer "
+_BEARER: Final = b"bearer "
 
 
 class ApiKeys:
@@ -55,7 +55,9 @@ class ApiKeys:
         """
         if not self._digests:
             return Grant()
-        digest = _digest(given.removeprefix(_BEARER).strip())
+        # HTTP's schemes may be written in small letters.
+        key = given[len(_BEARER) :] if given[: len(_BEARER)].lower() == _BEARER else given
+        digest = _digest(key.strip())
         matches = [grant for known, grant in self._digests if hmac.compare_digest(digest, known)]
         return matches[0] if matches else None
 

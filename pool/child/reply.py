@@ -2,7 +2,8 @@
 
 A :class:`Reply` is fed the text of one answer and tells what is certain. However the text is cut, the parts are the
 same in the end; what only looks like a call is content; and of everything the model wrote, only marks, and white space
-next to them, are not told. Of a mark that the answer's end has torn, that is so where a call ends with it.
+next to them, are not told. Of a mark that the answer's end has torn, that is so where a call ends with it; and what was
+cut at its limit within the beginning of a call, before anything can be told of that, is not told either.
 """
 
 from typing import Final, NamedTuple
@@ -100,6 +101,7 @@ class Reply:
         self._line_is_blank = True
         #: Whether nothing more may follow: the one call that was allowed is there.
         self.full = False
+        self._cut = False
         self._reader: Reading[None] | None = self._read()
         self._resume()
 
@@ -114,9 +116,10 @@ class Reply:
         self._resume()
         return self._take()
 
-    def finish(self) -> Parts:
-        """End the text; return what was held back."""
+    def finish(self, *, cut: bool = False) -> Parts:
+        """End the text; return what was held back. Whether it was ``cut`` decides on the beginning of a call."""
         self._scan.ended = True
+        self._cut = cut
         self._resume()
         if not self.called and (self._content.begun or not self._reasoning.begun):
             self._content.end()
@@ -142,9 +145,11 @@ class Reply:
                 self._scan.skip(len(mark))
                 self._scan.settle()
                 continue
-            begun = self._calls.begun
+            begun, self._scan.short = self._calls.begun, False
             yield from self._dialect.read(mark, self._scan, self._calls, self._kinds)
             self._scan.rewind()
+            if self._calls.begun == begun and self._cut and self._scan.short and _says_call(mark):
+                return
             if self._calls.begun == begun:
                 self._scan.skip(len(mark))
                 if mark not in self._silent:
@@ -216,7 +221,7 @@ def read_delta(reply: Reply, delta: Delta, reason: FinishReason | None) -> tuple
     if reply.full:
         reason = "stop"
     if reason is not None:
-        last = reply.finish()
+        last = reply.finish(cut=reason == "length")
         parts = Parts(parts.text + last.text, parts.reasoning + last.reasoning, (*parts.calls, *last.calls))
     if reason == "stop" and reply.called:
         reason = "tool_calls"
@@ -235,6 +240,11 @@ def sorted_tokens(deltas: list[Delta], progress: tuple[PromptProgress, ...] = ()
     typed = tuple(delta for delta in deltas if isinstance(delta, TypedDelta))
     plain = tuple(delta for delta in deltas if not isinstance(delta, TypedDelta))
     return Tokens(deltas=plain, typed=typed, progress=progress)
+
+
+def _says_call(mark: str) -> bool:
+    """Whether a mark begins calls and nothing else: a bracket or a fence may as well begin an answer in JSON."""
+    return len(mark) > 1 and mark.startswith(("<", "["))
 
 
 def _begins(whole: str, text: str) -> bool:

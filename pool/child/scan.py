@@ -40,6 +40,8 @@ class Scan:
         self._settled = 0
         #: Whether nothing more comes.
         self.ended = False
+        #: Whether a reader wanted more text than there is; whoever cares clears it before.
+        self.short = False
 
     def feed(self, text: str) -> None:
         """Add text; what is settled is forgotten."""
@@ -75,6 +77,7 @@ class Scan:
         """Wait for so many characters; False if the text ends before them."""
         while len(self._text) - self._at < count:
             if self.ended:
+                self.short = True
                 return False
             yield
         return True
@@ -88,6 +91,7 @@ class Scan:
         while not self._text.startswith(wanted, self._at):
             have = self._text[self._at : self._at + len(wanted)]
             if self.ended or not wanted.startswith(have):
+                self.short = self.short or wanted.startswith(have)
                 return False
             yield
         self._at += len(wanted)
@@ -129,6 +133,7 @@ class Scan:
                 if emit is not None:
                     self.settle()
                 return before
+            self.short = self.short or self.ended
             if self.ended and hold and emit is not None:
                 self._at = len(self._text)
                 self.settle()
@@ -142,6 +147,7 @@ class Scan:
         while True:
             while self._at < len(self._text) and pattern.match(self._text[self._at]):
                 self._at += 1
+            self.short = self.short or (self.ended and self._at == len(self._text))
             if self.ended or self._at < len(self._text) or self._at - self._settled > MOST_HELD:
                 return self._text[self._settled + start : self._at]
             yield
@@ -180,6 +186,7 @@ class Scan:
                 # A backslash at the end waits for what it escapes.
                 self._at = len(self._text) if match is None else match.start()
                 told = self._tell(emit, told, settle)
+                self.short = self.short or self.ended
                 if self.ended or self._at - self._settled > MOST_HELD:
                     if match is not None:
                         emit(self.rest)
@@ -209,6 +216,7 @@ class Scan:
             told = self._tell(emit, told, settle)
             if match is not None:
                 return True
+            self.short = self.short or self.ended
             if self.ended or self._at - self._settled > MOST_HELD:
                 return False
             yield

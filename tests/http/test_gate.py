@@ -62,6 +62,8 @@ def test_every_route_but_health_needs_a_key(locked: LiveFront, method: str, path
         {"Authorization": "alpha"},
         {"X-Api-Key": "beta"},
         {"x-api-key": "Bearer beta"},
+        {"Authorization": "bearer alpha"},
+        {"Authorization": "BEARER beta"},
     ],
 )
 def test_a_key_opens(locked: LiveFront, headers: dict[str, str]) -> None:

@@ -40,10 +40,12 @@ def test_a_key_opens_its_models_by_every_name_and_no_others(front: LiveFront, ke
         for name in ("one", "mirror"):
             assert client.post(CHAT, json=say("hi", model=name)).status_code == 200
             assert client.get(f"/props?model={name}").status_code == 200
+            assert client.get(f"/v1/models/{name}").json()["id"] == "one"
         for name in ("two", "nobody"):
             for path in (CHAT, "/v1/completions", "/v1/messages", "/tokenize", "/models/load", "/models/unload"):
                 assert refused(client.post(path, json=say("hi", model=name, prompt="hi", content="hi"))), path
             assert refused(client.get(f"/props?model={name}"))
+            assert refused(client.get(f"/v1/models/{name}"))
 
 
 def test_a_key_sees_its_models_alone(front: LiveFront) -> None:

@@ -15,7 +15,7 @@ HELLO: list[ChatCompletionUserMessageParam] = [{"role": "user", "content": "one 
 @pytest.fixture(scope="module")
 def front() -> Iterator[LiveFront]:
     models = (fake("echo"), fake("broken", load="fail"), fake("failing", fail_at=2), fake("dying", crash_at=1))
-    with LiveFront(*models) as live:
+    with LiveFront(*models, fake("some/one:Q4_0")) as live:
         yield live
 
 
@@ -33,6 +33,13 @@ def test_it_chats(client: openai.OpenAI) -> None:
     assert answer.usage.total_tokens == 6
     assert answer.usage.prompt_tokens_details is not None
     assert answer.usage.prompt_tokens_details.cached_tokens == 0
+
+
+def test_it_retrieves_a_model_by_its_name(client: openai.OpenAI) -> None:
+    for name in ("echo", "some/one:Q4_0"):
+        assert client.models.retrieve(name).id == name
+    with pytest.raises(openai.NotFoundError, match="model is not found"):
+        client.models.retrieve("nobody")
 
 
 def test_it_chats_in_a_stream(client: openai.OpenAI) -> None:

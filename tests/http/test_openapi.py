@@ -71,7 +71,7 @@ def described(front: LiveFront) -> dict[tuple[str, str], Operation]:
 
 
 def test_it_describes_every_route() -> None:
-    assert {(method, route.path) for route in ROUTES for method in (route.methods or set()) - {"HEAD"}} == {
+    assert {(method, route.path_format) for route in ROUTES for method in (route.methods or set()) - {"HEAD"}} == {
         (method.upper(), path) for method, path in OPERATION_NAMES
     }
     assert DOCUMENT["openapi"] == "3.1.0"

@@ -47,8 +47,8 @@ def read(pieces: Sequence[str], dialect: str | None, **more: Any) -> Read:
     return read_with(a_reply(dialect, **more), pieces)
 
 
-def read_with(reply: Reply, pieces: Sequence[str]) -> Read:
-    parts = [*map(reply.feed, pieces), reply.finish()]
+def read_with(reply: Reply, pieces: Sequence[str], *, cut: bool = False) -> Read:
+    parts = [*map(reply.feed, pieces), reply.finish(cut=cut)]
     calls: dict[int, tuple[str, str]] = {}
     for delta in (delta for part in parts for delta in part.calls):
         name, arguments = calls.get(delta.index, (delta.name, ""))
@@ -308,6 +308,42 @@ KEYED = "<tool_call>weather\n"
 def test_a_call_in_tags_that_is_cut_off_is_a_call_and_no_content(said: str, arguments: str) -> None:
     for pieces in ([said], list(said)):
         assert read(pieces, "hermes") == ("", "", [("weather", arguments)])
+
+
+@pytest.mark.parametrize(
+    ("dialect", "said"),
+    [
+        ("hermes", "<tool_call>"),
+        ("hermes", "<tool_call>\n<func"),
+        ("hermes", "<tool_call>\n<function=weather"),
+        ("hermes", "<tool_call>weather"),
+        ("hermes", '<tool_call>\n{"name": "weather", "argu'),
+        ("mistral", "[TOOL_CALLS]wea"),
+        ("kimi", "<|tool_call_begin|>functions.wea"),
+        ("gemma4", "<|tool_call>call:weather"),
+        ("command-r", '<|START_ACTION|>[\n{"tool_call_id": "0", "to'),
+    ],
+)
+def test_of_a_call_that_is_cut_before_anything_can_be_told_of_it_there_is_nothing(dialect: str, said: str) -> None:
+    for pieces in ([said], list(said)):
+        assert read_with(a_reply(dialect), ["Well.", *pieces], cut=True) == ("Well.", "", [])
+        assert read_with(a_reply(dialect), ["Well.", *pieces]) == (f"Well.{said}", "", [])
+
+
+@pytest.mark.parametrize(
+    ("dialect", "said"),
+    [
+        ("hermes", "<tool_call>\n{ what"),
+        ("hermes", "<tool_call> is a"),
+        ("hermes", "a <"),
+        ("generic", '```json\n{"answer": 4'),
+        ("generic", '{"answer": 4'),
+        ("llama", '{"name": "wea'),
+    ],
+)
+def test_what_may_be_an_answer_is_told_though_it_is_cut(dialect: str, said: str) -> None:
+    for pieces in ([said], list(said)):
+        assert read_with(a_reply(dialect), pieces, cut=True) == (said, "", [])
 
 
 @pytest.mark.parametrize("said", ["<tool_call>\n<function=weather", "<tool_call>weather", "<tool_call>weather\nand"])
