@@ -1,8 +1,9 @@
-"""The batcher's books against llama.cpp's own: whatever is asked, cancelled or interrupted, they agree, everyone is
-served, and an idle cache can be emptied.
+"""The batcher's books against llama.cpp's own: whatever is asked, cancelled, interrupted, saved or erased, they agree,
+everyone is served, and an idle cache can be emptied.
 """
 
-from typing import Any
+import tempfile
+from typing import Any, Literal
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -13,10 +14,14 @@ from llamaherd.pool.child import llama_backend
 from llamaherd.pool.child.loaded import Loaded, make_chats
 from llamaherd.pool.child.model import Model
 from llamaherd.pool.child.resources import Resources
+from llamaherd.transport.messages import Adapter, ChildMessage, Failed, Result, Sequence
 from prompts import request, tokens
+from tiny_gguf import tiny_model
 
 #: Most tokens of a sequence, and slots.
 N_CTX, N_SLOTS = 256, 3
+#: Commands about slots have numbers from here on.
+COMMANDS = 10_000
 #: Far more steps than the longest mix of requests needs.
 PATIENCE = 5000
 
@@ -32,6 +37,8 @@ class BatcherMachine(RuleBasedStateMachine):
         self.wanted: dict[int, tuple[int, int]] = {}
         self.cancelled: set[int] = set()
         self.got: dict[int, Collected] = {}
+        self.commands: set[int] = set()
+        self.folder = tempfile.TemporaryDirectory(prefix="slots-")
 
     @initialize(cache_ram=st.sampled_from([0, 1]), n_cached=st.integers(0, 3), shifts=st.booleans())
     def load(self, cache_ram: int, n_cached: int, shifts: bool) -> None:
@@ -46,6 +53,8 @@ class BatcherMachine(RuleBasedStateMachine):
             context_shift=shifts,
             n_batch=64,
             n_ubatch=64,
+            slot_save_path=self.folder.name,
+            adapters=(Adapter(path=str(tiny_model("lora")), scale=0.0),) if self.model_name == "random" else (),
         )
         self.shifts = shifts
         model = Model(command.path, command.options, lambda _fraction: True)
@@ -58,22 +67,43 @@ class BatcherMachine(RuleBasedStateMachine):
         max_tokens=st.integers(0, 120),
         cache_prompt=st.booleans(),
         slot=st.integers(-1, N_SLOTS - 1),
+        adapted=st.booleans(),
     )
-    def submit(self, length: int, seed: int, max_tokens: int, cache_prompt: bool, slot: int) -> None:
+    def submit(self, length: int, seed: int, max_tokens: int, cache_prompt: bool, slot: int, adapted: bool) -> None:
         number = len(self.wanted)
         self.wanted[number] = length, max_tokens
         prompt = tokens(length, seed)
-        self.engine.submit(
-            request(number, prompt, max_tokens=max_tokens, cache_prompt=cache_prompt, slot=slot, n_keep=length // 2)
-        )
+        fields: dict[str, Any] = {"lora": ((0, 1.0),)} if adapted and self.model_name == "random" else {}
+        fields |= {"cache_prompt": cache_prompt, "slot": slot, "n_keep": length // 2}
+        self.engine.submit(request(number, prompt, max_tokens=max_tokens, **fields))
+
+    @rule(
+        action=st.sampled_from(["save", "restore", "erase"]),
+        slot=st.integers(0, N_SLOTS - 1),
+        name=st.sampled_from(["one", "two"]),
+    )
+    def command(self, action: Literal["save", "restore", "erase"], slot: int, name: str) -> None:
+        number = COMMANDS + len(self.commands)
+        self.commands.add(number)
+        self.engine.desk.submit(Sequence(request=number, action=action, slot=slot, name=name))
 
     @precondition(lambda self: self.engine.busy)
     @rule(count=st.integers(1, 40))
     def step(self, count: int) -> None:
         for _ in range(count):
             if self.engine.busy:
-                collect(self.engine.step(), self.got)
+                self.take(self.engine.step())
                 self.check_books()
+
+    def take(self, messages: list[ChildMessage]) -> None:
+        """Sort what a step said. A command may find its slot or its file missing, and nothing worse."""
+        answers = [one for one in messages if isinstance(one, Result | Failed) and (one.request or 0) >= COMMANDS]
+        for answer in answers:
+            assert answer.request in self.commands
+            if isinstance(answer, Failed):
+                codes = {"slot_empty", "slot_file_not_found"}
+                assert answer.code in codes or answer.retry, answer
+        collect([one for one in messages if one not in answers], self.got)
 
     @precondition(lambda self: bool(self.wanted))
     @rule(data=st.data())
@@ -94,10 +124,12 @@ class BatcherMachine(RuleBasedStateMachine):
             if sequence is None:
                 continue
             assert sequence.lane == slot.id
+            assert sequence.slot not in held, "an id is nobody's or one sequence's"
             held.add(sequence.slot)
             length = cells.held_by([sequence.slot])
             assert length == context.length(sequence.slot) == sequence.computed <= len(sequence.tokens)
         for kept in batcher.cache.kept:
+            assert kept.slot not in held
             held.add(kept.slot)
             assert cells.held_by([kept.slot]) == context.length(kept.slot) == kept.computed
         assert all(context.length(other) == 0 for other in range(context.n_sequences) if other not in held)
@@ -110,13 +142,14 @@ class BatcherMachine(RuleBasedStateMachine):
             self.finish()
         finally:
             self.engine.free()
+            self.folder.cleanup()
 
     def finish(self) -> None:
         """Serve everyone, and empty the cache."""
         for _ in range(PATIENCE):
             if not self.engine.busy:
                 break
-            collect(self.engine.step(), self.got)
+            self.take(self.engine.step())
         assert not self.engine.busy, "somebody starves"
         assert set(self.got) == set(self.wanted)
         for number, (length, max_tokens) in self.wanted.items():
@@ -156,10 +189,10 @@ class DividedWindowMachine(WindowMachine):
 
 
 TestBatcher = BatcherMachine.TestCase
-TestBatcher.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
+TestBatcher.settings = settings(max_examples=30, stateful_step_count=25, deadline=None)
 TestWindow = WindowMachine.TestCase
-TestWindow.settings = settings(max_examples=8, stateful_step_count=25, deadline=None)
+TestWindow.settings = settings(max_examples=12, stateful_step_count=25, deadline=None)
 TestDivided = DividedMachine.TestCase
-TestDivided.settings = settings(max_examples=8, stateful_step_count=25, deadline=None)
+TestDivided.settings = settings(max_examples=12, stateful_step_count=25, deadline=None)
 TestDividedWindow = DividedWindowMachine.TestCase
-TestDividedWindow.settings = settings(max_examples=8, stateful_step_count=25, deadline=None)
+TestDividedWindow.settings = settings(max_examples=12, stateful_step_count=25, deadline=None)
