@@ -10,7 +10,7 @@ from llamaherd.pool.adapters import AdapterStatus, check_lora, describe, scales_
 from llamaherd.pool.calls import Calls
 from llamaherd.pool.entry import Answer, Entry, Replica, Request
 from llamaherd.pool.errands import in_thread
-from llamaherd.pool.errors import BadRequest, ModelNotLoaded
+from llamaherd.pool.errors import BadRequest, ModelNotLoaded, WorkerFailed
 from llamaherd.pool.lifecycle import State
 from llamaherd.pool.params import check_command
 from llamaherd.transport.messages import Result, SlotFile, Slots, SlotState
@@ -32,13 +32,20 @@ class SlotCalls(Calls):
         """
         entry = self._entry_for(model)
         awake = [one for one in entry.replicas if one.state is State.LOADED and not one.drowsy]
-        if not awake:
-            raise ModelNotLoaded(f"model {entry.name!r} is not loaded", code="model_not_loaded")
         found: list[SlotState] = []
+        gone = 0
         for replica in awake:
-            result = await self._look(replica, Slots(request=self._herd.next_number()))
+            try:
+                result = await self._look(replica, Slots(request=self._herd.next_number()))
+            except WorkerFailed as error:
+                if error.code != "unloaded":
+                    raise
+                gone += 1  # it was stopped meanwhile
+                continue
             first = replica.index * replica.spec.options.n_parallel
             found += [replace(slot, id=first + slot.id) for slot in result.slots or ()]
+        if gone == len(awake):
+            raise ModelNotLoaded(f"model {entry.name!r} is not loaded", code="model_not_loaded")
         return found
 
     async def save_slot(self, model: str, slot: int, name: str) -> SlotFile:

@@ -60,6 +60,20 @@ def test_what_was_saved_is_there_after_the_worker_has_gone(transport: str, tmp_p
     run(main())
 
 
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_a_model_that_is_stopped_while_it_is_asked_for_its_slots_is_not_loaded(transport: str) -> None:
+    async def main() -> None:
+        async with Pool([fake()], transport=transport) as pool:
+            await pool.load("m")
+            look = asyncio.ensure_future(pool.slots("m"))
+            await asyncio.sleep(0)
+            pool.start_unload("m")
+            with pytest.raises(ModelNotLoaded):
+                await look
+
+    run(main())
+
+
 def test_slots_are_seen_while_all_are_busy_and_others_wait(tmp_path: Path) -> None:
     async def main() -> None:
         gate = tmp_path / "gate"
