@@ -36,6 +36,8 @@ _MP3_FRAME: Final = 1152
 _MP3_RATE: Final = 48_000
 _PIECE: Final = 1024 * 1024
 
+#: From the alphabet of base64 that URLs have to the usual one.
+_TO_STANDARD: Final = str.maketrans("-_", "+/")
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
 
 
@@ -97,29 +99,33 @@ def _refusal(reason: str, code: str = "invalid_media") -> RequestError:
 def _media_of(part: Mapping[str, Any]) -> Media:
     kind = part["type"]
     value: object = part.get(kind)
-    field = "url" if kind == "image_url" else "data"
-    # Some clients give the address itself.
-    text: object = cast("Mapping[str, Any]", value).get(field) if isinstance(value, Mapping) else value
+    fields = ("url",) if kind == "image_url" else ("data", "url")
+    text = value  # some clients give the file itself
+    if isinstance(value, Mapping):
+        given = cast("Mapping[str, Any]", value)
+        text = next((given[field] for field in fields if given.get(field) is not None), None)
     if not isinstance(text, str) or not text:
-        raise _refusal(f"{kind} must have a text {field!r}")
+        raise _refusal(f"{kind} must have a text {fields[0]!r}")
     return Media("image" if kind == "image_url" else "audio", _decode(text, kind))
 
 
 def _decode(text: str, kind: str) -> bytes:
-    if text[:5].lower() == "data:":
+    told = text[:5].lower() == "data:"
+    if told:
         head, comma, text = text.partition(",")
         if not comma or not head.lower().endswith(";base64"):
             raise _refusal(f"{kind}: a data URL must be base64 (data:image/png;base64,...)")
-    elif kind == "image_url":
-        raise _refusal(
-            "image_url must be a data URL (data:image/png;base64,...): nothing is fetched from an address",
-            code="media_address",
-        )
     if len(text) > MOST_BYTES * 4 // 3 + 4:
         raise _refusal(f"{kind} has more than {MOST_BYTES} bytes")
+    plain = "".join(text.split()).translate(_TO_STANDARD)
     try:
-        return base64.b64decode("".join(text.split()), validate=True)
+        return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
+        if kind == "image_url" and not told:
+            raise _refusal(
+                "image_url must be a data URL (data:image/png;base64,...): nothing is fetched from an address",
+                code="media_address",
+            ) from None
         raise _refusal(f"{kind} is not valid base64: {error}") from None
 
 

@@ -66,12 +66,15 @@ def test_the_forms_in_which_clients_write_files() -> None:
         {"type": "image_url", "image_url": data_url(RED)},
         {"type": "image_url", "image_url": {"url": data_url(RED).replace("data:", "DATA:"), "detail": "low"}},
         {"type": "image_url", "image_url": {"url": "data:;base64," + base64.encodebytes(RED).decode()}},
+        {"type": "image_url", "image_url": {"url": base64.b64encode(RED).decode()}},
+        {"type": "image_url", "image_url": {"url": base64.urlsafe_b64encode(RED).decode().rstrip("=")}},
         {"type": "input_audio", "input_audio": {"data": encoded, "format": "wav"}},
+        {"type": "input_audio", "input_audio": {"url": encoded}},
         {"type": "input_audio", "input_audio": {"data": f"data:audio/wav;base64,{encoded}"}},
     ]
     _, found = take_media(user(*parts), MARK)
-    assert [one.data for one in found] == [RED, RED, RED, sound, sound]
-    assert [one.kind for one in found] == ["image"] * 3 + ["audio"] * 2
+    assert [one.data for one in found] == [*[RED] * 5, *[sound] * 3]
+    assert [one.kind for one in found] == ["image"] * 5 + ["audio"] * 3
 
 
 def test_chats_without_files_are_told_apart() -> None:
@@ -91,7 +94,7 @@ def test_nothing_is_fetched(url: str) -> None:
         ({"type": "image_url"}, "must have a text 'url'"),
         ({"type": "image_url", "image_url": {"url": 5}}, "must have a text 'url'"),
         ({"type": "image_url", "image_url": {}}, "must have a text 'url'"),
-        ({"type": "input_audio", "input_audio": {"url": "x"}}, "must have a text 'data'"),
+        ({"type": "input_audio", "input_audio": {"text": "x"}}, "must have a text 'data'"),
         ({"type": "image_url", "image_url": "data:image/png,plain"}, "must be base64"),
         ({"type": "image_url", "image_url": "data:image/png;base64,@@@@"}, "not valid base64"),
         ({"type": "image_url", "image_url": "data:image/png;base64,äöü"}, "not valid base64"),
