@@ -14,12 +14,6 @@ class Effects(Protocol):
         """Start a worker for the model. Answered by ``ready`` or ``exited``."""
         ...
 
-    def prepare(self, model: str) -> None:
-        """A start of the model will follow once there is room: do what can be done before that takes room. May come
-        more than once, and the start may be called off.
-        """
-        ...
-
     def drop_ahead(self) -> None:
         """Stop the spare that has loaded a model ahead. Answered by ``ahead_gone``."""
         ...
@@ -28,8 +22,12 @@ class Effects(Protocol):
         """Have a sleeping worker load its model again. Answered by ``ready`` or ``exited``."""
         ...
 
-    def stop(self, model: str, replica: int) -> None:
-        """Stop a worker. Answered by ``exited``."""
+    def stop(self, model: str, replica: int, heir: str | None = None) -> None:
+        """Stop a worker. Answered by ``exited``.
+
+        ``heir`` is the model that room is made for: its start is likely to follow, maybe before the answer, so the
+        process may become its worker instead of ending. That counts as the old worker's exit and the new one's start.
+        """
         ...
 
     def grant(self, ticket: int, replica: int) -> None:

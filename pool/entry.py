@@ -45,6 +45,7 @@ class Replica:
         stall: The timer of its load.
         heard: When its worker last gave a sign of life, in the loop's time.
         oom_kills: The kernel's count when its worker was started.
+        vacated: Set when its worker is gone, or has become another model's; None while nobody waits for that.
     """
 
     entry: "Entry"
@@ -69,11 +70,18 @@ class Replica:
     stall: asyncio.TimerHandle | None = None
     heard: float = 0.0
     oom_kills: int = 0
+    vacated: asyncio.Event | None = None
 
     @property
     def loading(self) -> bool:
         """Whether its worker loads the model, for the first time or again."""
         return self.state is State.LOADING or self.waking
+
+    async def wait_vacated(self) -> None:
+        """Wait until the worker that it has now is gone, or has become another model's."""
+        if self.worker is not None:
+            self.vacated = self.vacated or asyncio.Event()
+            await self.vacated.wait()
 
     @property
     def is_spare(self) -> bool:

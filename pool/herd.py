@@ -33,6 +33,7 @@ from llamaherd.pool.explain import (
     ran_out_of_memory,
 )
 from llamaherd.pool.gpus import Gpu, Gpus
+from llamaherd.pool.handover import Handovers, may_hand_over
 from llamaherd.pool.idle import Rest
 from llamaherd.pool.launch import Exit, Launcher
 from llamaherd.pool.lifecycle import RUNNING, IllegalTransition, State, Trigger, transition
@@ -82,6 +83,8 @@ _log = logging.getLogger("llamaherd.pool")
 _LONG: Final = (Generate, Embed, Rerank, SlotCommand)
 #: Kinds of messages that somebody may wait for, who has to be told if one cannot be read.
 _ANSWERS: Final = frozenset({"tokens", "vectors", "done", "result", "failed"})
+#: The end of a worker whose process goes on with another model.
+_GIVEN_UP: Final = Exit(reason="exited", code=0, signal=None, node="", detail="it gave its process to another model")
 #: What the words of a worker's ``state`` message mean to the lifecycle.
 _TRIGGERS: Final = {"loading": Trigger.PROGRESS, "ready": Trigger.READY, "sleeping": Trigger.SLEEP}
 
@@ -147,6 +150,7 @@ class Herd:
             give_up=self._scheduler.give_up_ahead,
             gone=self._scheduler.ahead_gone,
         )
+        self._handovers = Handovers()
         self._at_rest = asyncio.Event()
         self._closing = False
 
@@ -207,6 +211,8 @@ class Herd:
                 self._clocks.stop(replica)
                 self._clocks.forget_load(replica)
                 self._stop_worker(replica)
+        for worker in self._handovers.workers:
+            worker.stop(self._stop_timeout)
         while self._workers or self._tasks:
             for worker in list(self._workers):
                 await worker.wait()
@@ -448,8 +454,9 @@ class Herd:
     def scale(self, entry: Entry, scales: tuple[float, ...]) -> None:
         """Have a model's LoRA adapters applied with these factors, one for each, now and after every load."""
         entry.scales = scales
-        for worker in entry.workers:
-            worker.post(Lora(scales=scales))
+        for replica in entry.replicas:
+            if replica.worker is not None and replica.state is not State.STOPPING:
+                replica.worker.post(Lora(scales=scales))
         self._recheck_ahead()
 
     @staticmethod
@@ -473,30 +480,44 @@ class Herd:
         replica.oom_kills = oom_kills()
         env = spec.placement(replica.index).environment()
         ahead, ready = self._spares.ahead, self._spares.ready
+        given = self._handovers.claim(replica) if ahead is None and not spec.is_placed else None
         # A process that runs cannot be placed any more; and what the scheduler takes for placed is lent no bytes.
-        spare = None if spec.is_placed else self._spares.take()
+        spare = None if given or spec.is_placed else self._spares.take()
         label = entry.name if spec.replicas == 1 else f"{entry.name}#{replica.index}"
-        worker = replica.worker = spare or self._new_worker(label)
+        worker = replica.worker = given or spare or self._new_worker(label)
         begun = ahead is not None and ahead.model == entry.name
-        replica.adopted = spare is not None
+        replica.adopted = given is not None or spare is not None
         replica.anew = replica.adopted and (ready or not begun) and not replica.let_down
         if spare is not None and begun:
             replica.log.feed(bytes(self._spares.log))
         worker.model = label
-        self._homes[worker] = replica
+        if given is None:  # what that says is its old model's until it has freed it
+            self._homes[worker] = replica
         worker.post(load_of(entry))
         self._tell(replica, "model_status", {"status": State.LOADING})
         self._clocks.watch_load(replica, worker)
-        if spare is None:
+        if not replica.adopted:
             self.keep(self._launch(worker, env))
 
-    def prepare(self, model: str) -> None:
-        spec = self._entries[model].spec
-        if not self._closing and not spec.is_placed:
-            self._spares.expect(spec.engine)
+    def stop(self, model: str, replica: int, heir: str | None = None) -> None:
+        leaver = self._entries[model].replicas[replica]
+        if heir is None or not self._hand_over(leaver, self._entries[heir]):
+            self._stop_worker(leaver)
 
-    def stop(self, model: str, replica: int) -> None:
-        self._stop_worker(self._entries[model].replicas[replica])
+    def _hand_over(self, leaver: Replica, heir: Entry) -> bool:
+        """Have a worker free its model for another's start. Returns False, and does nothing, if it is to end instead:
+        the start will take what is loaded ahead, or its process cannot go on.
+        """
+        worker, timeout = leaver.worker, self._time_to_stop(leaver)
+        if worker is None or self._closing or timeout <= 0 or not may_hand_over(leaver, heir):
+            return False
+        if self._spares.ahead is not None or self._handovers.await_heir(heir.name):
+            return False
+        self._clocks.stop(leaver)
+        self._handovers.begin(worker, heir.name)
+        worker.hand_over(timeout)
+        leaver.state = transition(leaver.state, Trigger.STOP)
+        return True
 
     def wake(self, model: str, replica: int) -> None:
         sleeper = self._entries[model].replicas[replica]
@@ -539,11 +560,14 @@ class Herd:
     def _stop_worker(self, replica: Replica) -> None:
         if replica.worker is None or replica.state is State.STOPPING:
             return
-        own = replica.entry.spec.stop_timeout
         # A load cannot be asked to hurry, and has nothing to lose.
         self._clocks.stop(replica)
-        replica.worker.stop(0.0 if replica.loading else self._stop_timeout if own is None else own)
+        replica.worker.stop(0.0 if replica.loading else self._time_to_stop(replica))
         replica.state = transition(replica.state, Trigger.STOP)
+
+    def _time_to_stop(self, replica: Replica) -> float:
+        own = replica.entry.spec.stop_timeout
+        return self._stop_timeout if own is None else own
 
     def _new_worker(self, label: str) -> Worker:
         worker = Worker(label, next(self._generations), self)
@@ -640,6 +664,8 @@ class Herd:
                 replica.failure = message
             case Failed():
                 self._end(replica, message.request, explain_failure(message))
+            case StateMessage(state="unloaded"):
+                self._on_unloaded(worker, replica)
             case StateMessage():
                 self._on_state(replica, message)
             case Stats():
@@ -724,17 +750,42 @@ class Herd:
             self._spares.replace()
         self._clocks.mind(replica)
 
+    def _on_unloaded(self, worker: Worker, replica: Replica) -> None:
+        """A worker has freed its model for another's, which may have been started with it already."""
+        if worker.stopping or worker not in self._handovers:
+            return  # it leaves after all, or nobody has told it to
+        worker.be_free()
+        self._handovers.open(worker)
+        self._bury(replica, worker, _GIVEN_UP, told=True)  # where it was waited for, the heir takes it now
+        taker = self._handovers.end(worker)
+        if taker is not None:
+            self._homes[worker] = taker
+            taker.heard = now()
+            return
+        del self._homes[worker]
+        worker.model = SPARE
+        if not self._spares.adopt(worker):
+            worker.stop(self._stop_timeout)
+
     def on_exit(self, worker: Worker, end: Exit) -> None:
         self._workers.discard(worker)
         self._carried.add(worker.traffic)
         if self._spares.lost(worker):
             return
-        replica = self._homes.pop(worker)
+        handing_over = worker in self._handovers
+        taker, replica = self._handovers.end(worker), self._homes.pop(worker, None)
+        if replica is not None:
+            self._bury(replica, worker, end, told=worker.stopping or handing_over)
+        if taker is not None:
+            self._bury(taker, worker, end, told=worker.stopping)
+
+    def _bury(self, replica: Replica, worker: Worker, end: Exit, *, told: bool) -> None:
+        """A replica has no worker any more; ``told`` says whether it was told to go."""
         entry = replica.entry
         # A spare that was dead or dying when it was taken says nothing about the model.
         untried = replica.loading and replica.progress is None and replica.failure is None
-        stillborn = replica.adopted and untried and not worker.stopping
-        error = None if worker.stopping or stillborn else explain_exit(replica, worker, end)
+        stillborn = replica.adopted and untried and not told
+        error = None if told or stillborn else explain_exit(replica, worker, end)
         starved = error is not None and ran_out_of_memory(replica, worker, end)
         replica.log.end_line()
         loading, replica.waking = replica.loading, False
@@ -742,6 +793,9 @@ class Herd:
         replica.state = transition(replica.state, Trigger.EXIT)
         replica.load = None
         replica.worker, replica.progress, replica.exit_code, replica.error = None, None, end.code, error
+        if replica.vacated is not None:
+            replica.vacated.set()
+            replica.vacated = None
         self._clocks.mind(replica)
         retry = not loading and error is not None and not entry.broken and not entry.removed
         again = self._lose_granted(replica, error, retry=retry)

@@ -34,6 +34,8 @@ PRIVATE_ENV: Final = frozenset({"LLAMA_API_KEY", "LLAMAHERD_API_KEY", HUB_LOGIN_
 #: Most bytes read from a dead worker's log pipe, which a grandchild may go on filling.
 LAST_WORDS_BYTES: Final = 1024 * 1024
 _READ_BYTES: Final = 65536
+#: Characters that the model's name has in the command line, at least.
+_LABEL_ROOM: Final = 64
 #: A flag in ``/proc/PID/stat``: the kernel takes the process apart. See proc_pid_stat(5), and ``PF_*`` in sched.h.
 _PF_EXITING: Final = 0x4
 
@@ -122,7 +124,8 @@ class LocalLauncher:
 
     async def launch(self, spec: LaunchSpec) -> Process:
         endpoint = spec.endpoint
-        args = [sys.executable, "-P", "-m", "llamaherd.pool.child", spec.label]
+        # With room for another model's name, should it become that one's worker; see ``pool/child/title.py``.
+        args = [sys.executable, "-P", "-m", "llamaherd.pool.child", spec.label.ljust(_LABEL_ROOM)]
         inherited = {name: value for name, value in os.environ.items() if name not in PRIVATE_ENV}
         log_read, log_write = os.pipe()
         try:

@@ -139,11 +139,11 @@ class ModelCalls(Calls):
             await asyncio.shield(job.ended)
             return replace(status, state=State.UNLOADED, progress=None, pid=None)
         entry = self._entry(model)
-        workers, fetching = list(entry.workers), entry.download
+        replicas, fetching = [one for one in entry.replicas if one.worker is not None], entry.download
         if entry.state is not State.STOPPING:
             self.start_unload(model)
-        for worker in workers:
-            await worker.wait()
+        for replica in replicas:
+            await replica.wait_vacated()
         if fetching is not None:
             await asyncio.shield(fetching.ended)
         return self._herd.status(entry)

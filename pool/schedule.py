@@ -475,19 +475,14 @@ class Scheduler:
 
     def _decide(self) -> None:
         self._settle()
-        waits: Model | None = None
         while self._room_changed and (self._line.hungry or self._line.growing):
             self._room_changed = False
             if self._line.hungry:
-                waits = self._make_way()
+                self._make_way()
             else:
-                waits = None
                 self._grow()
             self._settle()
         self._room_changed = False
-        # Not before: what was told to stop may have left room at once.
-        if waits is not None and waits.hungry:
-            self._effects.prepare(waits.name)
 
     def _settle(self) -> None:
         """Look at the models about which something has changed, until nothing does any more, and tell what follows."""
@@ -545,10 +540,9 @@ class Scheduler:
                 instance.phase = Phase.STARTING
                 self._effects.wake(model.name, instance.index)
 
-    def _make_way(self) -> Model | None:
-        """Start what is needed, as far as there is room or room can be made. Return the first that waits for room."""
+    def _make_way(self) -> None:
+        """Start what is needed, as far as there is room or room can be made."""
         promised, lent = Room(), self._ledger.ahead
-        waits: Model | None = None
         for model in self._line.in_turn():
             need = promised + self._ledger.need(model.next_room)
             if not model.placed:
@@ -561,11 +555,10 @@ class Scheduler:
                 self._start(model)
                 lent = self._ledger.ahead
                 continue
-            waits = waits or model
             if model.placed:
                 self.give_up_ahead()
                 lent = Room()  # what is being given up is nobody's before it is gone
-            if self._ledger.will_fit(need) or self._make_room(need):
+            if self._ledger.will_fit(need) or self._make_room(need, model):
                 promised = need  # its room comes with the exits of what was stopped
             elif self._line.overtaken(model) >= self._limits.max_overtakes:
                 self._drain_for(model)
@@ -574,7 +567,6 @@ class Scheduler:
                 continue
             lent = Room()  # it is in what was promised
         self._line.set_alarm()
-        return waits
 
     def _grow(self) -> None:
         """Start further replicas where too many wait, as far as there is room to spare. Rule 6."""
@@ -602,22 +594,22 @@ class Scheduler:
 
     # --- making room ---
 
-    def _make_room(self, need: Room) -> bool:
+    def _make_room(self, need: Room, wanted: Model) -> bool:
         """Stop idle instances, as many as it takes; none if all of them do not do. Rule 4."""
         found = victims(dispensable(self._idle.values()), self._ledger.after_exits(need), self._limits)
         for victim in found:
-            self._evict(victim)
+            self._evict(victim, wanted.name)
         return bool(found)
 
-    def _stop(self, instance: Instance) -> None:
+    def _stop(self, instance: Instance, heir: str | None = None) -> None:
         self._release(instance)
         self._set_phase(instance, Phase.STOPPING)
-        self._effects.stop(*instance.key)
+        self._effects.stop(*instance.key, heir)
 
-    def _evict(self, instance: Instance) -> None:
+    def _evict(self, instance: Instance, heir: str | None = None) -> None:
         self.evictions[instance.key[0]] += 1
         self._foresight.displaced(instance.key[0])
-        self._stop(instance)
+        self._stop(instance, heir)
 
     def _retire(self, instance: Instance) -> None:
         self._stir(instance.model)

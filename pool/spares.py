@@ -2,8 +2,8 @@
 process.
 
 A pool may always keep one, which also loads a model ahead if one is likely wanted next, there is room for it, and
-nobody has anything else to do. Without that the pool gets a spare when a model waits for room: the interpreter starts
-while the worker in the way finishes and leaves.
+nobody has anything else to do. Without that it has one only for as long as a worker that was freed for a model waits
+for that model's start.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ SPARE: Final = ""
 #: Seconds from a load to the start of the next spare, and how often that is put off for a busy herd.
 SPARE_SECONDS: Final = 0.5
 SPARE_PATIENCE: Final = 20
-#: Seconds that a spare which was only made for an expected load waits for it.
+#: Seconds that a worker which was freed for an expected load waits for it.
 EXPECTED_SECONDS: Final = 30.0
 #: Environment variable that tells a worker which engine to import before it is told to load; read by ``pool/child``.
 PRELOAD_ENV: Final = "LLAMAHERD_PRELOAD"
@@ -83,12 +83,17 @@ class SpareKeeper:
         if self._wanted and self._spare is None:
             self._begin("llama")
 
-    def expect(self, engine: str) -> None:
-        """A load will follow: have a spare for it, and let it go if the load is called off."""
-        if self._spare is None:
-            self._begin(engine)
+    def adopt(self, worker: Worker) -> bool:
+        """Take a worker that has no model any more as the spare for an expected load, and let it go if that is called
+        off. Returns False if there is one already.
+        """
+        if self._spare is not None:
+            return False
+        self.log.clear()
+        self._spare = worker
         if not self._wanted:
             self._patience.start(EXPECTED_SECONDS, lambda: self.stop(0.0))
+        return True
 
     def launched(self, worker: Worker) -> None:
         """A worker runs. If it is the spare, it may load something ahead."""

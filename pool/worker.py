@@ -15,7 +15,7 @@ from llamaherd.pool.launch import Exit, Launcher, LaunchSpec, Process
 from llamaherd.transport import Traffic
 from llamaherd.transport.channel import Channel, Endpoint, Transport
 from llamaherd.transport.errors import BrokenChannel, ChannelError, ChannelFull, MessageTooLarge
-from llamaherd.transport.messages import ChildMessage, PoolMessage
+from llamaherd.transport.messages import ChildMessage, PoolMessage, Unload
 from llamaherd.transport.messages import Exit as ExitCommand
 
 __all__ = ["Owner", "Worker"]
@@ -47,12 +47,16 @@ class Worker:
         model: Whose worker it is; the pool may change it as long as the worker has no model loaded.
         generation: The spawn's number, unique in the pool; messages of older generations cannot reach this object.
         owner: Who is told.
+
+    Attributes:
+        handed_over: How often it has given up a model for another's.
     """
 
     __slots__ = (
         "_backlog",
         "_channel",
         "_gone",
+        "_handing_over",
         "_kill_timer",
         "_kill_wanted",
         "_owner",
@@ -62,6 +66,7 @@ class Worker:
         "_silent",
         "_tasks",
         "generation",
+        "handed_over",
         "kill_reason",
         "model",
         "stopping",
@@ -72,11 +77,13 @@ class Worker:
         self.generation = generation
         self.stopping = False
         self.kill_reason = ""
+        self.handed_over = 0
         self._owner = owner
         self._process: Process | None = None
         self._channel: Channel | None = None
         self._backlog: deque[PoolMessage] = deque()
         self._kill_timer: asyncio.TimerHandle | None = None
+        self._handing_over: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._silent = asyncio.Event()  # nothing that it says counts any more
         self._gone = asyncio.Event()
@@ -95,8 +102,12 @@ class Worker:
 
     @property
     def args(self) -> Sequence[str]:
-        """The command line, empty before the launch."""
-        return self._process.args if self._process is not None else ()
+        """The command line, with the model that it has now; empty before the launch."""
+        return (*self._process.args[:-1], self._label) if self._process is not None else ()
+
+    @property
+    def _label(self) -> str:
+        return (self.model if self.model.isascii() else ascii(self.model)) or "spare"
 
     @property
     def traffic(self) -> Traffic:
@@ -118,8 +129,7 @@ class Worker:
         endpoint: Endpoint | None = None
         try:
             endpoint = await transport.endpoint(f"{self.generation}", on_log)
-            label = self.model if self.model.isascii() else ascii(self.model)
-            spec = LaunchSpec(label=label or "spare", endpoint=endpoint, on_log=on_log, env=env or {})
+            spec = LaunchSpec(label=self._label, endpoint=endpoint, on_log=on_log, env=env or {})
             self._process = await launcher.launch(spec)
         except BaseException:
             if endpoint is not None:
@@ -213,6 +223,23 @@ class Worker:
             self.kill_reason = reason
         self.kill()
 
+    # --- from one model to the next ---
+
+    def hand_over(self, timeout: float) -> None:
+        """Tell the worker to free its model, and kill it ``timeout`` seconds later unless :meth:`be_free` was called.
+        What is posted from now on is for after that.
+        """
+        self.handed_over += 1
+        self.post(Unload())
+        loop = asyncio.get_running_loop()
+        self._handing_over = loop.call_later(timeout, self.fail, f"it did not free its model within {timeout:g} s")
+
+    def be_free(self) -> None:
+        """It has no model any more."""
+        if self._handing_over is not None:
+            self._handing_over.cancel()
+            self._handing_over = None
+
     # --- stop ---
 
     def stop(self, timeout: float) -> None:
@@ -265,6 +292,7 @@ class Worker:
 
     def _end(self) -> None:
         self._gone.set()
+        self.be_free()
         if self._kill_timer is not None:
             self._kill_timer.cancel()
             self._kill_timer = None

@@ -64,6 +64,7 @@ __all__ = [
     "Tokens",
     "TypedDelta",
     "Unknown",
+    "Unload",
     "Usage",
     "Vector",
     "Vectors",
@@ -77,7 +78,7 @@ __all__ = [
 MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
 
 FinishReason: TypeAlias = Literal["stop", "length", "tool_calls", "cancelled"]
-StateName: TypeAlias = Literal["loading", "ready", "sleeping", "downloading", "prefetched"]
+StateName: TypeAlias = Literal["loading", "ready", "sleeping", "downloading", "prefetched", "unloaded"]
 Fault: TypeAlias = Literal["caller", "model", "worker"]
 CacheType: TypeAlias = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
 #: How the embeddings of an input's tokens become one; ``rank`` gives a score instead, and the empty word is the model's
@@ -514,8 +515,8 @@ class EngineLoad(_Struct, frozen=True, kw_only=True):
 
 
 class State(_Struct, frozen=True, kw_only=True, omit_defaults=False):
-    """``state``: what the worker is doing, in llama.cpp's words and one of ours (``prefetched``). An unknown ``state``
-    is for the receiver to ignore.
+    """``state``: what the worker is doing, in llama.cpp's words and two of ours (``prefetched``, ``unloaded``). An
+    unknown ``state`` is for the receiver to ignore.
 
     Attributes:
         state: One of :data:`StateName`; a plain string here, because a newer peer may know more.
@@ -624,7 +625,8 @@ class Exit(_Struct, frozen=True, kw_only=True):
 
 
 class Load(_Struct, frozen=True, kw_only=True):
-    """``load``: the first command of a worker's life; workers are spawned without a model.
+    """``load``: the first command of a worker's life, and the one that may follow ``unload``; workers are spawned
+    without a model.
 
     Attributes:
         mmproj: The projector for images and sounds; empty without one.
@@ -698,6 +700,12 @@ class Sleep(_Struct, frozen=True, kw_only=True):
 
 class Wake(_Struct, frozen=True, kw_only=True):
     """``wake``: load again what ``load`` named."""
+
+
+class Unload(_Struct, frozen=True, kw_only=True):
+    """``unload``: free model and context, and be as before the first ``load``, for another that may follow at once.
+    What runs comes first. Answered by the state ``unloaded``, also where nothing was loaded.
+    """
 
 
 class InfillFile(_Struct, frozen=True, kw_only=True):
@@ -893,6 +901,7 @@ PoolMessage: TypeAlias = (
     | Load
     | Prefetch
     | Sleep
+    | Unload
     | Wake
     | Generate
     | Embed
@@ -921,6 +930,7 @@ Message: TypeAlias = (
     | Prefetch
     | Download
     | Sleep
+    | Unload
     | Wake
     | Generate
     | Embed
@@ -953,6 +963,7 @@ _POOL_TYPES: Final[dict[str, type[msgspec.Struct]]] = {
     "prefetch": Prefetch,
     "download": Download,
     "sleep": Sleep,
+    "unload": Unload,
     "wake": Wake,
     "generate": Generate,
     "embed": Embed,

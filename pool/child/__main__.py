@@ -13,6 +13,7 @@ from llamaherd.pool.child.engine import Engine, EngineError
 from llamaherd.pool.child.guards import arm_parent_death_signal, stay_on_cores, watch_lifeline
 from llamaherd.pool.child.heap import use_one_arena
 from llamaherd.pool.child.serve import ExitCode, Service
+from llamaherd.pool.child.title import rename
 from llamaherd.transport import CHANNEL_ENV, connect, take_stdio
 
 #: The cores to run on, as numbers with commas; set by the pool for a worker that is placed.
@@ -54,7 +55,7 @@ def main() -> int:
     if '"stdio"' not in os.environ.get(CHANNEL_ENV, ""):
         watch_lifeline(stdio.control, ExitCode.ORPHANED)
     channel = connect(stdio)
-    service = Service(channel, make_engine, preload=os.environ.pop(PRELOAD_ENV, ""))
+    service = Service(channel, make_engine, preload=os.environ.pop(PRELOAD_ENV, ""), rename=rename)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C is the pool's to handle
 
     def leave(number: int, frame: object) -> None:

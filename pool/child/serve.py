@@ -56,6 +56,7 @@ from llamaherd.transport.messages import (
     Threads,
     Tokenize,
     Unknown,
+    Unload,
     Wake,
 )
 
@@ -90,13 +91,23 @@ class Service:
 
     Args:
         preload: The engine to make before any command asks for one: a spare worker has time then.
+        rename: Called with the name of each model that the process was not started for.
     """
 
-    def __init__(self, channel: ChildChannel, make_engine: EngineFactory, preload: str = "") -> None:
+    def __init__(
+        self,
+        channel: ChildChannel,
+        make_engine: EngineFactory,
+        preload: str = "",
+        *,
+        rename: Callable[[str], None] = lambda _name: None,
+    ) -> None:
         self._channel = channel
         self._make_engine = make_engine
         self._preload = preload
         self._inbox: Inbox[PoolMessage] = Inbox()
+        self._rename = rename
+        self._is_spare = bool(preload)
         self._leaving = threading.Event()
         self._engines: dict[str, Engine] = {}
         self._engine: Engine | None = None
@@ -256,6 +267,8 @@ class Service:
                 self._sleep()
             case Wake():
                 self._wake()
+            case Unload():
+                self._unload()
             case Exit():
                 pass  # the flag is set; the loops see it
             case Unknown():
@@ -323,6 +336,8 @@ class Service:
             log(f"ignored a second load command, for {command.model!r}")
             return
         self._load = command
+        if self._is_spare:
+            self._rename(command.model)
         info = self._take_ahead(command) or self._load_model(command)
         if info is not None:
             self._channel.send(Stats(rss_bytes=resident_bytes(), gpu=info.gpu))
@@ -335,12 +350,17 @@ class Service:
             return
         payload = {"model": command.model}
         try:
-            engine = self._engines.get(command.engine) or self._make_engine(command.engine)
-            self._engines[command.engine] = engine
+            engine = self._engine_of(command)
             self._ahead.load(engine, command, LoadProgress(self._channel, self._leaving))
         except EngineError as error:
             payload["error"] = str(error)
         self._channel.send(State(state="prefetched", payload=payload))
+
+    def _engine_of(self, command: Load) -> Engine:
+        """Return the engine that a command names, made once in this process."""
+        if command.engine not in self._engines:
+            self._engines[command.engine] = self._make_engine(command.engine)
+        return self._engines[command.engine]
 
     def _take_ahead(self, command: Load) -> ModelInfo | None:
         """Have what was loaded ahead, if it is this; if it is another model, free it."""
@@ -368,6 +388,19 @@ class Service:
         self._awake = False
         self._channel.send(State(state="sleeping"))
 
+    def _unload(self) -> None:
+        """Free the model and forget it; another may be loaded then."""
+        engine = self._engine
+        while engine is not None and self._awake and engine.busy and not self._leaving.is_set():
+            self._send_all(engine.step())
+        if engine is not None:
+            engine.unload()
+        self._engine = self._load = self._load_told = None
+        self._awake = self._sleepy = False
+        self._is_spare = True
+        self._load_due = 0.0
+        self._channel.send(State(state="unloaded"))
+
     def _scale(self, command: Lora) -> None:
         """Use other default scales of the adapters, also after the next wake."""
         load = self._load
@@ -389,7 +422,7 @@ class Service:
         progress = LoadProgress(self._channel, self._leaving)
         try:
             if self._engine is None:
-                self._engine = self._engines.get(command.engine) or self._make_engine(command.engine)
+                self._engine = self._engine_of(command)
             progress(0.0)
             info = self._engine.load(command, progress)
             progress(1.0)

@@ -127,14 +127,12 @@ class Quiet:
     def start(self, model: str, replica: int) -> None:
         self.starts.append((model, replica))
 
-    def prepare(self, model: str) -> None: ...
-
     def drop_ahead(self) -> None:
         self.drops += 1
 
     def wake(self, model: str, replica: int) -> None: ...
 
-    def stop(self, model: str, replica: int) -> None: ...
+    def stop(self, model: str, replica: int, heir: str | None = None) -> None: ...
 
     def grant(self, ticket: int, replica: int) -> None: ...
 
@@ -391,6 +389,7 @@ def test_what_cannot_be_loaded_ahead_costs_nothing(tmp_path: Path, caplog: pytes
             await until(lambda: len(spares(pool)) == 1, "there is a spare")
             (spare,) = spares(pool)
             await until(lambda: "could not load 'a' ahead" in caplog.text, "it was tried")
+            await pool.unload("b")
             await swap(pool, "c")
             assert pool.status("c").pid == spare
 

@@ -30,7 +30,6 @@ from llamaherd.pool import (
     find_model,
     kv_bytes,
     read_facts,
-    spares,
 )
 from llamaherd.pool.idle import Rest, rest_of
 from llamaherd.pool.machine import oom_kills
@@ -393,37 +392,19 @@ def test_a_spare_that_dies_costs_nothing_and_the_next_load_brings_a_new_one() ->
     run(scene())
 
 
-def test_while_a_model_waits_for_room_its_process_starts_and_takes_it_when_the_room_is_there() -> None:
+def test_while_a_model_waits_for_room_nothing_is_started_for_it_and_it_takes_the_process_in_its_way() -> None:
     async def scene() -> None:
         async with Pool([spec("a", script={"step_seconds": 0.01}), spec("b")], models_max=1) as pool:
             me = psutil.Process()
             running = pool.complete("a", LONG)
             await anext(running)
+            first = pool.status("a").pid
             waiting = asyncio.create_task(pool.complete("b", "hello").collect())
-            await until(lambda: len(me.children()) == 2, "a process for b waits beside a")
-            prepared = {child.pid for child in me.children()} - {pool.status("a").pid}
+            await anext(running)
             assert pool.status("b").state is State.UNLOADED
             await running.aclose()
             assert (await waiting).text == "hello"
-            assert {pool.status("b").pid} == prepared
-            assert [child.pid for child in me.children()] == [pool.status("b").pid]
-
-    run(scene())
-
-
-def test_a_process_that_was_prepared_for_nothing_goes_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spares, "EXPECTED_SECONDS", 0.1)
-
-    async def scene() -> None:
-        async with Pool([spec("a", script={"step_seconds": 0.01}), spec("b")], models_max=1) as pool:
-            me = psutil.Process()
-            running = pool.complete("a", LONG)
-            await anext(running)
-            waiting = pool.complete("b", "hello")
-            await until(lambda: len(me.children()) == 2, "a process for b waits beside a")
-            await waiting.aclose()
-            await until(lambda: len(me.children()) == 1, "nobody waits for b any more")
-            await running.aclose()
+            assert [child.pid for child in me.children()] == [pool.status("b").pid] == [first]
 
     run(scene())
 

@@ -21,10 +21,8 @@ class Recorder:
 
     def __init__(self) -> None:
         self.said: list[str] = []
-        self.prepared: list[str] = []
-
-    def prepare(self, model: str) -> None:
-        self.prepared.append(model)
+        #: For which model each of those was stopped that had to make room.
+        self.heirs: dict[str, str] = {}
 
     def start(self, model: str, replica: int) -> None:
         self.said.append(f"start {named(model, replica)}")
@@ -35,8 +33,10 @@ class Recorder:
     def wake(self, model: str, replica: int) -> None:
         self.said.append(f"wake {named(model, replica)}")
 
-    def stop(self, model: str, replica: int) -> None:
+    def stop(self, model: str, replica: int, heir: str | None = None) -> None:
         self.said.append(f"stop {named(model, replica)}")
+        if heir is not None:
+            self.heirs[named(model, replica)] = heir
 
     def grant(self, ticket: int, replica: int) -> None:
         self.said.append(f"grant {ticket} to #{replica}" if replica else f"grant {ticket}")
@@ -550,24 +550,21 @@ def test_a_full_queue_refuses_with_the_figures() -> None:
     ]
 
 
-# --- what is prepared for ---
+# --- who takes a process over ---
 
 
-def test_a_model_that_waits_for_room_is_prepared_for_and_one_that_starts_at_once_is_not() -> None:
-    herd, effects = herd_of("a", "b", "c")
-    herd.request(1, "a")
-    herd.ready("a")
-    assert effects.prepared == []
-    herd.request(2, "b")
-    herd.request(3, "c")
-    assert set(effects.prepared) == {"b"}
-    herd.finish(1)
-    effects.prepared.clear()
+def test_what_makes_room_is_stopped_for_the_model_that_wants_it() -> None:
+    herd, effects = loaded("a", "b", "c")
+    herd.request(1, "b")
+    herd.request(2, "c")
+    assert effects.heirs == {"a": "b"}
     herd.exited("a")
-    assert set(effects.prepared) == {"c"}
+    herd.ready("b")
+    herd.finish(1)
+    assert effects.heirs == {"a": "b", "b": "c"}
 
 
-def test_a_model_that_starts_beside_what_leaves_for_it_is_not_prepared_for() -> None:
+def test_what_starts_beside_what_leaves_for_it_is_the_heir_too() -> None:
     effects = Recorder()
     herd = Scheduler(effects, Limits(models_max=1, memory_budget=100))
     for model in "ab":
@@ -579,16 +576,26 @@ def test_a_model_that_starts_beside_what_leaves_for_it_is_not_prepared_for() -> 
     effects.take()
     herd.request(2, "b")
     assert effects.take() == ["stop a", "start b"]
-    assert effects.prepared == []
+    assert effects.heirs == {"a": "b"}
 
 
-def test_what_can_never_be_served_is_not_prepared_for() -> None:
-    effects = Recorder()
-    herd = Scheduler(effects, Limits(memory_budget=100))
-    herd.add("large")
-    herd.resize("large", 200)
-    herd.request(1, "large")
-    assert effects.prepared == []
+def test_what_is_stopped_for_another_reason_has_no_heir() -> None:
+    herd, effects = loaded("a", "b", "c", models_max=3)
+    herd.unload("a", WorkerFailed("unloaded"))
+    herd.retire("b")
+    herd.dismiss("c", 0)
+    assert effects.take() == ["stop a", "stop b", "stop c"]
+    assert effects.heirs == {}
+
+
+def test_what_goes_for_a_load_that_found_too_little_memory_has_no_heir() -> None:
+    herd, effects = loaded("a", "b", models_max=2)
+    herd.unload("b", WorkerFailed("unloaded"))
+    herd.exited("b")
+    herd.request(1, "b")
+    assert herd.exited("b", LoadFailed("memory"), short_of_memory=True)
+    assert effects.take() == ["stop b", "start b", "stop a"]
+    assert effects.heirs == {}
 
 
 def test_a_worker_hears_of_its_threads_before_its_first_request_and_so_does_the_one_it_shares_with() -> None:

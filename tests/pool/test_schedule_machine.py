@@ -124,10 +124,7 @@ class Herd(RuleBasedStateMachine):
         assert self.phase[model, replica] is Phase.ASLEEP
         self.phase[model, replica] = Phase.STARTING
 
-    def prepare(self, model: str) -> None:
-        assert self.hungry(model), "only what waits for its first instance is prepared for"
-
-    def stop(self, model: str, replica: int) -> None:
+    def stop(self, model: str, replica: int, heir: str | None = None) -> None:
         key = (model, replica)
         if key not in self.forced:
             assert self.phase[key] in (Phase.READY, Phase.ASLEEP), "only what is ready is stopped for room"
@@ -136,6 +133,7 @@ class Herd(RuleBasedStateMachine):
             last = self.live(model) == [key]
             assert model != "d" or not last or key in self.retiring, "what is pinned is never stopped for room"
             self.displaced.add(model)
+        assert heir is None or (self.hungry(heir) and key not in self.forced), "who is to take it over wants it"
         self.phase[key] = Phase.STOPPING
         self.stops.append(key)
 

@@ -33,6 +33,7 @@ from llamaherd.transport.messages import (
     Tokenize,
     Tokens,
     Unknown,
+    Unload,
     Wake,
     decode,
     encode,
@@ -429,3 +430,80 @@ def test_what_was_loaded_ahead_is_loaded_again_if_its_file_has_changed(shop: Sho
     file.write_bytes(b"another")
     shop.desk.tell(command)
     assert loads_heard(shop.desk.hear_until(is_state("ready")))
+
+
+# --- from one model to the next ---
+
+
+def is_unloaded(news: ChildMessage) -> bool:
+    return news == State(state="unloaded")
+
+
+def answer(shop: Shop) -> str:
+    shop.desk.tell(Generate(request=9, prompt="hello"))
+    heard = shop.desk.hear_until(is_done)
+    return "".join(delta.text for news in heard if isinstance(news, Tokens) for delta in news.deltas)
+
+
+def test_a_worker_that_has_freed_its_model_loads_another(shop: Shop) -> None:
+    shop.load(pieces=["m"])
+    other = Load(model="other", engine="fake", script={"pieces": ["o"]})
+    shop.desk.tell(Unload(), other)
+    heard = shop.desk.hear_until(is_state("ready"))
+    assert is_unloaded(heard[0])
+    ready = heard[-1]
+    assert isinstance(ready, State)
+    assert ready.payload is not None
+    assert ready.payload["id"] == "other"
+    assert answer(shop) == "o"
+
+
+def test_what_runs_ends_before_its_model_is_freed(shop: Shop) -> None:
+    shop.load(pieces=["x"], repeat=3)
+    shop.desk.tell(Generate(request=1, prompt="go"), Unload())
+    *heard, last = shop.desk.hear_until(is_unloaded)
+    assert any(map(is_done, heard))
+    assert is_unloaded(last)
+
+
+def test_a_worker_that_sleeps_or_has_nothing_says_that_it_is_free_too(shop: Shop) -> None:
+    shop.desk.tell(Unload())
+    assert is_unloaded(shop.desk.hear())
+    shop.load()
+    shop.desk.tell(Sleep(), Unload(), Wake(), Generate(request=1, prompt="go"))
+    assert shop.desk.hear() == State(state="sleeping")
+    assert is_unloaded(shop.desk.hear())
+    refusal = shop.desk.hear()
+    assert isinstance(refusal, Failed)
+    assert refusal.code == "not_loaded"
+
+
+def test_a_worker_that_has_freed_its_model_may_load_one_ahead(shop: Shop) -> None:
+    shop.load(pieces=["m"])
+    other = Load(model="other", engine="fake", script={"pieces": ["o"]})
+    shop.desk.tell(Unload(), Prefetch(load=other), other)
+    heard = shop.desk.hear_until(is_state("ready"))
+    assert State(state="prefetched", payload={"model": "other"}) in heard
+    assert answer(shop) == "o"
+
+
+def test_an_exit_command_ends_a_worker_that_finishes_what_it_runs_before_it_frees_its_model() -> None:
+    shop = Shop()
+    shop.load(pieces=["x"], repeat=10**6, step_seconds=0.001)
+    shop.desk.tell(Generate(request=1, prompt="go"), Unload())
+    shop.desk.hear_until(lambda news: isinstance(news, Tokens))
+    shop.desk.tell(Exit())
+    assert shop.service.wait() is ExitCode.DONE
+
+
+def test_a_worker_is_named_after_each_model_that_it_was_not_started_for() -> None:
+    names: list[str] = []
+    desk = Desk()
+    service = Service(desk, lambda _engine: FakeEngine(), rename=names.append)
+    service.start()
+    for name in "abc":
+        desk.tell(Load(model=name, engine="fake"), Unload())
+        desk.hear_until(is_unloaded)
+    service.leave()
+    service.wait()
+    assert names == ["b", "c"]
