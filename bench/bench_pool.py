@@ -8,10 +8,10 @@ interleaved, so that what else the machine does falls on all of them; the first 
 counted. Figures are medians with the quartiles beside them, ratios are ratios of medians.
 
 * swap: model A is loaded; the time from sending a request for B to its first piece of text, with room for one model.
-  With a spare and a memory budget, which is the server's default, B was loaded ahead in the two seconds between two
-  requests; without a budget a spare has its imports done.
+  Ours has A's process take B. With a spare and a memory budget, which is the server's default, B was loaded ahead in
+  the two seconds between two requests; without a budget nothing is, and the spare waits for a load into free room.
   Our server runs from an environment made for this, in which the project is installed from a wheel (``--here``: from
-  where this program runs). A process of an editable install starts more slowly, and a swap starts one.
+  where this program runs): a process of an editable install starts more slowly.
 * busy: generated tokens per second, all streams together, 4 streams on one model and 2 + 2 on two models at once.
 * herd: workers with the scripted engine; requests per second through one manager with 64 at once, its CPU time while
   idle, its memory per worker, and the time from a worker's state message to a listener. Then its CPU time per request
