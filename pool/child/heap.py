@@ -6,6 +6,10 @@ heap that is given back to the allocator right before the cache is allocated, an
 
 That needs an allocator that keeps what it was given and serves it again, which glibc's does when it is told to. With
 another one, or an older kernel, the cache is allocated as ever.
+
+The piece lies at the heap's end, where llama.cpp's other large pieces find room behind it. A process that has unloaded
+a model has gaps before it, and glibc serves the smallest free piece that is large enough: gaps that could take the
+cache are kept shut until it is allocated.
 """
 
 import ctypes
@@ -32,6 +36,10 @@ _MADV_POPULATE_WRITE: Final = 23
 _LEAST: Final = 4 * 1024 * 1024
 #: What small allocations may take of the piece before the cache is allocated.
 _SLACK: Final = 4 * 1024 * 1024
+#: Most gaps that are kept shut; a heap with more of them is left alone.
+_MOST_GAPS: Final = 8
+#: What lies between one piece's end and the next one's beginning, at most: glibc's headers and its alignment.
+_BETWEEN: Final = 64
 #: How much is made ready at a time; a context that is to be made now waits for the rest of one such.
 _PORTION: Final = 8 * 1024 * 1024
 #: The cache is made ready only if so many times its size is free: nothing has checked yet whether the model fits.
@@ -53,6 +61,46 @@ _mallopt = _bind("mallopt", ctypes.c_int, ctypes.c_int, ctypes.c_int)
 _malloc_trim = _bind("malloc_trim", ctypes.c_int, ctypes.c_size_t)
 
 
+class _Figures(ctypes.Structure):
+    """glibc's ``struct mallinfo2``, whose last field is the size of what is free at the heap's end."""
+
+    _fields_ = (("others", ctypes.c_size_t * 9), ("keepcost", ctypes.c_size_t))
+
+
+_mallinfo2 = _bind("mallinfo2", _Figures)
+_sbrk = _bind("sbrk", ctypes.c_void_p, ctypes.c_ssize_t)
+_usable_size = _bind("malloc_usable_size", ctypes.c_size_t, ctypes.c_void_p)
+
+
+def _ends_heap(address: int) -> bool:
+    """Whether nothing but free memory lies behind a piece of the heap."""
+    behind = (_sbrk(0) or 0) - _mallinfo2().keepcost
+    return bool(abs(behind - (address + _usable_size(address))) <= _BETWEEN)
+
+
+def _take_end(size: int) -> tuple[int, list[int]]:
+    """Allocate so much, and some slack, at the heap's end; return its address, and the pieces that keep gaps of that
+    size shut. 0 if that cannot be had.
+    """
+    shut: list[int] = []
+    _mallopt(_MMAP_MAX, 0)
+    try:
+        while len(shut) <= _MOST_GAPS and (address := _malloc(size)):
+            if _ends_heap(address):
+                _free(address)
+                return _malloc(size + _SLACK) or 0, shut
+            shut.append(address)
+    finally:
+        _mallopt(_MMAP_MAX, _MMAP_MAX_DEFAULT)
+    _free_all(shut)
+    return 0, []
+
+
+def _free_all(addresses: list[int]) -> None:
+    while addresses:
+        _free(addresses.pop())
+
+
 def use_one_arena() -> None:
     """Have all threads allocate from one heap: those of single threads hold no piece beyond 64 MiB, and grow in small
     steps. To be called before there are threads.
@@ -70,11 +118,8 @@ def trim() -> None:
 class Reserve:
     """So many bytes of the heap, being made ready from now on. End it with :meth:`lent` or :meth:`drop`.
 
-    Nothing is reserved where little memory is free, or where it could not be given back to the allocator; and only
-    once in a process, for the heap of one that has unloaded a model has other free pieces, which the cache might get.
+    Nothing is reserved where little memory is free, or where it could not be given back to the allocator.
     """
-
-    _was_lent = False
 
     def __init__(self, size: int) -> None:
         self._address = 0
@@ -82,16 +127,14 @@ class Reserve:
         #: Bytes that are ready: this process holds them already, and whoever looks for free memory misses them.
         self.ready = 0
         self._thread: Errand[None] | None = None
-        if size < _LEAST or Reserve._was_lent or _mallopt is None or _malloc_trim is None:
+        self._shut: list[int] = []
+        if size < _LEAST or None in (_mallopt, _malloc_trim, _mallinfo2, _sbrk, _usable_size):
             return
-        size += _SLACK
-        if size * _CAUTION > (available_memory() or 0):
+        if (size + _SLACK) * _CAUTION > (available_memory() or 0):
             return
-        _mallopt(_MMAP_MAX, 0)
-        self._address = _malloc(size) or 0
-        _mallopt(_MMAP_MAX, _MMAP_MAX_DEFAULT)
+        self._address, self._shut = _take_end(size)
         if self._address:
-            self._thread = Errand(lambda: self._populate(size), "reserve")
+            self._thread = Errand(lambda: self._populate(size + _SLACK), "reserve")
 
     def _populate(self, size: int) -> None:
         start = -(-self._address // mmap.PAGESIZE) * mmap.PAGESIZE
@@ -109,13 +152,13 @@ class Reserve:
         if not self._address:
             yield
             return
-        Reserve._was_lent = True
         _mallopt(_MMAP_MAX, 0)
         _mallopt(_TRIM_THRESHOLD, _NEVER)
         try:
-            self.drop()
+            self._free_piece()
             yield
         finally:
+            _free_all(self._shut)
             _mallopt(_MMAP_MAX, _MMAP_MAX_DEFAULT)
             _mallopt(_MMAP_THRESHOLD, _MOST_MMAP_THRESHOLD)
             _mallopt(_TRIM_THRESHOLD, _MOST_TRIM_THRESHOLD)
@@ -123,6 +166,10 @@ class Reserve:
 
     def drop(self) -> None:
         """Give it back. Idempotent."""
+        self._free_piece()
+        _free_all(self._shut)
+
+    def _free_piece(self) -> None:
         if self._address:
             self._stopped = True
             if self._thread is not None:
