@@ -3,7 +3,7 @@
 import contextlib
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from itertools import chain, repeat
 from queue import Empty
 from time import monotonic
@@ -101,7 +101,7 @@ def test_what_comes_at_the_last_moment_is_got() -> None:
 
 
 @contextlib.contextmanager
-def disturbed(handle: Callable[[], object]) -> Iterator[None]:
+def disturbed(handle: Callable[[], object]) -> Generator[None]:
     """Interrupt this thread again and again, and have it do something each time."""
     over, handled = threading.Event(), threading.Event()
     disturbed_one = threading.get_ident()
