@@ -192,8 +192,9 @@ class Cache:
 
     def _dear(self, running: list[int], rows: int) -> Iterator[Kept]:
         """Yield what costs more in the cache than to leave and, in the worst case, to come back."""
+        busy = self.cells.runs(running)
         for one in tuple(self._kept):
-            stay = self.cells.idle(one.slot, running) * rows * self._context.cell_seconds
+            stay = self.cells.idle(one.slot, busy) * rows * self._context.cell_seconds
             if stay > 2 * self._copying(one):
                 yield one
 

@@ -4,7 +4,7 @@ Pure bookkeeping. A sequence is a list of runs, stretches of consecutive tokens;
 runs of their beginning. A cell is free again when its last holder lets go.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from typing import Final
 
 __all__ = ["Cells"]
@@ -86,11 +86,14 @@ class Cells:
         """Return how many cells only this sequence holds."""
         return sum(run.length for run in self._runs.get(sequence, ()) if run.holders == 1)
 
-    def idle(self, sequence: int, running: Iterable[int]) -> float:
-        """Return the cells of a sequence that none of the ``running`` ones holds, each counted for its part among
-        those that do.
+    def runs(self, sequences: Iterable[int]) -> Set[int]:
+        """Return what stands for all runs of the sequences in :meth:`idle`, until one of them changes."""
+        return {id(run) for sequence in sequences for run in self._runs.get(sequence, ())}
+
+    def idle(self, sequence: int, busy: Set[int]) -> float:
+        """Return the cells of a sequence that are not of the ``busy`` runs, each counted for its part among those that
+        hold it.
         """
-        busy = {id(run) for other in running for run in self._runs.get(other, ())}
         return sum(run.length / run.holders for run in self._runs.get(sequence, ()) if id(run) not in busy)
 
     def _cut(self, sequence: int, length: int) -> int:
