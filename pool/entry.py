@@ -77,11 +77,14 @@ class Replica:
         """Whether its worker loads the model, for the first time or again."""
         return self.state is State.LOADING or self.waking
 
-    async def wait_vacated(self) -> None:
-        """Wait until the worker that it has now is gone, or has become another model's."""
-        if self.worker is not None:
-            self.vacated = self.vacated or asyncio.Event()
-            await self.vacated.wait()
+    def vacancy(self) -> asyncio.Event:
+        """Return what is set once the worker that it has now is gone, or has become another model's."""
+        vacated = self.vacated or asyncio.Event()
+        if self.worker is None:
+            vacated.set()
+        else:
+            self.vacated = vacated
+        return vacated
 
     @property
     def is_spare(self) -> bool:

@@ -491,13 +491,16 @@ class Herd:
         if spare is not None and begun:
             replica.log.feed(bytes(self._spares.log))
         worker.model = label
-        if given is None:  # what that says is its old model's until it has freed it
-            self._homes[worker] = replica
-        worker.post(load_of(entry))
         self._tell(replica, "model_status", {"status": State.LOADING})
-        self._clocks.watch_load(replica, worker)
+        if given is None:  # what that says and prints is its old model's until it has freed it, and so is its time
+            self._settle_in(worker, replica)
         if not replica.adopted:
             self.keep(self._launch(worker, env))
+
+    def _settle_in(self, worker: Worker, replica: Replica) -> None:
+        self._homes[worker] = replica
+        worker.post(load_of(replica.entry))
+        self._clocks.watch_load(replica, worker)
 
     def stop(self, model: str, replica: int, heir: str | None = None) -> None:
         leaver = self._entries[model].replicas[replica]
@@ -759,8 +762,7 @@ class Herd:
         self._bury(replica, worker, _GIVEN_UP, told=True)  # where it was waited for, the heir takes it now
         taker = self._handovers.end(worker)
         if taker is not None:
-            self._homes[worker] = taker
-            taker.heard = now()
+            self._settle_in(worker, taker)
             return
         del self._homes[worker]
         worker.model = SPARE

@@ -139,11 +139,12 @@ class ModelCalls(Calls):
             await asyncio.shield(job.ended)
             return replace(status, state=State.UNLOADED, progress=None, pid=None)
         entry = self._entry(model)
-        replicas, fetching = [one for one in entry.replicas if one.worker is not None], entry.download
+        # All at once: one that is gone may be started anew while the others are waited for.
+        ends, fetching = [one.vacancy() for one in entry.replicas], entry.download
         if entry.state is not State.STOPPING:
             self.start_unload(model)
-        for replica in replicas:
-            await replica.wait_vacated()
+        for end in ends:
+            await end.wait()
         if fetching is not None:
             await asyncio.shield(fetching.ended)
         return self._herd.status(entry)

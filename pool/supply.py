@@ -77,8 +77,8 @@ class Supply:
         if left is not spec and entry.spec is spec and not entry.awake and not entry.removed:
             _log.warning("%s, a file of model %r, is gone", spec.path, entry.name)
             self._adopt(entry, left)
-            for sleeper in list(entry.replicas):
-                await sleeper.wait_vacated()
+            for end in [sleeper.vacancy() for sleeper in entry.replicas]:
+                await end.wait()
 
     async def _find(self, origin: Origin) -> Found | None:
         try:

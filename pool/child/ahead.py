@@ -60,8 +60,10 @@ class Ahead:
             raise
         self.engine = engine
 
-    def expect(self, command: Load) -> None:
-        """From any thread: this is to be loaded now. A load of another model that is under way is abandoned."""
+    def expect(self, command: Load | None) -> None:
+        """From any thread: this is to be loaded now, or nothing is any more. A load of another model that is under way
+        is abandoned.
+        """
         self._expected = command
 
     def take(self, command: Load) -> tuple[Engine | None, ModelInfo | None]:

@@ -152,10 +152,11 @@ class Service:
                     if isinstance(message, Exit):
                         self.leave()
                         return
-                    if isinstance(message, Threads) and self._engine is not None:
-                        self._engine.expect_threads(message.n)
-                    if isinstance(message, Load):
-                        self._ahead.expect(message)
+                    engine = self._engine  # the engine's thread may forget it at any time
+                    if isinstance(message, Threads) and engine is not None:
+                        engine.expect_threads(message.n)
+                    if isinstance(message, Load | Unload):
+                        self._ahead.expect(message if isinstance(message, Load) else None)
                     self._inbox.put(message)
         except ChannelError:
             if not self._leaving.is_set():
@@ -228,7 +229,7 @@ class Service:
     def _tell_load(self, engine: Engine) -> None:
         """Send the engine's figures, if they have changed and the last ones are a second old."""
         now = monotonic()
-        if now < self._load_due:
+        if now < self._load_due or engine is not self._engine:  # a model that is gone has none
             return
         figures = engine.load_figures
         if figures != self._load_told:

@@ -13,8 +13,21 @@ import psutil
 import pytest
 
 from herding import TRANSPORTS, fake, reach, run, until, wait_gone
-from llamaherd.pool import Adapter, EngineOptions, LoadFailed, ModelSpec, Placement, Pool, State, handover, spares
+from llamaherd.pool import (
+    Adapter,
+    EngineOptions,
+    LoadFailed,
+    ModelSpec,
+    Placement,
+    Pool,
+    State,
+    clocks,
+    handover,
+    spares,
+)
+from llamaherd.pool.launch import LocalProcess
 from llamaherd.pool.worker import Worker
+from patience import holds_within
 from tiny_gguf import tiny_model
 
 MIB = 1024 * 1024
@@ -137,6 +150,22 @@ def test_what_was_printed_for_one_model_is_not_in_the_others_log() -> None:
     run(scene())
 
 
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_what_a_load_prints_is_in_the_log_of_its_model_also_where_it_follows_at_once(transport: str) -> None:
+    several = [f"b{number}" for number in range(12)]
+
+    async def scene() -> None:
+        models = [model("a"), *(model(name, script={"flood_bytes": 50}) for name in several)]
+        async with pool_of(*models, transport=transport, budget=2 * SIZE) as pool:
+            for name in several:
+                await answer(pool, "a")
+                await pool.load(name)
+            assert pool.logs("a") == ()
+            assert [sum(map(len, pool.logs(name))) for name in several] == [100] * len(several)
+
+    run(scene(), 60.0)
+
+
 @pytest.mark.parametrize(
     ("a", "b"),
     [
@@ -192,6 +221,49 @@ def test_a_worker_that_does_not_free_its_model_in_time_is_killed_and_nobody_else
             assert pool.status("a").error is None, "it was told to go"
             assert pool.status("b").error is None
             assert wait_gone([first]) == []
+
+    run(scene())
+
+
+def test_a_worker_that_was_free_just_before_it_was_killed_is_not_the_new_models_failure(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    kill = LocalProcess.kill
+
+    def kill_late(process: LocalProcess) -> None:
+        """Be slower than what the worker has still to say: it begins the new model's load before it ends."""
+        gone_on = psutil.Process(process.pid)
+        gone_on.resume()
+        holds_within(0.3, lambda: bool(gone_on.children()))
+        kill(process)
+        monkeypatch.undo()
+        gate.touch()
+
+    async def scene() -> None:
+        loading = model("b", script={"load_gate": str(gate), "grandchild": True})
+        async with pool_of(model("a", stop_timeout=0.1), loading, budget=2 * SIZE) as pool:
+            first = await pid_of(pool, "a")
+            os.kill(first, signal.SIGSTOP)
+            monkeypatch.setattr(LocalProcess, "kill", kill_late)
+            assert await pid_of(pool, "b") != first
+
+    run(scene())
+
+
+def test_the_time_in_which_a_load_has_to_begin_is_not_spent_while_the_old_model_is_freed() -> None:
+    async def scene() -> None:
+        clock = Pool([fake("slow", load_seconds=0.2)])
+        async with pool_of(model("a"), model("b"), budget=2 * SIZE) as pool, clock:
+            first = await pid_of(pool, "a")
+            os.kill(first, signal.SIGSTOP)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(clocks, "SPARE_SILENCE_SECONDS", 0.01)
+                waiting = asyncio.create_task(pid_of(pool, "b"))
+                await reach(pool, "b", State.LOADING)
+                await clock.load("slow")
+            os.kill(first, signal.SIGCONT)
+            assert await waiting == first
 
     run(scene())
 

@@ -60,6 +60,25 @@ def test_a_model_with_replicas_is_loaded_once_and_unloaded_whole() -> None:
     run(scene())
 
 
+def test_an_unload_does_not_wait_for_a_replica_that_was_started_since() -> None:
+    async def scene() -> None:
+        async with Pool([replicated(2, stop_timeout=60.0)]) as pool:
+            await asyncio.gather(*(pool.complete("m", "hello").collect() for _ in range(4)))
+            await until(lambda: [one.state for one in pool.status("m").replicas] == [State.LOADED] * 2, "both run")
+            first, second = [replica.pid for replica in pool.status("m").replicas]
+            assert first is not None
+            os.kill(first, signal.SIGSTOP)
+            unloading = asyncio.create_task(pool.unload("m"))
+            await until(lambda: running(pool) == [0], "one is gone")
+            await pool.complete("m", "hello").collect()
+            assert pool.status("m").replicas[1].pid not in (None, second)
+            os.kill(first, signal.SIGCONT)
+            await unloading
+            assert running(pool) == [1]
+
+    run(scene())
+
+
 def test_a_replica_takes_a_place_and_stops_nobody_for_it(tmp_path: Path) -> None:
     gate = tmp_path / "gate"
 

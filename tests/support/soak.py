@@ -74,7 +74,7 @@ class Soak:
         self.done: Counter[str] = Counter()
         self.outcomes: Counter[str] = Counter()
         self.wrong: list[str] = []
-        self.loads_ahead = 0
+        self.loads_ahead = self.handovers = 0
         self.most_processes = 0
         self.rounds = 0
 
@@ -114,8 +114,8 @@ class Soak:
         return (
             f"soak: {seconds:.0f} s, {self.rounds} rounds, {sum(self.done.values())} operations: {done}\n"
             f"ends of requests: {ends}\n"
-            f"loads ahead: {self.loads_ahead}; most processes at a time: {self.most_processes}; the manager's memory: "
-            f"{rss} MiB; wrong: {'; '.join(self.wrong) or 'nothing'}"
+            f"loads ahead: {self.loads_ahead}; processes seen to change hands: {self.handovers}; most processes at a "
+            f"time: {self.most_processes}; the manager's memory: {rss} MiB; wrong: {'; '.join(self.wrong) or 'nothing'}"
         )
 
     # --- a round ---
@@ -190,9 +190,13 @@ class Soak:
 
     async def _watch(self) -> None:
         before = ""
+        homes: dict[int, str] = {}
         while not self.wrong:
             statuses = self._pool.models()
             workers = [one for status in statuses for one in status.replicas if one.pid is not None]
+            found = {one.pid: status.name for status in statuses for one in status.replicas if one.pid is not None}
+            self.handovers += sum(homes.get(pid, name) != name for pid, name in found.items())
+            homes = found
             running = [one for one in workers if one.state is not State.STOPPING]
             self.most_processes = max(self.most_processes, len(workers))
             ahead = self._pool.counts().ahead

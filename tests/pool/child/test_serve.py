@@ -487,6 +487,22 @@ def test_a_worker_that_has_freed_its_model_may_load_one_ahead(shop: Shop) -> Non
     assert answer(shop) == "o"
 
 
+def test_what_was_loaded_once_does_not_keep_another_model_from_being_loaded_ahead(shop: Shop) -> None:
+    shop.load()
+    shop.desk.tell(Unload(), Prefetch(load=Load(model="other", engine="fake", script={"pieces": ["o"]})))
+    shop.desk.hear_until(is_unloaded)
+    assert shop.desk.hear() == State(state="prefetched", payload={"model": "other"})
+
+
+def test_a_worker_that_has_freed_its_model_tells_no_figures_of_it(shop: Shop) -> None:
+    shop.load(pieces=["x"], repeat=3)
+    shop.desk.tell(Generate(request=1, prompt="go"))
+    shop.desk.hear_until(is_done)  # what it does has changed since it told it, and is to be told in a second
+    shop.desk.tell(Unload(), Load(model="other", engine="fake"))
+    shop.desk.hear_until(is_unloaded)
+    assert is_state("loading")(shop.desk.hear())
+
+
 def test_an_exit_command_ends_a_worker_that_finishes_what_it_runs_before_it_frees_its_model() -> None:
     shop = Shop()
     shop.load(pieces=["x"], repeat=10**6, step_seconds=0.001)
