@@ -96,7 +96,7 @@ def _check_calls(calls: object, at: str) -> None:
         fields = cast("Mapping[str, object]", function)
         if not isinstance(fields.get("name"), str):
             raise BadRequest(f"{at}[{index}].function.name must be a text")
-        if not isinstance(fields.get("arguments", ""), str | Mapping):
+        if not isinstance(fields.get("arguments"), str | Mapping | None):
             raise BadRequest(f"{at}[{index}].function.arguments must be a text or an object")
 
 

@@ -101,23 +101,30 @@ def _with_arguments(messages: list[Message], traits: Traits) -> list[Message]:
 
 def _call(call: Mapping[str, Any], *, objects: bool) -> Message:
     function = dict(call["function"])
-    arguments = function.get("arguments", "{}")
+    arguments = function.get("arguments")
+    if arguments is None:
+        arguments = "{}"
     if objects:
-        function["arguments"] = _object_of(arguments)
-    elif not isinstance(arguments, str):
-        function["arguments"] = json.dumps(arguments, ensure_ascii=False)
+        value = _value_of(arguments)
+        # Many templates go through the arguments by their names.
+        function["arguments"] = {"arguments": value} if isinstance(value, str) else value
+    else:
+        function["arguments"] = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
     return {"type": "function", **call, "function": function}
 
 
-def _object_of(arguments: object) -> object:
+def _value_of(arguments: object) -> object:
+    """Return what the arguments of a call say; those that are no JSON as they are.
+
+    An answer that ends at its limit may end within a call, and whoever has one in the conversation must be able to go
+    on. llama-server refuses it where the template wants objects.
+    """
     if not isinstance(arguments, str):
-        return arguments
+        return {} if arguments is None else arguments
     try:
         return json.loads(arguments or "{}")
-    except (ValueError, RecursionError) as error:
-        raise RequestError(
-            f"the arguments of a tool call in the messages are not JSON: {error}", code="invalid_arguments"
-        ) from None
+    except (ValueError, RecursionError):
+        return arguments
 
 
 def _calls_as_text(messages: list[Message]) -> list[Message]:
@@ -127,7 +134,7 @@ def _calls_as_text(messages: list[Message]) -> list[Message]:
     for message in messages:
         if message.get("tool_calls"):
             calls = [
-                {"name": call["function"]["name"], "arguments": _object_of(call["function"].get("arguments", "{}"))}
+                {"name": call["function"]["name"], "arguments": _value_of(call["function"].get("arguments"))}
                 for call in message["tool_calls"]
             ]
             told = {"tool_call": calls[0]} if len(calls) == 1 else {"tool_calls": calls}

@@ -96,10 +96,12 @@ def test_arguments_stay_texts_where_the_template_wants_them_so(vocab: Vocab) -> 
         assert '<｜tool▁sep｜>{"city": "Paris"}<' in prompt(vocab, DEEPSEEK, USER, called, RESULT)
 
 
-def test_arguments_that_are_no_json_are_the_callers_error(vocab: Vocab) -> None:
-    called = {**CALLED, "tool_calls": [a_call('{"city')]}
-    with pytest.raises(RequestError, match="not JSON"):
-        prompt(vocab, HERMES, USER, called, RESULT)
+@pytest.mark.parametrize(("name", "source"), TEMPLATES)
+def test_a_conversation_goes_on_after_a_call_that_was_cut_off(vocab: Vocab, name: str, source: str) -> None:
+    for arguments, shown in (('{"city": "Par', "Par"), ("Par", "Par"), ("", "get_weather"), (None, "get_weather")):
+        called = {**CALLED, "tool_calls": [a_call(arguments)]}
+        text = prompt(vocab, source, USER, called, RESULT, options=TOOLS)
+        assert shown in text and "None" not in text
 
 
 def test_content_is_never_null(vocab: Vocab) -> None:
