@@ -111,12 +111,16 @@ class Metrics(Collector):
     def collect(self) -> Iterable[Metric]:
         """Return the families of all metrics."""
         statuses = self._pool.models()
-        rows = [(status, self._tallies.get(status.name) or Tally()) for status in statuses]
+        counts = self._pool.counts()
+        rows = [
+            (status, (self._tallies.get(status.name) or Tally()).with_abandoned(counts.abandoned.get(status.name)))
+            for status in statuses
+        ]
         yield from _of_one_number(rows)
         yield from _of_work(statuses)
         yield from _of_replicas(statuses)
         yield from _of_more(rows)
-        yield from _of_pool(self._pool.counts(), statuses)
+        yield from _of_pool(counts, statuses)
 
 
 def _of_one_number(rows: list[tuple[ModelStatus, Tally]]) -> Iterator[Metric]:

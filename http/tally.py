@@ -4,10 +4,10 @@ import time
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
-from llamaherd.pool import Completion, Generation, Piece, Timings, Usage
+from llamaherd.pool import Abandoned, Completion, Generation, Piece, Timings, Usage
 
 __all__ = ["FIRST_TOKEN_BOUNDS", "TOKEN_GAP_BOUNDS", "Histogram", "Meter", "Tally"]
 
@@ -45,7 +45,8 @@ class Tally:
 
     Attributes:
         requests: Generations by how they ended: ``stop``, ``length``, ``cancelled`` or ``failed``.
-        prompt_tokens: Tokens of prompts that were computed, that is, without those found in the cache.
+        prompt_tokens: Tokens of prompts that were computed, that is, without those found in the cache. These and the
+            next are of requests that ended in order; see :meth:`with_abandoned`.
         cached_tokens: Tokens of prompts that were found in the cache.
         predicted_tokens: Tokens generated, also for requests that did not end in order.
         prompt_seconds, predicted_seconds: Time in the worker, of requests that ended in order.
@@ -70,6 +71,18 @@ class Tally:
     loads: int = 0
     load_failures: int = 0
     exits: Counter[int | None] = field(default_factory=Counter[int | None])
+
+    def with_abandoned(self, work: Abandoned | None) -> "Tally":
+        """Return the figures with what was done of requests whose clients left, which no answer tells of."""
+        if work is None:
+            return self
+        return replace(
+            self,
+            prompt_tokens=self.prompt_tokens + work.prompt_tokens,
+            cached_tokens=self.cached_tokens + work.cached_tokens,
+            prompt_seconds=self.prompt_seconds + work.prompt_ms / 1000,
+            predicted_seconds=self.predicted_seconds + work.predicted_ms / 1000,
+        )
 
 
 class Meter:

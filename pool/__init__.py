@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from llamaherd.pool.catalog import DEMO, Catalog, build_catalog, find_model, model_parts
     from llamaherd.pool.chat_params import ChatMessage, TemplateParams
     from llamaherd.pool.config import DEFAULT_STOP_TIMEOUT, Adapter, BrokenModel, EngineOptions, ModelSpec, Placement
-    from llamaherd.pool.counts import PoolCounts
+    from llamaherd.pool.counts import Abandoned, PoolCounts
     from llamaherd.pool.docker import docker_cache, find_docker, remove_docker, scan_docker
     from llamaherd.pool.embeddings import Embedding, Embeddings, Ranking
     from llamaherd.pool.errands import in_thread
@@ -67,6 +67,7 @@ __all__ = [
     "DEFAULT_STOP_TIMEOUT",
     "DEMO",
     "FLAGS",
+    "Abandoned",
     "Adapter",
     "AdapterStatus",
     "BadRequest",
@@ -166,6 +167,7 @@ __all__ = [
 
 _HOME: Final = {
     "fingerprint": "llamaherd.pool.sources",
+    "Abandoned": "llamaherd.pool.counts",
     "Adapter": "llamaherd.pool.config",
     "AdapterStatus": "llamaherd.pool.adapters",
     "BadRequest": "llamaherd.pool.errors",

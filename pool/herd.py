@@ -17,7 +17,7 @@ import msgspec
 from llamaherd.pool.affinity import prefix_keys
 from llamaherd.pool.clocks import Clocks, now
 from llamaherd.pool.config import ModelSpec
-from llamaherd.pool.counts import PoolCounts
+from llamaherd.pool.counts import Abandoned, PoolCounts
 from llamaherd.pool.downloads import Downloads
 from llamaherd.pool.entry import Entry, Nobody, Replica, Request, Stream
 from llamaherd.pool.errors import DownloadFailed, ModelBusy, ModelNotLoaded, PoolClosed, PoolError, WorkerFailed
@@ -118,6 +118,7 @@ class Herd:
         self._scheduler = Scheduler(self, limits)
         #: What the channels of workers have carried that are gone.
         self._carried = Traffic()
+        self._abandoned: dict[str, Abandoned] = {}
         self._clocks = Clocks(self._is_idle, self._on_rest)
         self._registry = Registry(self._scheduler, self.events, self._turn_away, self._take_back, self._clocks.mind)
         self._supply = Supply(self.downloads, self._registry.adopt)
@@ -265,6 +266,7 @@ class Herd:
         return PoolCounts(
             transport=self._transport.name,
             evictions=dict(self._scheduler.evictions),
+            abandoned={name: msgspec.structs.replace(work) for name, work in self._abandoned.items()},
             ahead="" if loaded is None else loaded.model,
             **figures,
         )
@@ -708,6 +710,8 @@ class Herd:
                 request.sink.fail(end)
             else:
                 request.sink.finish(end)
+        elif isinstance(end, Done):
+            self._abandoned.setdefault(replica.entry.name, Abandoned()).add(end)
         if request.aside:
             if isinstance(request.command, SlotCommand):
                 self._scheduler.let_go(replica.entry.name, replica.index)

@@ -554,6 +554,7 @@ class Done(_Struct, frozen=True, kw_only=True):
 
     Attributes:
         truncated: The context was full: the answer ended there, or a context shift dropped a part of it.
+        usage: Of a cancelled one the prompt's tokens are those that there are by then.
         slot: Where it ran; -1 if it never did.
     """
 

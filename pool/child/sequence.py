@@ -5,6 +5,8 @@ from itertools import groupby
 from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
+from msgspec.structs import replace
+
 from llamaherd.pool.child.adapters import AdapterSet
 from llamaherd.pool.child.batch import Folds, position_of
 from llamaherd.pool.child.chat import Turn
@@ -284,10 +286,14 @@ class Sequence:
 
     def done(self, reason: FinishReason) -> Done:
         """Return the message that ends the request."""
+        usage = self._usage
+        if reason == "cancelled":
+            computed = max(min(self.computed, self.n_prompt), usage.cached_tokens)
+            usage = replace(usage, prompt_tokens=computed)
         return Done(
             request=self.request.request,
             finish_reason=reason,
-            usage=self._usage,
+            usage=usage,
             timings=self._timings(perf_counter()),
             stopping_word=self._text.stopping_word,
             truncated=self._shifted or len(self.tokens) >= self._context,

@@ -84,9 +84,10 @@ def test_a_client_that_leaves_is_counted_with_the_tokens_made_for_it() -> None:
     with LiveFront(endless) as front, front.client() as client:
         with front.raw(CHAT, say("a", model="endless", stream=True)) as request:
             request.read_until(b'"content":"x "')
-        samples = scrape_until(
-            client, lambda now: now["llamaherd_requests_total{model=endless,outcome=cancelled}"] == 1
-        )
+        # The worker's last word on it comes a moment later.
+        samples = scrape_until(client, lambda now: now["llamacpp:prompt_tokens_total{model=endless}"] > 0)
+    assert samples["llamaherd_requests_total{model=endless,outcome=cancelled}"] == 1
+    assert samples["llamacpp:prompt_tokens_total{model=endless}"] == 1
     assert samples["llamacpp:tokens_predicted_total{model=endless}"] > 0
 
 

@@ -166,6 +166,8 @@ def test_cancelling_a_request_in_the_middle_of_its_prompt_ends_it() -> None:
         engine.cancel(1)
         got = drain(engine)
         assert got[1].reason == "cancelled"
+        done = got[1].done
+        assert done is not None and done.usage.prompt_tokens == 16, "of the prompt what was computed"
         assert len(alone(engine, "abc", 3)) == 3
 
 
