@@ -55,7 +55,10 @@ class HarmonyReply(Reply):
         if self._within:
             yield from self._text(reasoning=self._within == "analysis" and self._split)
         while (yield from scan.has()):
+            scan.short = False
             header = yield from self._header()
+            if header is None and self._cut and scan.short:
+                return  # it was cut before it said anything
             if header is None:
                 scan.rewind()
                 yield from self._text(reasoning=False)

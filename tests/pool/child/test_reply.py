@@ -458,6 +458,18 @@ def test_the_channels_of_gpt_oss_are_told_apart(said: str, expected: Read) -> No
     assert read_with(harmony(), list(said)) == expected
 
 
+@pytest.mark.parametrize(
+    "mark", ["<|chan", "<|channel|>", "<|channel|>analysis", "<|channel|>commentary to=functions.wea"]
+)
+def test_an_answer_of_gpt_oss_that_is_cut_before_it_says_anything_is_empty(mark: str) -> None:
+    for pieces in ([mark], list(mark)):
+        assert read_with(harmony(), pieces, cut=True) == ("", "", [])
+        assert read_with(harmony(), pieces) == (mark, "", [])
+    said = f"<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant{mark}"
+    assert read_with(harmony(), [said], cut=True) == ("", "Hm.", [])
+    assert read_with(harmony(), ["No channel"], cut=True) == ("No channel", "", [])
+
+
 def test_the_channel_may_have_begun_in_the_prompt() -> None:
     rest = " more.<|end|><|start|>assistant<|channel|>final<|message|>Yes."
     assert read_with(harmony(within="analysis"), list(rest))[:2] == ("Yes.", "more.")
