@@ -15,6 +15,47 @@ from llamaherd.pool import BadRequest
 CHAT, TEXT, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"
 HI = {"messages": [{"role": "user", "content": "hi"}]}
 SCHEMA = {"type": "nonsense"}
+#: A route, a body, and the field that is wrong in it.
+WRONG: list[tuple[str, dict[str, Any], str]] = [
+    (CHAT, {**HI, "top_p": 2}, "top_p"),
+    (CHAT, {**HI, "n_predict": -7}, "n_predict"),
+    (CHAT, {**HI, "max_completion_tokens": -7}, "max_completion_tokens"),
+    (CHAT, {**HI, "max_tokens": -7}, "max_tokens"),
+    (CHAT, {**HI, "max_tokens": -7, "n_predict": None}, "max_tokens"),
+    (CHAT, {**HI, "thinking_budget_tokens": -7}, "thinking_budget_tokens"),
+    (CHAT, {**HI, "n_cmpl": 0}, "n_cmpl"),
+    (CHAT, {**HI, "stop": ["x" * 2000]}, "stop"),
+    (CHAT, {**HI, "logit_bias": [[1, "x"]]}, "logit_bias"),
+    (CHAT, {**HI, "samplers": ["nonsense"]}, "samplers"),
+    (CHAT, {**HI, "lora": [{}]}, "lora"),
+    (CHAT, {**HI, "grammar": "root ::= ("}, "grammar"),
+    (CHAT, {**HI, "json_schema": SCHEMA}, "json_schema"),
+    (CHAT, {**HI, "response_format": {"type": "x"}}, "response_format"),
+    (
+        CHAT,
+        {**HI, "response_format": {"type": "json_schema", "json_schema": {"schema": SCHEMA}}},
+        "response_format",
+    ),
+    (CHAT, {**HI, "chat_template_kwargs": {"enable_thinking": "no"}}, "chat_template_kwargs"),
+    (CHAT, {**HI, "tool_choice": "required"}, "tool_choice"),
+    (CHAT, {**HI, "tools": [{}]}, "tools[0]"),
+    (CHAT, {"messages": []}, "messages"),
+    (CHAT, {"messages": [{"role": "user", "content": "x"}, {"role": "user"}]}, "messages[1]"),
+    (CHAT, {"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
+    (CHAT, {**HI, "queue_timeout": -1}, "queue_timeout"),
+    (TEXT, {"prompt": [-1]}, "prompt"),
+    (TEXT, {"prompt": "x", "top_k": 2**40}, "top_k"),
+    ("/completion", {"prompt": "x", "n_indent": -1}, "n_indent"),
+    ("/detokenize", {"tokens": [-1]}, "tokens"),
+    (RESPONSES, {"input": []}, "input"),
+    (RESPONSES, {"input": "x", "max_output_tokens": -7}, "max_output_tokens"),
+    (RESPONSES, {"input": "x", "text": {"format": {"type": "json_schema", "schema": SCHEMA}}}, "text"),
+    (MESSAGES, {**HI, "stop_sequences": ["x" * 2000]}, "stop_sequences"),
+    (MESSAGES, {**HI, "thinking": {"type": "enabled", "budget_tokens": -7}}, "thinking"),
+    (MESSAGES, {**HI, "output_config": {"format": {"type": "json_schema", "schema": SCHEMA}}}, "output_config"),
+    ("/v1/embeddings", {"input": "x", "embd_normalize": -7}, "embd_normalize"),
+    ("/v1/embeddings", {"input": "x", "dimensions": 0}, "dimensions"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -23,49 +64,7 @@ def client() -> Iterator[httpx2.Client]:
         yield http
 
 
-@pytest.mark.parametrize(
-    ("path", "body", "param"),
-    [
-        (CHAT, {**HI, "top_p": 2}, "top_p"),
-        (CHAT, {**HI, "n_predict": -7}, "n_predict"),
-        (CHAT, {**HI, "max_completion_tokens": -7}, "max_completion_tokens"),
-        (CHAT, {**HI, "max_tokens": -7}, "max_tokens"),
-        (CHAT, {**HI, "max_tokens": -7, "n_predict": None}, "max_tokens"),
-        (CHAT, {**HI, "thinking_budget_tokens": -7}, "thinking_budget_tokens"),
-        (CHAT, {**HI, "n_cmpl": 0}, "n_cmpl"),
-        (CHAT, {**HI, "stop": ["x" * 2000]}, "stop"),
-        (CHAT, {**HI, "logit_bias": [[1, "x"]]}, "logit_bias"),
-        (CHAT, {**HI, "samplers": ["nonsense"]}, "samplers"),
-        (CHAT, {**HI, "lora": [{}]}, "lora"),
-        (CHAT, {**HI, "grammar": "root ::= ("}, "grammar"),
-        (CHAT, {**HI, "json_schema": SCHEMA}, "json_schema"),
-        (CHAT, {**HI, "response_format": {"type": "x"}}, "response_format"),
-        (
-            CHAT,
-            {**HI, "response_format": {"type": "json_schema", "json_schema": {"schema": SCHEMA}}},
-            "response_format",
-        ),
-        (CHAT, {**HI, "chat_template_kwargs": {"enable_thinking": "no"}}, "chat_template_kwargs"),
-        (CHAT, {**HI, "tool_choice": "required"}, "tool_choice"),
-        (CHAT, {**HI, "tools": [{}]}, "tools[0]"),
-        (CHAT, {"messages": []}, "messages"),
-        (CHAT, {"messages": [{"role": "user", "content": "x"}, {"role": "user"}]}, "messages[1]"),
-        (CHAT, {"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
-        (CHAT, {**HI, "queue_timeout": -1}, "queue_timeout"),
-        (TEXT, {"prompt": [-1]}, "prompt"),
-        (TEXT, {"prompt": "x", "top_k": 2**40}, "top_k"),
-        ("/completion", {"prompt": "x", "n_indent": -1}, "n_indent"),
-        ("/detokenize", {"tokens": [-1]}, "tokens"),
-        (RESPONSES, {"input": []}, "input"),
-        (RESPONSES, {"input": "x", "max_output_tokens": -7}, "max_output_tokens"),
-        (RESPONSES, {"input": "x", "text": {"format": {"type": "json_schema", "schema": SCHEMA}}}, "text"),
-        (MESSAGES, {**HI, "stop_sequences": ["x" * 2000]}, "stop_sequences"),
-        (MESSAGES, {**HI, "thinking": {"type": "enabled", "budget_tokens": -7}}, "thinking"),
-        (MESSAGES, {**HI, "output_config": {"format": {"type": "json_schema", "schema": SCHEMA}}}, "output_config"),
-        ("/v1/embeddings", {"input": "x", "embd_normalize": -7}, "embd_normalize"),
-        ("/v1/embeddings", {"input": "x", "dimensions": 0}, "dimensions"),
-    ],
-)
+@pytest.mark.parametrize(("path", "body", "param"), WRONG)
 def test_a_value_out_of_range_is_400_by_the_name_it_was_sent_under(
     client: httpx2.Client, path: str, body: dict[str, Any], param: str
 ) -> None:
