@@ -9,7 +9,7 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, Final
 
 import msgspec
@@ -33,7 +33,6 @@ from llamaherd.pool.explain import (
     ran_out_of_memory,
 )
 from llamaherd.pool.gpus import Gpu, Gpus
-from llamaherd.pool.handover import Handovers, may_hand_over
 from llamaherd.pool.idle import Rest
 from llamaherd.pool.launch import Exit, Launcher
 from llamaherd.pool.lifecycle import RUNNING, IllegalTransition, State, Trigger, transition
@@ -45,12 +44,11 @@ from llamaherd.pool.reload import CatalogModel, ReloadReport
 from llamaherd.pool.report import status_of
 from llamaherd.pool.revival import Revivals
 from llamaherd.pool.schedule import Limits, Scheduler
-from llamaherd.pool.spares import SPARE, SpareKeeper
+from llamaherd.pool.staff import Staff
 from llamaherd.pool.status import ModelStatus, QueuedRequest
 from llamaherd.pool.supply import Supply
 from llamaherd.pool.worker import Worker
-from llamaherd.transport import Traffic, Transport
-from llamaherd.transport.errors import ChannelError
+from llamaherd.transport import Transport
 from llamaherd.transport.messages import (
     Cancel,
     ChildMessage,
@@ -83,8 +81,6 @@ _log = logging.getLogger("llamaherd.pool")
 _LONG: Final = (Generate, Embed, Rerank, SlotCommand)
 #: Kinds of messages that somebody may wait for, who has to be told if one cannot be read.
 _ANSWERS: Final = frozenset({"tokens", "vectors", "done", "result", "failed"})
-#: The end of a worker whose process goes on with another model.
-_GIVEN_UP: Final = Exit(reason="exited", code=0, signal=None, node="", detail="it gave its process to another model")
 #: What the words of a worker's ``state`` message mean to the lifecycle.
 _TRIGGERS: Final = {"loading": Trigger.PROGRESS, "ready": Trigger.READY, "sleeping": Trigger.SLEEP}
 
@@ -93,7 +89,7 @@ class Herd:
     """See the module's text. :class:`~llamaherd.pool.pool.Pool` is its public face and documents what callers may
     count on.
 
-    Implements :class:`~llamaherd.pool.effects.Effects` and :class:`~llamaherd.pool.worker.Owner`.
+    Implements :class:`~llamaherd.pool.effects.Effects` and :class:`~llamaherd.pool.staff.Employer`.
     """
 
     def __init__(
@@ -111,13 +107,9 @@ class Herd:
         self.events = EventLog(lambda: {"models": [status.to_dict() for status in self.statuses()]})
         self.downloads = Downloads(transport, launcher, self.events, self._next_generation)
         self._transport = transport
-        self._launcher = launcher
-        self._stop_timeout = stop_timeout
         self._gpus = gpus
         self._gpu_memory = gpu_memory
         self._scheduler = Scheduler(self, limits)
-        #: What the channels of workers have carried that are gone.
-        self._carried = Traffic()
         self._abandoned: dict[str, Abandoned] = {}
         self._clocks = Clocks(self._is_idle, self._on_rest)
         self._registry = Registry(self._scheduler, self.events, self._turn_away, self._take_back, self._clocks.mind)
@@ -127,10 +119,6 @@ class Herd:
         self._requests: dict[int, Request] = {}
         self._numbers = itertools.count(1)
         self._generations = itertools.count(1)
-        self._workers: set[Worker] = set()
-        #: Whose worker it is; spares are nobody's.
-        self._homes: dict[Worker, Replica] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
         self._outlook = Outlook(self._scheduler, self._entries)
         self._preparation = Preparation(
             self._scheduler,
@@ -143,20 +131,26 @@ class Herd:
             go_without=self._go_without,
         )
         self._revivals = Revivals(self._revive, self._let_grow, lambda: self._closing)
-        self._spares = SpareKeeper(
-            spare,
-            start=self._start_spare,
+        self._staff = Staff(
+            self,
+            transport,
+            launcher,
+            stop_timeout=stop_timeout,
+            next_generation=self._next_generation,
+            spare=spare,
             is_busy=lambda: bool(self._requests),
             look_ahead=self._outlook.choose,
             give_up=self._scheduler.give_up_ahead,
             gone=self._scheduler.ahead_gone,
         )
-        self._handovers = Handovers()
+        #: The staff's own, to be read.
+        self._homes: Final = self._staff.homes
+        self._spares: Final = self._staff.spares
         self._at_rest = asyncio.Event()
         self._closing = False
 
     def __repr__(self) -> str:
-        return f"<Herd over {self._transport.name}, {len(self._workers)} workers, {self._scheduler!r}>"
+        return f"<Herd over {self._transport.name}, {len(self._staff)} workers, {self._scheduler!r}>"
 
     # --- the catalogue ---
 
@@ -203,7 +197,7 @@ class Herd:
         self._closing = True
         for request in list(self._requests.values()):
             self.leave(request.number, PoolClosed("the pool is closing"))
-        self._spares.close(self._stop_timeout)
+        self._staff.close()
         self.downloads.stop()
         self._preparation.stop()
         for entry in self._entries.values():
@@ -212,12 +206,7 @@ class Herd:
                 self._clocks.stop(replica)
                 self._clocks.forget_load(replica)
                 self._stop_worker(replica)
-        for worker in self._handovers.workers:
-            worker.stop(self._stop_timeout)
-        while self._workers or self._tasks:
-            for worker in list(self._workers):
-                await worker.wait()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._staff.wait()
         await self._preparation.wait()
         await self.downloads.close()
         await self._transport.aclose()
@@ -226,8 +215,7 @@ class Herd:
     def kill_all(self) -> None:
         """Kill every worker now; :meth:`close` then ends soon."""
         self.downloads.kill_all()
-        for worker in self._workers:
-            worker.kill()
+        self._staff.kill_all()
 
     # --- what may be read ---
 
@@ -257,11 +245,7 @@ class Herd:
 
     def counts(self) -> PoolCounts:
         """Return what was counted since the pool was opened."""
-        carried = Traffic()
-        carried.add(self._carried)
-        for worker in self._workers:
-            carried.add(worker.traffic)
-        figures = msgspec.structs.asdict(carried)
+        figures = msgspec.structs.asdict(self._staff.traffic)
         loaded = self._spares.ahead if self._spares.ready else None
         return PoolCounts(
             transport=self._transport.name,
@@ -473,56 +457,26 @@ class Herd:
             self._start(self._entries[model].replicas[replica])
 
     def _start(self, replica: Replica) -> None:
-        entry, spec = replica.entry, replica.entry.spec
-        replica.spec = spec
+        replica.spec = replica.entry.spec
         replica.state = transition(replica.state, Trigger.SPAWN)
         replica.progress = replica.failure = replica.error = replica.exit_code = None
         replica.drowsy = replica.waking = False
         replica.keep_alive = replica.load = None
         replica.oom_kills = oom_kills()
-        env = spec.placement(replica.index).environment()
-        ahead, ready = self._spares.ahead, self._spares.ready
-        given = self._handovers.claim(replica) if ahead is None and not spec.is_placed else None
-        # A process that runs cannot be placed any more; and what the scheduler takes for placed is lent no bytes.
-        spare = None if given or spec.is_placed else self._spares.take()
-        label = entry.name if spec.replicas == 1 else f"{entry.name}#{replica.index}"
-        worker = replica.worker = given or spare or self._new_worker(label)
-        begun = ahead is not None and ahead.model == entry.name
-        replica.adopted = given is not None or spare is not None
-        replica.anew = replica.adopted and (ready or not begun) and not replica.let_down
-        if spare is not None and begun:
-            replica.log.feed(bytes(self._spares.log))
-        worker.model = label
+        self._staff.assign(replica)
         self._tell(replica, "model_status", {"status": State.LOADING})
-        if given is None:  # what that says and prints is its old model's until it has freed it, and so is its time
-            self._settle_in(worker, replica)
-        if not replica.adopted:
-            self.keep(self._launch(worker, env))
 
-    def _settle_in(self, worker: Worker, replica: Replica) -> None:
-        self._homes[worker] = replica
+    def settle(self, worker: Worker, replica: Replica) -> None:
         worker.post(load_of(replica.entry))
         self._clocks.watch_load(replica, worker)
 
     def stop(self, model: str, replica: int, heir: str | None = None) -> None:
         leaver = self._entries[model].replicas[replica]
-        if heir is None or not self._hand_over(leaver, self._entries[heir]):
+        if heir is None or not self._staff.hand_over(leaver, self._entries[heir]):
             self._stop_worker(leaver)
-
-    def _hand_over(self, leaver: Replica, heir: Entry) -> bool:
-        """Have a worker free its model for another's start. Returns False, and does nothing, if it is to end instead:
-        the start will take what is loaded ahead, or its process cannot go on.
-        """
-        worker, timeout = leaver.worker, self._time_to_stop(leaver)
-        if worker is None or self._closing or timeout <= 0 or not may_hand_over(leaver, heir):
-            return False
-        if self._spares.ahead is not None or self._handovers.await_heir(heir.name):
-            return False
+            return
         self._clocks.stop(leaver)
-        self._handovers.begin(worker, heir.name)
-        worker.hand_over(timeout)
         leaver.state = transition(leaver.state, Trigger.STOP)
-        return True
 
     def wake(self, model: str, replica: int) -> None:
         sleeper = self._entries[model].replicas[replica]
@@ -565,36 +519,9 @@ class Herd:
     def _stop_worker(self, replica: Replica) -> None:
         if replica.worker is None or replica.state is State.STOPPING:
             return
-        # A load cannot be asked to hurry, and has nothing to lose.
         self._clocks.stop(replica)
-        replica.worker.stop(0.0 if replica.loading else self._time_to_stop(replica))
+        self._staff.dismiss(replica)
         replica.state = transition(replica.state, Trigger.STOP)
-
-    def _time_to_stop(self, replica: Replica) -> float:
-        own = replica.entry.spec.stop_timeout
-        return self._stop_timeout if own is None else own
-
-    def _new_worker(self, label: str) -> Worker:
-        worker = Worker(label, next(self._generations), self)
-        self._workers.add(worker)
-        return worker
-
-    async def _launch(self, worker: Worker, env: Mapping[str, str] | None = None) -> None:
-        try:
-            await worker.launch(self._launcher, self._transport, lambda data: self._on_log(worker, data), env)
-            self._spares.launched(worker)
-        except Exception as error:  # a launcher may be anyone's, and whatever it raises must reach those who wait
-            expected = isinstance(error, OSError | ChannelError)
-            _log.warning("%r could not be started: %s", worker, error, exc_info=not expected)
-            end = Exit(reason="exited", code=None, signal=None, node="", detail=f"it could not be started: {error}")
-            self.on_exit(worker, end)
-
-    def _start_spare(self, env: Mapping[str, str]) -> Worker | None:
-        if self._closing:
-            return None
-        worker = self._new_worker(SPARE)
-        self.keep(self._launch(worker, env))
-        return worker
 
     def keep_spare(self) -> None:
         """Start a spare worker, if the herd keeps one and has none. Called when the pool opens."""
@@ -607,12 +534,6 @@ class Herd:
         """Let go of what was loaded ahead if nobody would load it like that any more."""
         if self._spares.ahead is not None and self._outlook.is_outdated(self._spares.ahead):
             self._scheduler.give_up_ahead()
-
-    def keep(self, work: Coroutine[object, object, None]) -> None:
-        """Run a coroutine that the close of the herd waits for."""
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     def _tell(self, replica: Replica, event: str, data: dict[str, Any]) -> None:
         """Publish a change of a replica, as one of its model."""
@@ -670,7 +591,7 @@ class Herd:
             case Failed():
                 self._end(replica, message.request, explain_failure(message))
             case StateMessage(state="unloaded"):
-                self._on_unloaded(worker, replica)
+                self._staff.on_unloaded(worker, replica)
             case StateMessage():
                 self._on_state(replica, message)
             case Stats():
@@ -721,14 +642,6 @@ class Herd:
         self._scheduler.finish(request.number)
         self._clocks.mind(replica)
 
-    def _on_log(self, worker: Worker, data: bytes) -> None:
-        replica = self._homes.get(worker)
-        if replica is not None:
-            replica.heard = now()
-            replica.log.feed(data)
-        else:
-            self._spares.note(worker, data)
-
     def _on_state(self, replica: Replica, message: StateMessage) -> None:
         trigger = _TRIGGERS.get(message.state)
         try:
@@ -757,36 +670,10 @@ class Herd:
             self._spares.replace()
         self._clocks.mind(replica)
 
-    def _on_unloaded(self, worker: Worker, replica: Replica) -> None:
-        """A worker has freed its model for another's, which may have been started with it already."""
-        if worker.stopping or worker not in self._handovers:
-            return  # it leaves after all, or nobody has told it to
-        worker.be_free()
-        self._handovers.open(worker)
-        self._bury(replica, worker, _GIVEN_UP, told=True)  # where it was waited for, the heir takes it now
-        taker = self._handovers.end(worker)
-        if taker is not None:
-            self._settle_in(worker, taker)
-            return
-        del self._homes[worker]
-        worker.model = SPARE
-        if not self._spares.adopt(worker):
-            worker.stop(self._stop_timeout)
-
     def on_exit(self, worker: Worker, end: Exit) -> None:
-        self._workers.discard(worker)
-        self._carried.add(worker.traffic)
-        if self._spares.lost(worker):
-            return
-        handing_over = worker in self._handovers
-        taker, replica = self._handovers.end(worker), self._homes.pop(worker, None)
-        if replica is not None:
-            self._bury(replica, worker, end, told=worker.stopping or handing_over)
-        if taker is not None:
-            self._bury(taker, worker, end, told=worker.stopping)
+        self._staff.on_exit(worker, end)
 
-    def _bury(self, replica: Replica, worker: Worker, end: Exit, *, told: bool) -> None:
-        """A replica has no worker any more; ``told`` says whether it was told to go."""
+    def vacate(self, replica: Replica, worker: Worker, end: Exit, *, told: bool) -> None:
         entry = replica.entry
         # A spare that was dead or dying when it was taken says nothing about the model.
         untried = replica.loading and replica.progress is None and replica.failure is None

@@ -74,7 +74,7 @@ def test_a_worker_that_speaks_of_requests_that_are_not_its_own_changes_nothing(t
             waiting = pool.complete("a", "hello")
             await pool.load("b")
             herd = pool._herd  # pyright: ignore[reportPrivateUsage]
-            worker = next(worker for worker in herd._workers if worker.model == "b")  # pyright: ignore[reportPrivateUsage]
+            worker = next(worker for worker in herd._homes if worker.model == "b")  # pyright: ignore[reportPrivateUsage]
             for number in (-1, 0, 1, 2, 10**12):
                 herd.on_message(worker, Done(request=number, finish_reason="stop"))
                 herd.on_message(worker, Result(request=number))
