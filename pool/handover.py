@@ -53,12 +53,19 @@ class Handovers:
         self._under_way[worker] = _Handover(heir)
 
     def claim(self, taker: Replica) -> Worker | None:
-        """Return the process that is being freed for a replica's model, which is the replica's then; None without."""
-        for worker, handover in self._under_way.items():
-            if handover.heir in ("", taker.entry.name) and handover.taker is None and not worker.stopping:
-                handover.taker = taker
-                return worker
-        return None
+        """Return a process that is free, or else one that is being freed for a replica's model; it is the replica's
+        then. None without.
+        """
+        able = [
+            (worker, handover)
+            for worker, handover in self._under_way.items()
+            if handover.heir in ("", taker.entry.name) and handover.taker is None and not worker.stopping
+        ]
+        if not able:
+            return None
+        worker, handover = min(able, key=lambda one: one[1].heir != "")  # the other may take its time
+        handover.taker = taker
+        return worker
 
     def open(self, worker: Worker) -> None:
         """A worker has freed its model. If its heir does not want it any more, whoever starts next may have it."""

@@ -377,6 +377,20 @@ def test_each_of_two_models_that_want_room_has_one_process() -> None:
     run(scene())
 
 
+def test_a_process_that_is_free_goes_to_whoever_starts_and_not_one_that_is_still_to_be_freed() -> None:
+    async def scene() -> None:
+        models = [model("a", stop_timeout=60.0), *(model(name) for name in "bcd")]
+        async with Pool(models, models_max=2, memory_budget=2 * SIZE) as pool:
+            first, second = [await pid_of(pool, name) for name in "ab"]
+            os.kill(first, signal.SIGSTOP)
+            waiting = [asyncio.create_task(pid_of(pool, name)) for name in "cd"]
+            assert await waiting[0] == second, "which was freed for d"
+            os.kill(first, signal.SIGCONT)
+            assert await waiting[1] == first
+
+    run(scene())
+
+
 def test_a_large_model_takes_one_process_of_those_that_make_room() -> None:
     async def scene() -> None:
         models = [model("a"), model("b"), ModelSpec(name="large", engine="fake", memory=2 * SIZE)]
