@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from herding import TRANSPORTS, fake, reach, run, until, wait_gone
+from herding import TRANSPORTS, fake, freeze, reach, run, until, wait_gone
 from llamaherd.pool import (
     Adapter,
     EngineOptions,
@@ -216,7 +216,7 @@ def test_a_worker_that_does_not_free_its_model_in_time_is_killed_and_nobody_else
     async def scene() -> None:
         async with pool_of(model("a", stop_timeout=0.2), model("b"), budget=budget) as pool:
             first = await pid_of(pool, "a")
-            os.kill(first, signal.SIGSTOP)
+            freeze(first)
             assert await pid_of(pool, "b") != first
             assert pool.status("a").error is None, "it was told to go"
             assert pool.status("b").error is None
@@ -244,7 +244,7 @@ def test_a_worker_that_was_free_just_before_it_was_killed_is_not_the_new_models_
         loading = model("b", script={"load_gate": str(gate), "grandchild": True})
         async with pool_of(model("a", stop_timeout=0.1), loading, budget=2 * SIZE) as pool:
             first = await pid_of(pool, "a")
-            os.kill(first, signal.SIGSTOP)
+            freeze(first)
             monkeypatch.setattr(LocalProcess, "kill", kill_late)
             assert await pid_of(pool, "b") != first
 
@@ -256,7 +256,7 @@ def test_the_time_in_which_a_load_has_to_begin_is_not_spent_while_the_old_model_
         clock = Pool([fake("slow", load_seconds=0.2)])
         async with pool_of(model("a"), model("b"), budget=2 * SIZE) as pool, clock:
             first = await pid_of(pool, "a")
-            os.kill(first, signal.SIGSTOP)
+            freeze(first)
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(clocks, "SPARE_SILENCE_SECONDS", 0.01)
                 waiting = asyncio.create_task(pid_of(pool, "b"))
@@ -273,7 +273,7 @@ def test_a_worker_that_dies_while_it_frees_its_model_costs_nobody_anything(budge
     async def scene() -> None:
         async with pool_of(model("a"), model("b"), budget=budget) as pool:
             first = await pid_of(pool, "a")
-            os.kill(first, signal.SIGSTOP)
+            freeze(first)
             waiting = asyncio.create_task(pid_of(pool, "b"))
             await reach(pool, "a", State.STOPPING)
             os.kill(first, signal.SIGKILL)
@@ -302,7 +302,7 @@ def test_a_model_that_is_unloaded_while_its_process_is_being_freed_leaves_none(b
     async def scene() -> None:
         async with pool_of(model("a"), model("b"), budget=budget) as pool:
             first = await pid_of(pool, "a")
-            os.kill(first, signal.SIGSTOP)
+            freeze(first)
             waiting = asyncio.create_task(pool.complete("b", "hello").collect())
             await reach(pool, "a", State.STOPPING)
             pool.start_unload("b")
@@ -322,7 +322,7 @@ def test_a_process_that_nobody_takes_after_all_does_not_stay(monkeypatch: pytest
     async def scene() -> None:
         async with pool_of(model("a"), model("b")) as pool:
             first = await pid_of(pool, "a")
-            os.kill(first, signal.SIGSTOP)
+            freeze(first)
             waiting = asyncio.create_task(pool.complete("b", "hello").collect())
             await reach(pool, "a", State.STOPPING)
             await asyncio.sleep(0)  # it waits now
@@ -339,7 +339,7 @@ def test_a_process_that_was_called_off_serves_whoever_comes_next() -> None:
     async def scene() -> None:
         async with pool_of(model("a"), model("b"), model("c")) as pool:
             first = await pid_of(pool, "a")
-            os.kill(first, signal.SIGSTOP)
+            freeze(first)
             waiting = asyncio.create_task(pool.complete("b", "hello").collect())
             await reach(pool, "a", State.STOPPING)
             await asyncio.sleep(0)  # it waits now
@@ -356,7 +356,7 @@ def test_a_pool_that_closes_in_the_middle_leaves_nothing_behind(budget: int) -> 
     async def scene() -> None:
         async with pool_of(model("a"), model("b"), budget=budget, stop_timeout=0.3) as pool:
             first = await pid_of(pool, "a")
-            os.kill(first, signal.SIGSTOP)
+            freeze(first)
             waiting = asyncio.create_task(pool.complete("b", "hello").collect())
             await reach(pool, "a", State.STOPPING)
         await asyncio.gather(waiting, return_exceptions=True)
@@ -382,7 +382,7 @@ def test_a_process_that_is_free_goes_to_whoever_starts_and_not_one_that_is_still
         models = [model("a", stop_timeout=60.0), *(model(name) for name in "bcd")]
         async with Pool(models, models_max=2, memory_budget=2 * SIZE) as pool:
             first, second = [await pid_of(pool, name) for name in "ab"]
-            os.kill(first, signal.SIGSTOP)
+            freeze(first)
             waiting = [asyncio.create_task(pid_of(pool, name)) for name in "cd"]
             assert await waiting[0] == second, "which was freed for d"
             os.kill(first, signal.SIGCONT)
@@ -497,7 +497,7 @@ def test_scales_that_are_set_for_the_old_model_do_not_reach_the_new_one() -> Non
             on = await tokens(pool, "a")
             pid = pool.status("a").pid
             assert pid is not None
-            os.kill(pid, signal.SIGSTOP)
+            freeze(pid)
             waiting = asyncio.create_task(tokens(pool, "b"))
             await reach(pool, "a", State.STOPPING)
             pool.set_adapters("a", [{"id": 0, "scale": 0.0}])
@@ -530,7 +530,7 @@ def test_a_request_for_the_old_model_waits_for_its_turn_again() -> None:
     async def scene() -> None:
         async with pool_of(model("a"), model("b"), budget=2 * SIZE) as pool:
             first = await pid_of(pool, "a")
-            os.kill(first, signal.SIGSTOP)
+            freeze(first)
             waiting = [asyncio.create_task(pid_of(pool, "b"))]
             await reach(pool, "a", State.STOPPING)
             waiting.append(asyncio.create_task(pid_of(pool, "a")))
@@ -556,7 +556,7 @@ def test_unloading_a_model_that_gives_its_process_returns_when_it_has() -> None:
     async def scene() -> None:
         async with pool_of(model("a"), model("b")) as pool:
             first = await pid_of(pool, "a")
-            os.kill(first, signal.SIGSTOP)
+            freeze(first)
             waiting = asyncio.create_task(pid_of(pool, "b"))
             await reach(pool, "a", State.STOPPING)
             unloading = asyncio.create_task(pool.unload("a"))

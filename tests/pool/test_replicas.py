@@ -10,7 +10,7 @@ import msgspec
 import psutil
 import pytest
 
-from herding import TRANSPORTS, fake, reach, run, until
+from herding import TRANSPORTS, fake, freeze, reach, run, until
 from llamaherd.pool import BadRequest, Generation, ModelSpec, Placement, Pool, State, WorkerDied
 from llamaherd.pool.affinity import MOST_REMEMBERED, Prefixes, prefix_keys
 from llamaherd.transport.messages import Generate, Tokenize
@@ -67,7 +67,7 @@ def test_an_unload_does_not_wait_for_a_replica_that_was_started_since() -> None:
             await until(lambda: [one.state for one in pool.status("m").replicas] == [State.LOADED] * 2, "both run")
             first, second = [replica.pid for replica in pool.status("m").replicas]
             assert first is not None
-            os.kill(first, signal.SIGSTOP)
+            freeze(first)
             unloading = asyncio.create_task(pool.unload("m"))
             await until(lambda: running(pool) == [0], "one is gone")
             await pool.complete("m", "hello").collect()

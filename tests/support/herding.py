@@ -1,7 +1,10 @@
 """How tests run a pool: on a loop with a deadline, waiting for what they expect instead of for a time."""
 
 import asyncio
+import os
+import signal
 from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
@@ -10,7 +13,7 @@ import uvloop
 from llamaherd.pool import ModelSpec, Pool, State
 from patience import POLL, holds_within, patience
 
-__all__ = ["TRANSPORTS", "fake", "reach", "run", "run_uvloop", "until", "wait_gone"]
+__all__ = ["TRANSPORTS", "fake", "freeze", "reach", "run", "run_uvloop", "until", "wait_gone"]
 
 T = TypeVar("T")
 
@@ -61,6 +64,15 @@ async def until(holds: Callable[[], bool], what: str = "", seconds: float = DEAD
 async def reach(pool: Pool, model: str, state: State, seconds: float = DEADLINE) -> None:
     """Wait until a model is in a state, or fail at the deadline."""
     await until(lambda: pool.status(model).state is state, f"{model} is {state}", seconds)
+
+
+def freeze(pid: int) -> None:
+    """Stop a process, and return when all of it has stopped: its threads go on until one of them has the signal."""
+    os.kill(pid, signal.SIGSTOP)
+    threads = list(Path(f"/proc/{pid}/task").iterdir())
+    # The state comes behind the name, which may hold anything.
+    stopped = holds_within(DEADLINE, lambda: all(b") T " in (one / "stat").read_bytes() for one in threads))
+    assert stopped
 
 
 def wait_gone(pids: Sequence[int], seconds: float = DEADLINE) -> list[int]:
