@@ -31,7 +31,7 @@ PARENT_ENV: Final = "LLAMAHERD_PARENT"
 HUB_LOGIN_ENV: Final = "HF_TOKEN"
 #: Variables that are the front end's secrets and no business of a worker.
 PRIVATE_ENV: Final = frozenset({"LLAMA_API_KEY", "LLAMAHERD_API_KEY", HUB_LOGIN_ENV, "HUGGING_FACE_HUB_TOKEN"})
-#: Most bytes read from a dead worker's log pipe, which a grandchild may go on filling.
+#: Most bytes read at once from a worker's log pipe, which a grandchild may go on filling.
 LAST_WORDS_BYTES: Final = 1024 * 1024
 _READ_BYTES: Final = 65536
 #: Characters that the model's name has in the command line, at least.
@@ -96,6 +96,10 @@ class Process(Protocol):
 
     async def wait(self) -> Exit:
         """Wait until the process is gone and reaped. Any number of callers; a cancelled wait changes nothing."""
+        ...
+
+    def read_log(self) -> None:
+        """Deliver what it has printed so far, which may be ahead of the loop's own turn to do so."""
         ...
 
     def is_ending(self) -> bool:
@@ -163,7 +167,7 @@ class LocalProcess:
         self._exit: asyncio.Future[Exit] = self._loop.create_future()
         self._log_open = True
         os.set_blocking(log_fd, False)
-        self._loop.add_reader(log_fd, self._read_log)
+        self._loop.add_reader(log_fd, self._read_some)
         self._watch()
 
     @property
@@ -180,6 +184,14 @@ class LocalProcess:
 
     async def wait(self) -> Exit:
         return await asyncio.shield(self._exit)
+
+    def read_log(self) -> None:
+        total = 0
+        while self._log_open and total < LAST_WORDS_BYTES:
+            count = self._read_some()
+            if count == 0:
+                break
+            total += count
 
     def is_ending(self) -> bool:
         return self._exit.done() or is_exiting(self._popen.pid)
@@ -226,12 +238,13 @@ class LocalProcess:
     def _on_end(self) -> None:
         self._kill_group()  # grandchildren end with the worker
         code = self._popen.wait()
-        self._read_last_words()
+        self.read_log()
+        self._close_log()
         self._exit.set_result(describe_exit(code, self.node))
 
     # --- the log ---
 
-    def _read_log(self) -> int:
+    def _read_some(self) -> int:
         try:
             data = os.read(self._log_fd, _READ_BYTES)
         except BlockingIOError:
@@ -243,15 +256,6 @@ class LocalProcess:
         else:
             self._close_log()
         return len(data)
-
-    def _read_last_words(self) -> None:
-        total = 0
-        while self._log_open and total < LAST_WORDS_BYTES:
-            count = self._read_log()
-            if count == 0:
-                break
-            total += count
-        self._close_log()
 
     def _close_log(self) -> None:
         if self._log_open:

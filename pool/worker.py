@@ -235,7 +235,9 @@ class Worker:
         self._handing_over = loop.call_later(timeout, self.fail, f"it did not free its model within {timeout:g} s")
 
     def be_free(self) -> None:
-        """It has no model any more."""
+        """It has no model any more, and what it has printed until now was about that."""
+        if self._process is not None and not self._reaped:
+            self._process.read_log()
         if self._handing_over is not None:
             self._handing_over.cancel()
             self._handing_over = None

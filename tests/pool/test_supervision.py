@@ -314,6 +314,9 @@ class LongEnd:
         await self.over.wait()
         return end
 
+    def read_log(self) -> None:
+        self._process.read_log()
+
     def is_ending(self) -> bool:
         return self._process.is_ending()
 
