@@ -6,6 +6,7 @@ state has some hundred megabytes with a large model, and nobody's next token sha
 and to the cache are made between two steps.
 """
 
+import sys
 import threading
 from array import array
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from typing import Any, Final
 from llamaherd.pool.child.adapters import AdapterSet
 from llamaherd.pool.child.batcher import Batcher
 from llamaherd.pool.child.cache import Kept, StateRefused
-from llamaherd.pool.child.engine import RequestError
+from llamaherd.pool.child.engine import EngineError, RequestError
 from llamaherd.pool.child.state_file import Header, fingerprint, read_state, valid_name, write_state
 from llamaherd.pool.child.store import State, Store
 from llamaherd.transport.messages import EngineOptions, Failed, Load, Result, SlotFile
@@ -159,6 +160,12 @@ class SlotDesk:
                 answer = Failed(request=job.command.request, message=str(error), fault="caller", code=error.code)
             except StateRefused as error:
                 answer = _refused(job.command, error)
+            except EngineError:
+                raise
+            except Exception as error:  # a mistake of ours must cost this command and not everybody's requests
+                sys.excepthook(type(error), error, error.__traceback__)
+                text = f"the worker failed on this command: {error!r}"[:500]
+                answer = Failed(request=job.command.request, message=text, fault="worker", code="request_broke")
             if answer is not None:
                 self._jobs.remove(job)
                 answers.append(answer)

@@ -9,6 +9,7 @@ import pytest
 from engine_driver import Collected, collect, drain, loaded
 from llamaherd.pool.child.engine import RequestError
 from llamaherd.pool.child.llama_engine import LlamaEngine
+from llamaherd.pool.child.slot_desk import SlotDesk
 from llamaherd.transport.messages import Adapter, ChildMessage, Done, Failed, Result, Sequence, SlotFile, Tokens
 from prompts import alone, cached, request, run, tokens
 from tiny_gguf import tiny_model
@@ -159,6 +160,24 @@ def test_an_erased_slot_is_empty_and_its_prompt_computed_again(tmp_path: Path) -
         assert engine.slots()[slot].n_tokens == 0
         assert cached(run(engine, tokens(50))) == 0
         assert failure(engine, "save", 3, "x").code == "slot_empty"
+
+
+def test_a_mistake_over_a_command_costs_nobody_else_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def mistake(_desk: SlotDesk, _number: int) -> int:
+        raise KeyError("a mistake")
+
+    monkeypatch.setattr(SlotDesk, "_erase", mistake)
+    with loaded("random", n_parallel=2, slot_save_path=str(tmp_path)) as engine:
+        engine.submit(request(7, tokens(50), max_tokens=20))
+        engine.step()
+        engine.sequence(Sequence(request=99, action="erase", slot=1))
+        news = steps(engine)
+    (failure,) = [one for one in news if isinstance(one, Failed)]
+    assert (failure.request, failure.fault, failure.code) == (99, "worker", "request_broke")
+    assert [one.request for one in news if isinstance(one, Done)] == [7]
+    assert "a mistake" in capsys.readouterr().err
 
 
 def test_an_erased_slot_takes_nothing_from_one_that_went_on_with_it(tmp_path: Path) -> None:
