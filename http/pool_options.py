@@ -18,7 +18,15 @@ _Command = Callable[..., Any]
 _MIB: Final = 1024 * 1024
 _DAY: Final = 86400.0
 #: The settings that are the pool's and no model's.
-_POOLS_OWN: Final = ("models_max", "memory_budget", "queue_max", "queue_max_per_model", "queue_timeout", "spare")
+_POOLS_OWN: Final = (
+    "models_max",
+    "memory_budget",
+    "queue_max",
+    "queue_max_per_model",
+    "queue_timeout",
+    "spare",
+    "reuse_workers",
+)
 
 
 class _Budget(click.ParamType[int | Literal["auto"]]):
@@ -42,6 +50,7 @@ class PoolSettings:
     queue_max_per_model: int
     queue_timeout: float
     spare: bool
+    reuse_workers: bool
     sleep_idle_seconds: float
     unload_idle_seconds: float
     replicas: int
@@ -111,6 +120,12 @@ _OPTIONS: Final[Sequence[Callable[[_Command], _Command]]] = (
         default=False,
         help="Keep a worker ready without a model, so that the next load does not wait for the start of a process. "
         "With a memory budget it also loads ahead what is likely wanted next, where that fits beside what runs.",
+    ),
+    _option(
+        "--reuse-workers/--no-reuse-workers",
+        default=True,
+        help="Let the worker of a model that makes room for another become the other's, which makes swaps faster. "
+        "Without it no process ever serves two models.",
     ),
     _option(
         "--replicas",

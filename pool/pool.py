@@ -49,6 +49,9 @@ class Pool(GenerationCalls, InputCalls, SlotCalls, ModelCalls, DownloadCalls):
             for the start of a process. With a ``memory_budget`` it also loads ahead, while nobody has anything else to
             do, the model that had to make room and is likely wanted next, if that fits beside what runs; it counts for
             the budget, not for ``models_max``, and goes for whatever else needs the room.
+        reuse_workers: Whether a worker that has to make room for another model frees its own and becomes the other's,
+            which spares a swap the start of a process. With False it ends: no process ever serves two models, which
+            keeps apart what files from strangers may do to it.
         queue_max: Most requests that wait, in total; further ones fail with ``QueueFull``. 0 means no limit.
         queue_max_per_model: The same for one model.
         queue_timeout: Seconds that a request may wait until its model is loaded and has a slot free for it, where the
@@ -71,6 +74,7 @@ class Pool(GenerationCalls, InputCalls, SlotCalls, ModelCalls, DownloadCalls):
         stop_timeout: float = DEFAULT_STOP_TIMEOUT,
         cores: int | None = None,
         spare: bool = False,
+        reuse_workers: bool = True,
         queue_max: int = 1024,
         queue_max_per_model: int = 0,
         queue_timeout: float = 0.0,
@@ -103,6 +107,7 @@ class Pool(GenerationCalls, InputCalls, SlotCalls, ModelCalls, DownloadCalls):
             limits=limits,
             stop_timeout=stop_timeout,
             spare=spare,
+            reuse_workers=reuse_workers,
             gpus=budget.gpus,
             gpu_memory=gpu_memory,
             lenient=lenient,

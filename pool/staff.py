@@ -45,6 +45,7 @@ class Staff:
     Args:
         stop_timeout: Seconds that a worker has to end, or to free its model, unless its model's spec says otherwise.
         next_generation: Returns a number for a new worker.
+        reuse: Whether a worker may become another model's.
         spare: Whether a spare is kept; see :class:`~llamaherd.pool.spares.SpareKeeper` for what it asks.
 
     Attributes:
@@ -61,6 +62,7 @@ class Staff:
         stop_timeout: float,
         next_generation: Callable[[], int],
         spare: bool,
+        reuse: bool,
         is_busy: Callable[[], bool],
         look_ahead: Callable[[], Forecast | None],
         give_up: Callable[[], None],
@@ -71,6 +73,7 @@ class Staff:
         self._launcher: Final = launcher
         self._stop_timeout: Final = stop_timeout
         self._next_generation: Final = next_generation
+        self._reuse: Final = reuse
         self._workers: set[Worker] = set()
         self._handovers: Final = Handovers()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -126,7 +129,7 @@ class Staff:
         the start will take what is loaded ahead, or its process cannot go on.
         """
         worker, timeout = leaver.worker, self._time_to_stop(leaver)
-        if worker is None or self._closing or timeout <= 0 or not may_hand_over(leaver, heir):
+        if worker is None or not self._reuse or self._closing or timeout <= 0 or not may_hand_over(leaver, heir):
             return False
         if self.spares.ahead is not None or self._handovers.await_heir(heir.name):
             return False

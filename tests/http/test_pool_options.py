@@ -67,3 +67,8 @@ def test_no_samplers_are_a_choice_too(option: str) -> None:
 def test_a_default_that_no_request_could_have_is_refused(wrong: tuple[str, ...]) -> None:
     with pytest.raises(click.UsageError):
         parsed(*wrong)
+
+
+def test_workers_are_reused_unless_that_is_not_wanted() -> None:
+    assert parsed().to_pool()["reuse_workers"] is True
+    assert parsed("--no-reuse-workers").to_pool()["reuse_workers"] is False

@@ -187,6 +187,17 @@ def test_a_process_ends_as_ever_where(a: dict[str, Any], b: dict[str, Any], budg
     run(scene())
 
 
+@budgets
+def test_no_process_serves_two_models_where_that_is_not_wanted(budget: int) -> None:
+    async def scene() -> None:
+        async with pool_of(model("a"), model("b"), budget=budget, reuse_workers=False) as pool:
+            pids = [await pid_of(pool, name) for name in "aba"]
+            assert len(set(pids)) == 3
+            assert wait_gone(pids[:2]) == []
+
+    run(scene())
+
+
 def test_a_model_of_another_engine_has_a_process_of_its_own() -> None:
     path = tiny_model("random")
     options = EngineOptions(n_ctx=128, n_parallel=1, n_threads=1)
