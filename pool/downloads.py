@@ -19,7 +19,7 @@ from llamaherd.pool.launch import HUB_LOGIN_ENV, Exit, Launcher
 from llamaherd.pool.lifecycle import State
 from llamaherd.pool.logs import LogRing
 from llamaherd.pool.status import ModelStatus
-from llamaherd.pool.worker import Worker
+from llamaherd.pool.worker import Worker, wait_all
 from llamaherd.transport import Transport
 from llamaherd.transport.messages import ChildMessage, Download
 from llamaherd.transport.messages import State as StateMessage
@@ -173,10 +173,7 @@ class Downloads:
     async def close(self) -> None:
         """Cancel what goes on, and return when all workers are reaped."""
         self.stop()
-        while self._workers or self._tasks:
-            for worker in list(self._workers):
-                await worker.wait()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+        await wait_all(self._workers, self._tasks)
 
     def kill_all(self) -> None:
         """Kill every worker now."""

@@ -15,7 +15,7 @@ from llamaherd.pool.handover import Handovers, may_hand_over
 from llamaherd.pool.launch import Exit, Launcher
 from llamaherd.pool.outlook import Forecast
 from llamaherd.pool.spares import SPARE, SpareKeeper
-from llamaherd.pool.worker import Owner, Worker
+from llamaherd.pool.worker import Owner, Worker, wait_all
 from llamaherd.transport import Traffic, Transport
 from llamaherd.transport.errors import ChannelError
 
@@ -186,10 +186,7 @@ class Staff:
 
     async def wait(self) -> None:
         """Wait until all workers are gone, and were told of."""
-        while self._workers or self._tasks:
-            for worker in list(self._workers):
-                await worker.wait()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+        await wait_all(self._workers, self._tasks)
 
     def kill_all(self) -> None:
         """Kill every worker now."""

@@ -7,7 +7,7 @@ nothing about models; the pool does.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from typing import Final, Protocol
 
@@ -18,7 +18,7 @@ from llamaherd.transport.errors import BrokenChannel, ChannelError, ChannelFull,
 from llamaherd.transport.messages import ChildMessage, PoolMessage, Unload
 from llamaherd.transport.messages import Exit as ExitCommand
 
-__all__ = ["Owner", "Worker"]
+__all__ = ["Owner", "Worker", "wait_all"]
 
 _log = logging.getLogger("llamaherd.pool")
 
@@ -298,3 +298,11 @@ class Worker:
         if self._kill_timer is not None:
             self._kill_timer.cancel()
             self._kill_timer = None
+
+
+async def wait_all(workers: Collection[Worker], tasks: Collection[asyncio.Task[None]]) -> None:
+    """Wait until no worker and no task is left in these, which their owner empties as they end, and may add to."""
+    while workers or tasks:
+        for worker in list(workers):
+            await worker.wait()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -58,6 +58,17 @@ async def pid_of(pool: Pool, name: str) -> int:
     return pid
 
 
+async def half_way(pool: Pool) -> tuple[int, asyncio.Task[int]]:
+    """Have ``b`` wait for the process of ``a``, which was told to free its model and stands still. Return its number,
+    and that of ``b``'s process to come.
+    """
+    first = await pid_of(pool, "a")
+    freeze(first)
+    waiting = asyncio.create_task(pid_of(pool, "b"))
+    await reach(pool, "a", State.STOPPING)
+    return first, waiting
+
+
 def children() -> list[int]:
     return [child.pid for child in psutil.Process().children()]
 
@@ -284,10 +295,7 @@ def test_the_time_in_which_a_load_has_to_begin_is_not_spent_while_the_old_model_
 def test_a_worker_that_dies_while_it_frees_its_model_costs_nobody_anything(budget: int) -> None:
     async def scene() -> None:
         async with pool_of(model("a"), model("b"), budget=budget) as pool:
-            first = await pid_of(pool, "a")
-            freeze(first)
-            waiting = asyncio.create_task(pid_of(pool, "b"))
-            await reach(pool, "a", State.STOPPING)
+            first, waiting = await half_way(pool)
             os.kill(first, signal.SIGKILL)
             assert await waiting != first
             assert pool.status("a").state is State.UNLOADED
@@ -313,10 +321,7 @@ def test_a_load_that_fails_in_a_process_that_was_given_fails_alone(budget: int) 
 def test_a_model_that_is_unloaded_while_its_process_is_being_freed_leaves_none(budget: int) -> None:
     async def scene() -> None:
         async with pool_of(model("a"), model("b"), budget=budget) as pool:
-            first = await pid_of(pool, "a")
-            freeze(first)
-            waiting = asyncio.create_task(pool.complete("b", "hello").collect())
-            await reach(pool, "a", State.STOPPING)
+            first, waiting = await half_way(pool)
             pool.start_unload("b")
             with pytest.raises(Exception, match="unloaded"):
                 await waiting
@@ -333,11 +338,7 @@ def test_a_process_that_nobody_takes_after_all_does_not_stay(monkeypatch: pytest
 
     async def scene() -> None:
         async with pool_of(model("a"), model("b")) as pool:
-            first = await pid_of(pool, "a")
-            freeze(first)
-            waiting = asyncio.create_task(pool.complete("b", "hello").collect())
-            await reach(pool, "a", State.STOPPING)
-            await asyncio.sleep(0)  # it waits now
+            first, waiting = await half_way(pool)
             waiting.cancel()
             await asyncio.gather(waiting, return_exceptions=True)
             os.kill(first, signal.SIGCONT)
@@ -350,11 +351,7 @@ def test_a_process_that_nobody_takes_after_all_does_not_stay(monkeypatch: pytest
 def test_a_process_that_was_called_off_serves_whoever_comes_next() -> None:
     async def scene() -> None:
         async with pool_of(model("a"), model("b"), model("c")) as pool:
-            first = await pid_of(pool, "a")
-            freeze(first)
-            waiting = asyncio.create_task(pool.complete("b", "hello").collect())
-            await reach(pool, "a", State.STOPPING)
-            await asyncio.sleep(0)  # it waits now
+            first, waiting = await half_way(pool)
             waiting.cancel()
             await asyncio.gather(waiting, return_exceptions=True)
             os.kill(first, signal.SIGCONT)
@@ -367,10 +364,7 @@ def test_a_process_that_was_called_off_serves_whoever_comes_next() -> None:
 def test_a_pool_that_closes_in_the_middle_leaves_nothing_behind(budget: int) -> None:
     async def scene() -> None:
         async with pool_of(model("a"), model("b"), budget=budget, stop_timeout=0.3) as pool:
-            first = await pid_of(pool, "a")
-            freeze(first)
-            waiting = asyncio.create_task(pool.complete("b", "hello").collect())
-            await reach(pool, "a", State.STOPPING)
+            first, waiting = await half_way(pool)
         await asyncio.gather(waiting, return_exceptions=True)
         assert wait_gone([first]) == []
         assert not children()
@@ -541,10 +535,7 @@ def test_a_process_with_a_model_file_that_is_gone_is_given_all_the_same(tmp_path
 def test_a_request_for_the_old_model_waits_for_its_turn_again() -> None:
     async def scene() -> None:
         async with pool_of(model("a"), model("b"), budget=2 * SIZE) as pool:
-            first = await pid_of(pool, "a")
-            freeze(first)
-            waiting = [asyncio.create_task(pid_of(pool, "b"))]
-            await reach(pool, "a", State.STOPPING)
+            first, *waiting = await half_way(pool)
             waiting.append(asyncio.create_task(pid_of(pool, "a")))
             await asyncio.sleep(0)
             os.kill(first, signal.SIGCONT)
@@ -567,10 +558,7 @@ def test_a_stop_for_good_gives_no_process() -> None:
 def test_unloading_a_model_that_gives_its_process_returns_when_it_has() -> None:
     async def scene() -> None:
         async with pool_of(model("a"), model("b")) as pool:
-            first = await pid_of(pool, "a")
-            freeze(first)
-            waiting = asyncio.create_task(pid_of(pool, "b"))
-            await reach(pool, "a", State.STOPPING)
+            first, waiting = await half_way(pool)
             unloading = asyncio.create_task(pool.unload("a"))
             await asyncio.sleep(0)
             os.kill(first, signal.SIGCONT)
