@@ -91,7 +91,7 @@ class Service:
 
     Args:
         preload: The engine to make before any command asks for one: a spare worker has time then.
-        rename: Called with the name of each model that the process was not started for.
+        rename: Called with the name of each model that the process was not started for, and when it is a spare again.
     """
 
     def __init__(
@@ -399,6 +399,7 @@ class Service:
         self._engine = self._load = self._load_told = None
         self._awake = self._sleepy = False
         self._is_spare = True
+        self._rename("spare")
         self._load_due = 0.0
         self._channel.send(State(state="unloaded"))
 

@@ -512,7 +512,7 @@ def test_an_exit_command_ends_a_worker_that_finishes_what_it_runs_before_it_free
     assert shop.service.wait() is ExitCode.DONE
 
 
-def test_a_worker_is_named_after_each_model_that_it_was_not_started_for() -> None:
+def test_a_worker_is_named_after_what_it_has_now() -> None:
     names: list[str] = []
     desk = Desk()
     service = Service(desk, lambda _engine: FakeEngine(), rename=names.append)
@@ -522,4 +522,4 @@ def test_a_worker_is_named_after_each_model_that_it_was_not_started_for() -> Non
         desk.hear_until(is_unloaded)
     service.leave()
     service.wait()
-    assert names == ["b", "c"]
+    assert names == ["spare", "b", "spare", "c", "spare"]
