@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import pytest
 
-from herding import fake, reach, run, until
+from herding import fake, freeze, reach, run, until
 from llamaherd.pool import (
     BadRequest,
     EngineOptions,
@@ -150,7 +150,7 @@ async def _begin_save(pool: Pool) -> "asyncio.Future[Any]":
     slot = (await pool.complete("m", "The quick brown fox jumps over the lazy dog.", **ASK).collect()).slot
     pid = pool.status("m").pid
     assert pid is not None
-    os.kill(pid, signal.SIGSTOP)
+    freeze(pid)
     saving = asyncio.ensure_future(pool.save_slot("m", slot, "fox.bin"))
     await asyncio.sleep(0)
     return saving

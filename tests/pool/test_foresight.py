@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from herding import TRANSPORTS, run, until
+from herding import TRANSPORTS, freeze, run, until
 from llamaherd.pool import EngineOptions, ModelBusy, ModelSpec, Placement, Pool, PoolError, State, WorkerFailed, clocks
 from llamaherd.pool.foresight import Foresight
 from llamaherd.pool.schedule import Limits, Phase, Scheduler
@@ -71,12 +71,6 @@ async def under_way(pool: Pool, gate: Path) -> int:
 def spares(pool: Pool) -> list[int]:
     known = {status.pid for status in pool.models()}
     return [child.pid for child in psutil.Process().children() if child.pid not in known]
-
-
-def is_stopped(pid: int) -> bool:
-    """Whether no thread of a process runs any more; that takes a moment after the signal."""
-    stats = (path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat"))
-    return all(stat.rpartition(")")[2].split()[0] == "T" for stat in stats)
 
 
 # --- which ---
@@ -406,8 +400,7 @@ def test_a_spare_that_hangs_is_replaced_before_anybody_waits_for_it_long(
         async with pool_of(model("a"), model("b"), model("c")) as pool:
             await swap(pool, "a", "b")
             hung = await loaded_ahead(pool, "a")
-            os.kill(hung, signal.SIGSTOP)
-            await until(lambda: is_stopped(hung), "all of its threads have stopped")
+            freeze(hung)
             await swap(pool, wanted)
             assert pool.status(wanted).pid != hung
             assert not psutil.pid_exists(hung)

@@ -14,7 +14,7 @@ import msgspec
 import psutil
 import pytest
 
-from herding import TRANSPORTS, fake, reach, run, until
+from herding import TRANSPORTS, fake, freeze, reach, run, until
 from llamaherd.pool import (
     BadRequest,
     EngineOptions,
@@ -255,7 +255,7 @@ def test_commands_that_wait_for_a_worker_that_stopped_reading_do_not_trip_over_i
         async with Pool([fake("m", n_parallel=64)], stop_timeout=5) as pool:
             pid = (await pool.load("m")).pid
             assert pid is not None
-            os.kill(pid, signal.SIGSTOP)
+            freeze(pid)
             pending = [pool.complete("m", "x" * 700_000) for _ in range(6)]
             await asyncio.sleep(0)
             pool.start_unload("m")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from herding import TRANSPORTS, fake, reach, run, until
+from herding import TRANSPORTS, fake, freeze, reach, run, until
 from llamaherd.pool import (
     BadRequest,
     Completion,
@@ -190,7 +190,7 @@ def test_a_question_to_a_worker_that_dies_fails_and_is_not_asked_again() -> None
             await pool.load("m")
             pid = pool.status("m").pid
             assert pid is not None
-            os.kill(pid, signal.SIGSTOP)
+            freeze(pid)
             question = asyncio.ensure_future(pool.slots("m"))
             await asyncio.sleep(0)
             os.kill(pid, signal.SIGKILL)

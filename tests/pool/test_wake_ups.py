@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from herding import TRANSPORTS, fake, run, until
+from herding import TRANSPORTS, fake, freeze, run, until
 from llamaherd.pool import Pool
 
 #: Eight prompts of this length are more than a channel and a pipe take from a pool whose worker does not read.
@@ -19,7 +19,7 @@ def test_what_waits_for_a_worker_that_stopped_reading_reaches_it_in_order_once_i
         async with Pool([fake("m", n_parallel=16)], transport=transport) as pool:
             pid = (await pool.load("m")).pid
             assert pid is not None
-            os.kill(pid, signal.SIGSTOP)
+            freeze(pid)
             texts = [f"{number} {'x' * LONG}" for number in range(8)]
             works = [pool.complete("m", text) for text in texts]
             answers = [asyncio.ensure_future(work.collect()) for work in works]
