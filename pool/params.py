@@ -99,7 +99,7 @@ class GenerateParams(TypedDict, total=False):
             means each of its tokens, a bias of False that they are never chosen.
         dry_sequence_breakers: Texts that no repetition is followed across.
         grammar: GBNF that the answer must follow, beginning at ``root``.
-        json_schema: JSON Schema that the answer must follow instead.
+        json_schema: JSON Schema that the answer must follow instead; beside tools, an answer that calls none.
         response_format: The same in OpenAI's form: ``{"type": "text"}``, ``{"type": "json_object"}``, or ``{"type":
             "json_schema", "json_schema": {"schema": ...}}``.
         lora: Which LoRA adapters to apply, as objects with ``id`` and ``scale``; those that are not named are off. None
@@ -354,8 +354,11 @@ def _generate(request: int, subject: dict[str, Any], params: GenerateParams) -> 
         params.get("grammar"), params.get("json_schema"), params.get("response_format")
     )
     chat: ChatOptions | None = subject.get("chat")
-    if (grammar or json_schema) and chat is not None and chat.tools and chat.tool_choice != "none":
-        raise BadRequest("tools and a grammar or response_format cannot be used together")
+    if chat is not None and chat.tools and chat.tool_choice != "none":
+        if grammar:
+            raise BadRequest("tools and a grammar cannot be used together")
+        if chat.tool_choice == "required":
+            json_schema = ""  # it is of answers that call nothing
     sampling = _sampling(params)
     command = Generate(
         request=request,

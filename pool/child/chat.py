@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from llamaherd.pool.child.budget import Budget
+from llamaherd.pool.child.call_form import forms_of
 from llamaherd.pool.child.calls import Calls
 from llamaherd.pool.child.calls_tagged import kinds_of
 from llamaherd.pool.child.conversation import describe_tools, text_of, with_instruction
@@ -43,7 +44,8 @@ class Turn(NamedTuple):
         shown: Control tokens whose text is part of the answer.
         closing: What must be said before the content begins, where the prompt has opened something else; else empty.
         begun: The content that the prompt ends with, where the answer goes on with it; else empty.
-        grammar: What its tool calls must be like; None where there may be none, or nobody knows.
+        grammar: What its tool calls must be like, or all of it where there is a schema too; None where there may be no
+            calls, or nobody knows.
         budget: How much it may think; None sets no limit.
     """
 
@@ -91,15 +93,20 @@ class Chats:
         """Return the prompt of a conversation. Raises RequestError."""
         return self.turn(messages, variables, options).prompt
 
-    def turn(self, messages: Messages, variables: Mapping[str, Any], options: ChatOptions | None) -> Turn:
-        """Return the prompt of a conversation, and what reads the answer. Raises RequestError."""
+    def turn(
+        self, messages: Messages, variables: Mapping[str, Any], options: ChatOptions | None, schema: str = ""
+    ) -> Turn:
+        """Return the prompt of a conversation, and what reads the answer. Raises RequestError.
+
+        Args:
+            schema: JSON Schema that an answer must follow which calls no tools; empty for none.
+        """
         try:
-            return self._turn(messages, variables, options)
+            return self._turn(messages, variables, self._plan(options or ChatOptions(), schema))
         except RecursionError:
             raise RequestError("the messages or tools are nested too deep") from None
 
-    def _turn(self, messages: Messages, variables: Mapping[str, Any], options: ChatOptions | None) -> Turn:
-        plan = self._plan(options or ChatOptions())
+    def _turn(self, messages: Messages, variables: Mapping[str, Any], plan: "_Plan") -> Turn:
         template, options = plan.template, plan.options
         variables = {
             "add_generation_prompt": options.add_generation_prompt,
@@ -109,7 +116,8 @@ class Chats:
         if plan.takes_tools:
             variables["tools"] = list(options.tools)
         elif plan.calling:
-            instruction = describe_tools(options.tools, choice=options.tool_choice, parallel=plan.parallel)
+            choice = "schema" if plan.schema else options.tool_choice
+            instruction = describe_tools(options.tools, choice=choice, parallel=plan.parallel)
             messages = with_instruction(messages, instruction)
         continuation = self._continuation(messages, options)
         part = ""
@@ -125,7 +133,7 @@ class Chats:
         begun = text_of(messages[-1].get("content")) if part == "content" else ""
         return Turn(prompt, reply, shown, closing, begun, grammar, self._budget(plan, prompt, part, controls))
 
-    def _plan(self, options: ChatOptions) -> "_Plan":
+    def _plan(self, options: ChatOptions, schema: str) -> "_Plan":
         template = self._for_tools if options.tools else self._default
         calling = bool(options.tools) and options.tool_choice != "none"
         takes_tools = bool(options.tools) and template.traits.takes_tools
@@ -146,6 +154,7 @@ class Chats:
             dialect=dialect,
             tags=tags_of(template.source),
             split=(options.reasoning_format or self._options.reasoning_format) != "none",
+            schema=schema if calling and options.tool_choice == "auto" else "",
         )
 
     def _continuation(self, messages: Messages, options: ChatOptions) -> str:
@@ -206,6 +215,7 @@ class _Plan(NamedTuple):
         calling: Whether the answer may hold calls.
         takes_tools: Whether the template tells of the tools.
         split: Whether reasoning is told apart.
+        schema: What an answer must be like that may be calls and is none; empty where it may be any text.
     """
 
     template: ChatTemplate
@@ -216,6 +226,7 @@ class _Plan(NamedTuple):
     dialect: Dialect | None
     tags: Tags | None
     split: bool
+    schema: str
 
     @property
     def names(self) -> list[str]:
@@ -250,6 +261,8 @@ def _reply(plan: _Plan, prompt: str, part: str, silent: frozenset[str]) -> Reply
         )
     # What continues content has its reasoning behind it.
     tags = plan.tags if plan.split and part != "content" else None
+    if plan.schema and part == "content":
+        dialect = None
     if dialect is None and tags is None:
         return None
     return Reply(
@@ -261,20 +274,25 @@ def _reply(plan: _Plan, prompt: str, part: str, silent: frozenset[str]) -> Reply
         kinds=kinds_of(plan.options.tools),
         parallel=plan.parallel,
         silent=silent,
+        # Reasoning that stays in the content comes before both.
+        forms=forms_of(dialect, plan.names) if dialect is not None and plan.schema and tags == plan.tags else (),
     )
 
 
 def _grammar(plan: _Plan, prompt: str, part: str, controls: Mapping[str, int]) -> ToolGrammar | None:
-    """Return what holds the calls of an answer to their form; nothing does where the answer goes on in a message."""
-    if plan.dialect is None or not plan.calling or part:
+    """Return what holds an answer to calls, or its calls to their form; nothing does where it goes on in a message,
+    unless there is a schema and it goes on in the reasoning.
+    """
+    if plan.dialect is None or not plan.calling or (part and not (plan.schema and part == "reasoning")):
         return None
     required, tags = plan.options.tool_choice == "required", plan.tags
-    if tags is not None and (plan.dialect is HARMONY or prompt.rstrip().endswith(tags.end)):
+    if tags is not None and (plan.dialect is HARMONY or (not part and prompt.rstrip().endswith(tags.end))):
         tags = None
     names = plan.names
     if len(names) > _MOST_ENFORCED:
-        if required:
-            raise RequestError(f"a call can be required of at most {_MOST_ENFORCED} tools, and {len(names)} are given")
+        if required or plan.schema:
+            wanted = "a call can be required" if required else "with a schema an answer can be a call"
+            raise RequestError(f"{wanted} of at most {_MOST_ENFORCED} tools, and {len(names)} are given")
         return None
     return tool_grammar(
         plan.dialect,
@@ -284,7 +302,8 @@ def _grammar(plan: _Plan, prompt: str, part: str, controls: Mapping[str, int]) -
         parallel=plan.parallel,
         controls=controls,
         tags=tags,
-        opened=tags is not None and tags.opened_by(prompt),
+        opened=part == "reasoning" or (tags is not None and tags.opened_by(prompt)),
+        schema=plan.schema,
     )
 
 

@@ -18,6 +18,7 @@ Message = dict[str, Any]
 
 _CHOICE: Final = {
     "auto": "Otherwise answer in plain text.",
+    "schema": "Otherwise answer in the JSON that you were asked for.",
     "required": "You must call a function now.",
 }
 
@@ -171,7 +172,7 @@ def describe_tools(tools: Sequence[Mapping[str, Any]], *, choice: str, parallel:
     return (
         f"You can call these functions:\n{functions}\n\n"
         'To call one, answer with nothing but this JSON: {"tool_call": {"name": "the function\'s name", "arguments": '
-        f"{{the arguments by their names}}}}}}.{several} {_CHOICE['required' if choice == 'required' else 'auto']}"
+        f"{{the arguments by their names}}}}}}.{several} {_CHOICE.get(choice, _CHOICE['auto'])}"
     )
 
 

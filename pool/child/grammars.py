@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from llamaherd.pool.child.constraint import Alphabet, Constraint, ConstraintError
+from llamaherd.pool.child.either import EitherConstraint
 from llamaherd.pool.child.engine import RequestError
 from llamaherd.pool.child.lazy import LazyConstraint
 from llamaherd.pool.child.matcher import Automaton, Matcher
@@ -65,8 +66,14 @@ class Grammars:
         return LazyConstraint(constraint, trigger, self._vocab)
 
     def make_calls(self, grammar: ToolGrammar) -> Constraint:
-        """Return the constraint of an answer that calls tools, or may do so. Raises RequestError."""
-        constraint: Constraint = self._follow(lambda schemas: schemas.make_calls(grammar.source))
+        """Return the constraint of an answer that calls tools, or may do so. Raises RequestError. A schema that it may
+        follow instead is part of the grammar.
+        """
+        constraint: Constraint = self._follow(lambda schemas: schemas.make_calls(grammar.source, grammar.subject))
+        if grammar.alike is not None:
+            source, forms, tags, opened = grammar.alike
+            calls = self._follow(lambda schemas: schemas.make_calls(source, grammar.subject))
+            return EitherConstraint(constraint, calls, self._vocab, forms=forms, tags=tags, opened=opened)
         if grammar.waits:
             trigger = GrammarTrigger(words=grammar.words, leading=grammar.leading)
             constraint = LazyConstraint(constraint, trigger, self._vocab)

@@ -71,7 +71,10 @@ class _Tokens:
         self.bos_token_id: Final = vocab.bos if vocab.bos >= 0 else None
         shown = [vocab.piece(token) for token in range(vocab.size)]
         self.special_token_ids: Final = [token for token, piece in enumerate(shown) if not piece]
-        self.tokens: Final = [piece or b"\xff" + vocab.named_piece(token) for token, piece in enumerate(shown)]
+        # The byte alone would be the beginning of every control token, and so allowed wherever one is.
+        self.tokens: Final = [
+            piece or b"\xff" + (vocab.named_piece(token) or b"<>") for token, piece in enumerate(shown)
+        ]
 
     def __call__(self, text: str | bytes) -> list[int]:
         if isinstance(text, bytes):
@@ -99,11 +102,11 @@ class JsonGrammars:
         """Return the constraint of a schema. Raises RequestError for what the converter refuses."""
         return self._follow(schema, lambda: _grammar_of(schema), "json_schema")
 
-    def make_calls(self, lark: str) -> "JsonConstraint":
+    def make_calls(self, lark: str, subject: str) -> "JsonConstraint":
         """Return the constraint of tool calls in llguidance's own notation, which holds their schemas. Raises
-        RequestError.
+        RequestError, which names the ``subject``.
         """
-        return self._follow(lark, lambda: llguidance.LLMatcher.grammar_from_lark(lark), "tools")
+        return self._follow(lark, lambda: llguidance.LLMatcher.grammar_from_lark(lark), subject)
 
     @_contained
     def _follow(self, source: str, grammar: Callable[[], str], what: str) -> "JsonConstraint":

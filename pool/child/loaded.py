@@ -212,10 +212,7 @@ class Loaded:
             request = msgspec.structs.replace(request, n_keep=self._n_keep)
         if media is not None:
             self._check_media(media)
-        closing, begun = (turn.closing, turn.begun) if turn is not None else ("", "")
-        constraint = self.grammars.make(request, closing, begun)
-        if constraint is None and turn is not None and turn.grammar is not None:
-            constraint = self._calls(turn.grammar)
+        constraint = self._constraint(request, turn)
         if turn is not None and turn.budget is not None:
             constraint = BudgetedThoughts(turn.budget, constraint, self.model.vocab)
         chain = self.samplers.make(request.sampling, [token for token in prompt if token >= 0] if media else prompt)
@@ -236,6 +233,13 @@ class Loaded:
             if chain is not None:
                 chain.free()
             raise
+
+    def _constraint(self, request: Generate, turn: Turn | None) -> Constraint | None:
+        if turn is None:
+            return self.grammars.make(request)
+        if turn.grammar is not None and not request.grammar:
+            return self._calls(turn.grammar)  # with the request's schema, if there is one
+        return self.grammars.make(request, turn.closing, turn.begun)
 
     def _calls(self, grammar: ToolGrammar) -> Constraint | None:
         """Return what holds calls to their form. Raises RequestError if it cannot be had and the answer must be one."""
@@ -289,7 +293,7 @@ class Loaded:
             raise RequestError("exactly one of prompt, messages and infill must be given")
         if messages is None:
             return None
-        return self.chats.turn(messages, request.template_kwargs, request.chat)
+        return self.chats.turn(messages, request.template_kwargs, request.chat, request.json_schema)
 
     def _infill(self, request: Generate, gap: Infill) -> list[int]:
         return infill_tokens(

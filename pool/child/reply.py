@@ -6,8 +6,10 @@ next to them, are not told. Of a mark that the answer's end has torn, that is so
 cut at its limit within the beginning of a call, before anything can be told of that, is not told either.
 """
 
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
+from llamaherd.pool.child.call_form import Form, begins_as
 from llamaherd.pool.child.calls import Calls
 from llamaherd.pool.child.calls_tagged import Kinds
 from llamaherd.pool.child.dialect import Dialect
@@ -73,6 +75,8 @@ class Reply:
         calls: The functions that may be called.
         parallel: Whether there may be more than one call; otherwise the first one ends the answer.
         silent: Marks that are control tokens here: unlike others, they are no content when they begin no call.
+        forms: How an answer begins that is calls, where any other one is content as it stands: JSON may hold in its
+            texts what looks like a call. Empty where there may be text before calls.
     """
 
     def __init__(
@@ -86,6 +90,7 @@ class Reply:
         kinds: Kinds | None = None,
         parallel: bool = True,
         silent: frozenset[str] = frozenset(),
+        forms: Sequence[Form] = (),
     ) -> None:
         self._scan: Final = Scan()
         self._tags: Final = tags
@@ -95,6 +100,7 @@ class Reply:
         self._kinds: Final = kinds or {}
         self._parallel: Final = parallel
         self._silent: Final = silent
+        self._forms: Final = forms
         self._openings: Final = dialect.openings if dialect is not None else ()
         self._content: Final = _Prose(keep_lead=True)
         self._reasoning: Final = _Prose(keep_lead=continued)
@@ -137,6 +143,9 @@ class Reply:
     def _read(self) -> Reading[None]:
         if self._tags is not None:
             yield from self._think(self._tags)
+        if self._forms and not (yield from self._is_calls()):
+            yield from self._tell_all()
+            return
         while True:
             mark = yield from self._until_mark()
             if not mark:
@@ -173,6 +182,23 @@ class Reply:
             return
         if (yield from scan.until(tags.end, self._reasoning.add)) is not None:
             self._content.drop_lead()
+
+    def _is_calls(self) -> Reading[bool]:
+        """Whether an answer that is either calls or content is calls; True where it ends before that is known."""
+        while (found := begins_as(self._scan.rest, self._forms)) is None and not self._scan.ended:
+            yield
+        return found is not False
+
+    def _tell_all(self) -> Reading[None]:
+        scan = self._scan
+        while True:
+            text = scan.rest
+            self._tell(text)
+            scan.skip(len(text))
+            scan.settle()
+            if scan.ended:
+                return
+            yield
 
     def _until_mark(self) -> Reading[str]:
         """Tell content up to the next mark, which stays unread; return the mark, empty at the end."""

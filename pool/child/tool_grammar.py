@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple, cast
 
+from llamaherd.pool.child.call_form import Alike, forms_of
 from llamaherd.pool.child.dialect import Dialect
 from llamaherd.pool.child.thinking import Tags
 from llamaherd.pool.json_schema import SchemaError, check_schema
@@ -42,12 +43,16 @@ class ToolGrammar(NamedTuple):
         words: Texts that it waits for; none if it holds from the beginning.
         leading: Texts that it waits for at the beginning of the answer alone.
         after: What it waits for before that: the end of reasoning, which may speak of calls without making one.
+        alike: What tells calls apart where the grammar is of JSON too and both are objects; else None.
+        subject: What it is made of, for errors.
     """
 
     source: str
     words: tuple[str, ...] = ()
     leading: tuple[str, ...] = ()
     after: str = ""
+    alike: Alike | None = None
+    subject: str = "tools"
 
     @property
     def waits(self) -> bool:
@@ -73,6 +78,7 @@ def tool_grammar(
     controls: Mapping[str, int],
     tags: Tags | None = None,
     opened: bool = False,
+    schema: str = "",
 ) -> ToolGrammar | None:
     """Return the grammar of an answer that calls these tools; None for a family whose form is not fixed enough.
 
@@ -85,14 +91,23 @@ def tool_grammar(
         parallel: Whether there may be several.
         controls: Ids of the texts that are control tokens.
         tags: Of the reasoning that comes first, or may; ``opened``: the prompt has opened it.
+        schema: JSON Schema of an answer that is no calls: then it is one or the other, whole. Empty: it may be text.
     """
-    builder = _Builder(tools, controls, template, parallel=parallel, required=required)
+    builder = _Builder(tools, controls, template, parallel=parallel, whole=required or bool(schema))
     calls = builder.calls(dialect)
     if calls is None:
         return None
-    if required:
-        start = f"start: {builder.reasoning(tags, opened=opened)}blank {calls.rule}"
-        return ToolGrammar(builder.source(start))
+    if required or schema:
+        harmony = dialect.name == "harmony"
+        before = builder.analysis(opened=opened) if harmony else builder.reasoning(tags, opened=opened)
+        alone = builder.source(f"start: {before}blank {calls.rule}")
+        if required:
+            return ToolGrammar(alone)
+        content = builder.content(dialect, schema)
+        both = builder.source(f"start: {before}blank ( {calls.rule} | {content} )")
+        forms = forms_of(dialect, [tool["function"]["name"] for tool in tools])
+        alike = Alike(alone, forms, tags, opened) if dialect.bare else None
+        return ToolGrammar(both, alike=alike, subject="json_schema or tools")
     source = builder.source(f"start: {calls.rule}")
     return ToolGrammar(source, calls.words, calls.leading, tags.end if tags is not None else "")
 
@@ -143,14 +158,15 @@ class _Builder:
         template: str,
         *,
         parallel: bool,
-        required: bool,
+        whole: bool,
     ) -> None:
         self._functions: Final = [cast("Mapping[str, Any]", tool["function"]) for tool in tools]
         self._arguments: Final = [_usable(function.get("parameters") or {}) for function in self._functions]
         self._controls: Final = controls
         self._template: Final = template
         self._parallel: Final = parallel
-        self._required: Final = required
+        #: Whether the grammar is of the whole answer.
+        self._whole: Final = whole
         self._rules: Final = [_BLANK]
 
     def source(self, start: str) -> str:
@@ -163,6 +179,21 @@ class _Builder:
             return ""
         self._until("reasoning", tags.end)
         return "reasoning " if opened else f"( blank {self._mark(tags.start)} reasoning )? "
+
+    def analysis(self, *, opened: bool) -> str:
+        """Return the reasoning that may, or must, come first in harmony."""
+        channel, message, start = map(self._mark, ("<|channel|>", "<|message|>", "<|start|>"))
+        self._until("analysis", "<|end|>")
+        thought = f'analysis {start} "assistant"'
+        return f'{f"{thought} " if opened else ""}( {channel} "analysis" {message} {thought} )* '
+
+    def content(self, dialect: Dialect, schema: str) -> str:
+        """Return the rule for content that follows a schema."""
+        value = self._json("content", json.loads(schema))
+        if dialect.name != "harmony":
+            return value
+        kind = f'( " "? {self._mark("<|constrain|>")}? "json" )?'
+        return f'{self._mark("<|channel|>")} "final" {kind} {self._mark("<|message|>")} {value}'
 
     def calls(self, dialect: Dialect) -> _Calls | None:
         """Return the rule for the calls of a family."""
@@ -356,7 +387,7 @@ class _Builder:
         return _Calls(rule, (first, begin))
 
     def _harmony(self) -> _Calls:
-        channel, message, start = map(self._mark, ("<|channel|>", "<|message|>", "<|start|>"))
+        channel, message = map(self._mark, ("<|channel|>", "<|message|>"))
         constrain = self._mark("<|constrain|>")
         kind = f'( " "? {constrain}? "json" )?'
         parts = [
@@ -364,8 +395,6 @@ class _Builder:
             for name, rule in self._named()
         ]
         call = self._choice("call", parts)
-        if not self._required:
+        if not self._whole:
             return _Calls(call, ("to=functions.",))
-        self._until("analysis", "<|end|>")
-        thought = f'( {channel} "analysis" {message} analysis {start} "assistant" )*'
-        return _Calls(f'{thought} ( {channel} "commentary " | " " ) {call}')
+        return _Calls(f'( {channel} "commentary " | " " ) {call}')

@@ -10,6 +10,7 @@ import httpx2
 import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam, ChatCompletionToolParam
+from pydantic import BaseModel
 
 from chat_templates import (
     ALWAYS_THINKS,
@@ -160,6 +161,9 @@ def front() -> Iterator[LiveFront]:
         models = [a_model(Path(folder), name, family) for name, family in FAMILIES.items()]
         thoughts = ("Hm.", "▁Yes.\n", "</think>", "Paris.")
         models.append(a_model(Path(folder), "thinker", Family(ALWAYS_THINKS, thoughts)))
+        person = ('{"name":', '▁"Anna",', '▁"age":', "▁7", "}")
+        for name, template in (("person", HERMES), ("person-llama3", LLAMA3), ("person-gemma", GEMMA_PLAIN)):
+            models.append(a_model(Path(folder), name, Family(template, person)))
         models.append(a_model(Path(folder), "stopped", Family(ALWAYS_THINKS, thoughts, ("</think>",))))
         models.append(
             fake("fake", pieces=["<think>", "Hm.</think>", '<tool_call>{"name": "get_weather"}', "</tool_call>"])
@@ -294,6 +298,80 @@ def test_the_scripted_engine_speaks_it_too(client: openai.OpenAI) -> None:
     assert call.type == "function"
     assert call.function.arguments == "{}"
     assert (message.model_extra or {})["reasoning_content"] == "Hm."
+
+
+# --- tools and a format -----------------------------------------------------------------------------------------------
+
+
+class GetWeather(BaseModel):
+    """The weather of a city."""
+
+    city: str
+
+
+class Person(BaseModel):
+    """What an answer shall be."""
+
+    name: str
+    age: int
+
+
+#: Their scripts write calls in another way than a grammar of the whole answer has them.
+_OTHERWISE: Final = ("gemma", "gemma4", "llama3-tag")
+STRICT: Final = [name for name, family in FAMILIES.items() if not family.content and name not in _OTHERWISE]
+
+
+@pytest.mark.parametrize("name", STRICT)
+def test_beside_a_format_a_model_still_calls(client: openai.OpenAI, name: str) -> None:
+    weather = openai.pydantic_function_tool(GetWeather, name="get_weather")
+    answer = client.chat.completions.parse(
+        model=name, messages=QUESTION, tools=[weather], response_format=Person, temperature=0
+    )
+    (choice,) = answer.choices
+    assert (choice.finish_reason, choice.message.parsed) == ("tool_calls", None)
+    assert choice.message.tool_calls is not None
+    (call,) = choice.message.tool_calls
+    assert call.function.parsed_arguments == GetWeather(city="Paris")
+
+
+@pytest.mark.parametrize("name", ["person", "person-llama3", "person-gemma"])
+def test_beside_tools_a_model_still_answers_in_the_format(client: openai.OpenAI, name: str) -> None:
+    weather = openai.pydantic_function_tool(GetWeather, name="get_weather")
+    parsed = client.chat.completions.parse(
+        model=name, messages=QUESTION, tools=[weather], response_format=Person, temperature=0
+    ).choices[0]
+    assert (parsed.finish_reason, parsed.message.parsed) == ("stop", Person(name="Anna", age=7))
+    with client.chat.completions.stream(
+        model=name, messages=QUESTION, tools=[weather], response_format=Person, temperature=0
+    ) as stream:
+        kinds = [event.type for event in stream]
+        assert stream.get_final_completion().choices[0].message.parsed == Person(name="Anna", age=7)
+    assert kinds.count("content.delta") > 2, "it comes as it is written"
+    assert not any(kind.startswith("tool_calls") for kind in kinds)
+
+
+def test_the_other_routes_know_both_too(front: LiveFront, client: openai.OpenAI) -> None:
+    response = client.responses.parse(
+        model="person",
+        input="Who?",
+        tools=[openai.pydantic_function_tool(GetWeather, name="get_weather")["function"] | {"type": "function"}],  # type: ignore[list-item]
+        text_format=Person,
+        temperature=0,
+    )
+    assert response.output_parsed == Person(name="Anna", age=7)
+    body = {
+        "model": "person",
+        "messages": [{"role": "user", "content": "Who?"}],
+        "max_tokens": 100,
+        "temperature": 0,
+        "tools": [{"name": "get_weather", "input_schema": GetWeather.model_json_schema()}],
+        "output_config": {"format": {"type": "json_schema", "schema": Person.model_json_schema()}},
+    }
+    answer = httpx2.post(f"{front.url}/v1/messages", json=body).json()
+    assert answer["stop_reason"] == "end_turn"
+    assert json.loads(answer["content"][0]["text"]) == {"name": "Anna", "age": 7}
+    answer = httpx2.post(f"{front.url}/v1/messages", json=body | {"model": "hermes-control"}).json()
+    assert (answer["stop_reason"], answer["content"][0]["input"]) == ("tool_use", {"city": "Paris"})
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------

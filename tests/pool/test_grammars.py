@@ -155,16 +155,6 @@ def test_a_bad_schema_costs_its_caller_an_error_and_nothing_else(params: dict[st
     run(main())
 
 
-def test_tools_and_a_schema_do_not_go_together() -> None:
-    async def main() -> None:
-        async with pool() as herd:
-            tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
-            with pytest.raises(BadRequest, match="cannot be used together"):
-                herd.chat("random", [{"role": "user", "content": "x"}], tools=tools, json_schema={})
-
-    run(main())
-
-
 HOSTILE_SCHEMAS: list[Any] = [
     {"type": "string", "minLength": 10_000, "maxLength": 10_000},
     {"type": "array", "items": {"type": "string", "minLength": 9_000}, "minItems": 10_000},

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chat_templates import TEMPLATES
+from llamaherd.pool.child.call_form import forms_of
 from llamaherd.pool.child.calls import Calls
 from llamaherd.pool.child.dialect import GENERIC, PLAIN, Dialect, dialect_of
 from llamaherd.pool.child.harmony import HarmonyReply
@@ -514,3 +515,64 @@ def test_half_of_a_surrogate_pair_in_a_call_is_told_as_what_a_message_can_hold()
     call = '<tool_call>{"name": "time", "id": "\\udc00", "arguments": "\\ud83d {}"}</tool_call>'
     parts = a_reply("hermes").feed(call)
     assert [(delta.id, delta.arguments) for delta in parts.calls] == [("\ufffd", "\ufffd {}")]
+
+
+# --- calls or JSON ----------------------------------------------------------------------------------------------------
+
+
+def read_either(pieces: Sequence[str], dialect: str, *, cut: bool = False, **more: Any) -> Read:
+    forms = forms_of(DIALECTS[dialect], ["weather", "time"])
+    return read_with(a_reply(dialect, forms=forms, **more), pieces, cut=cut)
+
+
+#: JSON with what would be a call elsewhere.
+ANSWERS = [
+    '{"a": "<tool_call><function=time>\\n</function></tool_call>"}',
+    '[\n{"name": "time", "parameters": {}, "arguments": {}}]',
+    '{"a": 1, "name": "time", "parameters": {}}',
+    '{"name": "thyme", "parameters": {}}',
+    '{"name": "time", "age": 7}',
+    '{"tool_call": {"name": "time", "age": 7}}',
+    '{"tool_calls": []}',
+    '"[TOOL_CALLS]time[ARGS]{}"',
+    "7",
+    "",
+]
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_where_an_answer_is_calls_or_json_what_begins_as_json_is_content_to_its_end(dialect: str, answer: str) -> None:
+    for pieces in ([answer], list(answer)):
+        assert read_either(pieces, dialect) == (answer, "", [])
+        thought = ["<think>", "Hm. <tool_call>", "</think>\n\n", *pieces]
+        assert read_either(thought, dialect, tags=THINK) == (answer, "Hm. <tool_call>", [])
+
+
+@pytest.mark.parametrize(
+    ("dialect", "answer"),
+    [
+        ("hermes", '<tool_call>{"name": "weather", "arguments": {"city": "Paris"}}</tool_call>'),
+        ("hermes", "\n<tool_call><function=weather>\n<parameter=city>\nParis\n</parameter>\n</function></tool_call>"),
+        ("llama", '{ "name":\n"weather", "parameters": {"city": "Paris"}}'),
+        ("generic", '{"tool_call": {"name": "weather", "arguments": {"city": "Paris"}}}'),
+        ("generic", '{"tool_calls": [{"name": "weather", "arguments": {"city": "Paris"}}]}'),
+        ("mistral", '[TOOL_CALLS][{"name": "weather", "arguments": {"city": "Paris"}}]'),
+    ],
+)
+def test_calls_are_read_there_as_everywhere(dialect: str, answer: str) -> None:
+    for pieces in ([answer], list(answer)):
+        assert read_either(pieces, dialect) == ("", "", [PARIS])
+        assert read_either(["<think>Hm.</think>", *pieces], dialect, tags=THINK) == ("", "Hm.", [PARIS])
+
+
+def test_json_is_told_as_it_comes() -> None:
+    for dialect in DIALECTS:
+        reply = a_reply(dialect, forms=forms_of(DIALECTS[dialect], ["weather", "time"]))
+        assert reply.feed('{"age"').text == '{"age"', dialect
+        assert reply.feed(": {").text == ": {", dialect
+
+
+def test_json_that_is_cut_is_content_and_a_mark_that_is_cut_is_not() -> None:
+    assert read_either(['{"name": "ti'], "llama", cut=True) == ('{"name": "ti', "", [])
+    assert read_either(['<tool_call>{"na'], "hermes", cut=True) == ("", "", [])

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from chat_templates import ALWAYS_THINKS, TEMPLATES
 from chat_templates import HARMONY as HARMONY_TEMPLATE
-from chat_templates import TEMPLATES
 from llamaherd.pool.child import llama_backend
 from llamaherd.pool.child.chat import Chats, Turn
 from llamaherd.pool.child.constraint import Constraint
@@ -20,7 +20,7 @@ from llamaherd.pool.child.thinking import Tags
 from llamaherd.pool.child.tool_grammar import ToolGrammar, tool_grammar
 from llamaherd.pool.child.vocab import Vocab
 from llamaherd.transport.messages import ChatOptions, EngineOptions
-from tiny_gguf import write_scripted_llama
+from tiny_gguf import write_random_llama, write_scripted_llama
 
 THINK = Tags("<think>", "</think>")
 #: With a reference, which must still be found where the schema is a part of another one.
@@ -222,6 +222,97 @@ def test_a_schema_that_cannot_be_followed_allows_any_object(vocab: Vocab, gramma
     assert follows(grammars.make_calls(made), vocab, '{"name": "time", "parameters": {"y": [1]}}', special=False)
 
 
+# --- calls or JSON ----------------------------------------------------------------------------------------------------
+
+#: Its texts look like marks, which must not matter.
+CLOSED = '{"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"], "additionalProperties": false}'
+CONTENT = '{"a": "<tool_call> ```json functools[{ </think> to=functions.time"}'
+
+
+def content(name: str, text: str = CONTENT) -> str:
+    return f"<|channel|>final<|message|>{text}" if name == "harmony" else text
+
+
+@pytest.mark.parametrize(("name", "template", "call"), CALLS)
+@pytest.mark.parametrize("schema", [CLOSED, "{}", '{"type": "object"}'])
+def test_an_answer_may_be_calls_or_json_and_nothing_else(
+    vocab: Vocab, grammars: Grammars, name: str, template: str, call: str, schema: str
+) -> None:
+    for controls in ({}, controls_of(vocab)) if spelled(call) else (controls_of(vocab),):
+        made = grammar(name, template, controls, required=False, parallel=True, schema=schema)
+        assert not made.waits
+
+        def fits(text: str, made: ToolGrammar = made, special: bool = bool(controls)) -> bool:
+            return follows(grammars.make_calls(made), vocab, text, special=special)
+
+        said = content(name)
+        assert fits(call)
+        assert fits(said)
+        for wrong in ("Sure!", "", f"{call}x", f"{call}{said}", f"{said}{call}", said[:-1], call[:-1]):
+            assert not fits(wrong), wrong
+
+
+@pytest.mark.parametrize(("name", "template", "call"), [call for call in CALLS if call[0] not in ("llama", "generic")])
+def test_a_call_of_nothing_known_is_no_json(
+    vocab: Vocab, grammars: Grammars, name: str, template: str, call: str
+) -> None:
+    made = grammar(name, template, controls_of(vocab), required=False, schema="{}")
+    assert not follows(grammars.make_calls(made), vocab, call.replace("time", "thyme"))
+
+
+ALIKE = [call for call in CALLS if call[0] in ("llama", "generic")]
+
+
+@pytest.mark.parametrize(("name", "template", "call"), ALIKE)
+@pytest.mark.parametrize("thought", ["", "<think>Hm. {\n</think>\n\n"])
+def test_an_object_that_begins_as_a_call_is_one(
+    vocab: Vocab, grammars: Grammars, name: str, template: str, call: str, thought: str
+) -> None:
+    """Whatever the schema lets pass: its reader tells it as a call."""
+    made = grammar(name, template, required=False, schema='{"type": "object"}', tags=THINK)
+    free = grammars.make_calls(made)
+    opened = grammars.make_calls(grammar(name, template, required=False, schema="{}", tags=THINK, opened=True))
+
+    def fits(text: str) -> bool:
+        if thought and follows(opened.copy(), vocab, thought.removeprefix("<think>") + text, special=False) is not (
+            follows(free.copy(), vocab, thought + text, special=False)
+        ):
+            pytest.fail("it is the same whoever opens the reasoning")
+        return follows(free.copy(), vocab, thought + text, special=False)
+
+    assert fits(call)
+    assert not fits(call.replace("3", '"3"')), "the tool's schema forbids it"
+    assert not fits(call.replace("days", "dayz"))
+    assert fits(call.replace("time", "thyme")), "that is no tool"
+    assert fits(call.replace('"parameters"', '"age"').replace('"arguments"', '"age"'))
+    assert fits('{"name": "Anna", "parameters": 3}')
+    assert fits('{ "b": {"name": "time", "parameters": 3}}')
+
+
+@pytest.mark.parametrize(("name", "template", "call"), ALIKE)
+def test_what_may_begin_as_a_call_is_asked_for_many_tokens_at_once(
+    vocab: Vocab, grammars: Grammars, name: str, template: str, call: str
+) -> None:
+    constraint = grammars.make_calls(grammar(name, template, required=False, schema='{"type": "object"}'))
+    for token in vocab.tokenize(call, add_special=False):
+        # Of several tokens with one text a mask has one.
+        singly = [one for one in constraint.candidates().tolist() if constraint.allows(one)]
+        assert token in singly
+        assert constraint.allowed(range(vocab.size), vocab.size) == singly
+        assert constraint.allowed(range(vocab.size), 2) == singly[:2]
+        constraint.accept(token)
+    assert constraint.complete
+
+
+@pytest.mark.parametrize(("name", "template", "call"), ALIKE)
+def test_texts_are_taken_as_tokens_are(vocab: Vocab, grammars: Grammars, name: str, template: str, call: str) -> None:
+    made = grammar(name, template, required=False, schema='{"type": "object"}')
+    assert grammars.make_calls(made).feed(call.encode())
+    assert not grammars.make_calls(made).feed(call.replace("3", '"3"').encode())
+    assert grammars.make_calls(made).feed(b'{"b": 1}')
+    assert not grammars.make_calls(made).feed(b"Sure")
+
+
 # --- what a request comes to ------------------------------------------------------------------------------------------
 
 
@@ -248,6 +339,67 @@ def test_a_named_function_is_the_only_one(vocab: Vocab, grammars: Grammars) -> N
         assert follows(grammars.make_calls(made), vocab, call, special=False) is expected
 
 
+def with_schema(vocab: Vocab, source: str, schema: str = CLOSED, **options: Any) -> Turn:
+    messages = options.pop("messages", [{"role": "user", "content": "Hi"}])
+    return Chats(source, "", vocab).turn(messages, {}, ChatOptions(tools=tuple(TOOLS), **options), schema)
+
+
+@pytest.mark.parametrize(("name", "source"), TEMPLATES)
+def test_with_every_template_an_answer_may_be_json_or_calls(
+    vocab: Vocab, grammars: Grammars, name: str, source: str
+) -> None:
+    made = with_schema(vocab, source).grammar
+    assert made is not None
+    assert not made.waits
+    grammars.make_calls(made)
+    assert with_schema(vocab, source, tool_choice="none").grammar is None
+    assert (
+        with_schema(vocab, source, tool_choice="required").grammar
+        == turn(vocab, source, tool_choice="required").grammar
+    ), "the schema has nothing to say of calls"
+
+
+def test_a_model_that_is_told_of_tools_is_told_of_json_too(vocab: Vocab) -> None:
+    assert "plain text" in turn(vocab, "").prompt
+    assert "plain text" not in with_schema(vocab, "").prompt
+
+
+@pytest.mark.parametrize("source", [ALWAYS_THINKS, HARMONY_TEMPLATE])
+def test_reasoning_that_is_continued_ends_in_json_or_calls(vocab: Vocab, grammars: Grammars, source: str) -> None:
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "", "reasoning_content": "Hm"}]
+    made = with_schema(vocab, source, messages=messages, continuation="auto").grammar
+    assert made is not None
+    if source is HARMONY_TEMPLATE:
+        head, call = "m.<|end|><|start|>assistant", CALLS[-1][2].partition("<|start|>assistant")[2]
+        said = content("harmony")
+    else:
+        head, call, said = "m.</think>\n", f'{{"tool_call": {{"name": "time", "arguments": {ARGUMENTS}}}}}', CONTENT
+    for text, expected in ((head + call, True), (head + said, True), (said, False), (call, False)):
+        assert follows(grammars.make_calls(made), vocab, text) is expected, text
+
+
+def test_content_that_is_continued_is_no_call(vocab: Vocab) -> None:
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": '{"a"'}]
+    read = with_schema(vocab, "", messages=messages, continuation="auto")
+    assert (read.grammar, read.reply, read.begun) == (None, None, '{"a"')
+
+
+def test_a_token_without_a_name_is_no_control_token(tmp_path: Path) -> None:
+    path = tmp_path / "padded.gguf"
+    write_random_llama(path, controls=("<think>", "</think>"))
+    model = Model(str(path), EngineOptions(), lambda _: True)
+    vocab = model.vocab
+    start, end = vocab.tokenize("<think></think>", add_special=False, parse_special=True)
+    controls = {THINK.start: start, THINK.end: end}
+    made = grammar("hermes", "<tool_call>", controls, tags=THINK)
+    constraint = Grammars(vocab).make_calls(made)
+    nameless = [token for token in range(vocab.size) if not vocab.named_piece(token)]
+    assert nameless
+    assert constraint.allowed(nameless, 1) == []
+    assert constraint.allows(start)
+    model.free()
+
+
 def test_of_very_many_tools_nothing_is_enforced_and_nothing_can_be_required(vocab: Vocab) -> None:
     many: list[dict[str, Any]] = [{"type": "function", "function": {"name": f"f{number}"}} for number in range(257)]
     chats, messages = Chats("", "", vocab), [{"role": "user", "content": "Hi"}]
@@ -256,6 +408,8 @@ def test_of_very_many_tools_nothing_is_enforced_and_nothing_can_be_required(voca
     assert read.reply is not None
     with pytest.raises(RequestError, match="at most 256 tools"):
         chats.turn(messages, {}, ChatOptions(tools=tuple(many), tool_choice="required"))
+    with pytest.raises(RequestError, match="at most 256 tools"):
+        chats.turn(messages, {}, ChatOptions(tools=tuple(many)), "{}")
     named = ChatOptions(tools=tuple(many), tool_choice="required", tool_name="f9")
     assert chats.turn(messages, {}, named).grammar is not None
 
