@@ -140,6 +140,7 @@ class Herd:
             next_generation=self._next_generation,
             spare=spare,
             reuse=reuse_workers,
+            adopts=not gpus,
             is_busy=lambda: bool(self._requests),
             look_ahead=self._outlook.choose,
             give_up=self._scheduler.give_up_ahead,

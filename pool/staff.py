@@ -46,6 +46,8 @@ class Staff:
         stop_timeout: Seconds that a worker has to end, or to free its model, unless its model's spec says otherwise.
         next_generation: Returns a number for a new worker.
         reuse: Whether a worker may become another model's.
+        adopts: Whether a worker whose heir was called off is kept for the next start. One that has used a GPU holds a
+            part of it, which nobody counts.
         spare: Whether a spare is kept; see :class:`~llamaherd.pool.spares.SpareKeeper` for what it asks.
 
     Attributes:
@@ -63,6 +65,7 @@ class Staff:
         next_generation: Callable[[], int],
         spare: bool,
         reuse: bool,
+        adopts: bool,
         is_busy: Callable[[], bool],
         look_ahead: Callable[[], Forecast | None],
         give_up: Callable[[], None],
@@ -74,6 +77,7 @@ class Staff:
         self._stop_timeout: Final = stop_timeout
         self._next_generation: Final = next_generation
         self._reuse: Final = reuse
+        self._adopts: Final = adopts
         self._workers: set[Worker] = set()
         self._handovers: Final = Handovers()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -150,7 +154,7 @@ class Staff:
             return
         del self.homes[worker]
         worker.model = SPARE
-        if not self.spares.adopt(worker):
+        if not (self._adopts and self.spares.adopt(worker)):
             worker.stop(self._stop_timeout)
 
     # --- their ends ---

@@ -25,6 +25,7 @@ from llamaherd.pool import (
     handover,
     spares,
 )
+from llamaherd.pool.gpus import FixedGpus, Gpu
 from llamaherd.pool.launch import LocalProcess
 from llamaherd.pool.worker import Worker
 from patience import holds_within
@@ -344,6 +345,21 @@ def test_a_process_that_nobody_takes_after_all_does_not_stay(monkeypatch: pytest
             os.kill(first, signal.SIGCONT)
             await until(lambda: not children(), "the process is gone")
             assert pool.status("a").state is State.UNLOADED
+
+    run(scene())
+
+
+def test_a_process_that_nobody_takes_and_that_may_hold_a_part_of_a_counted_gpu_ends_at_once() -> None:
+    gpu = Gpu(index=0, uuid="GPU-0", name="a GPU", total=4 * SIZE, free=4 * SIZE)
+
+    async def scene() -> None:
+        models = [ModelSpec(name=name, engine="fake", memory=1 << 50) for name in "ab"]  # each takes all there is
+        async with Pool(models, models_max=1, memory_budget="auto", gpus=FixedGpus([gpu])) as pool:
+            first, waiting = await half_way(pool)
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+            os.kill(first, signal.SIGCONT)
+            await until(lambda: not children(), "the process is gone")
 
     run(scene())
 
