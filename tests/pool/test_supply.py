@@ -65,9 +65,9 @@ def held(hub: StandInHub) -> threading.Event:
 
 
 def begun(tmp_path: Path) -> bool:
-    """Whether some bytes have arrived."""
+    """Whether some bytes of the model have arrived; those of what comes with it are fewer."""
     with contextlib.suppress(FileNotFoundError):  # it has its own name by now
-        return any(path.stat().st_size for path in tmp_path.rglob("*.incomplete"))
+        return any(path.stat().st_size > 100 for path in tmp_path.rglob("*.incomplete"))
     return False
 
 
