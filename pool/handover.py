@@ -44,7 +44,7 @@ class Handovers:
         """Whose they are."""
         return tuple(self._under_way)
 
-    def await_heir(self, model: str) -> bool:
+    def awaited_by(self, model: str) -> bool:
         """Whether a process is being freed for a model, which has not taken it yet."""
         return any(handover.heir == model and handover.taker is None for handover in self._under_way.values())
 

@@ -81,7 +81,8 @@ class SpareKeeper:
     def keep(self) -> None:
         """Start a spare, if one is wanted and there is none."""
         if self._wanted and self._spare is None:
-            self._begin("llama")
+            self.log.clear()
+            self._spare = self._start({PRELOAD_ENV: "llama"})
 
     def adopt(self, worker: Worker) -> bool:
         """Take a worker that has no model any more as the spare for an expected load, and let it go if that is called
@@ -200,10 +201,6 @@ class SpareKeeper:
         self._expiry.stop()
 
     # --- when ---
-
-    def _begin(self, engine: str) -> None:
-        self.log.clear()
-        self._spare = self._start({PRELOAD_ENV: engine})
 
     def _due(self, patience: int) -> None:
         if patience > 0 and self._is_busy():

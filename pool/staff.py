@@ -135,7 +135,7 @@ class Staff:
         worker, timeout = leaver.worker, self._time_to_stop(leaver)
         if worker is None or not self._reuse or self._closing or timeout <= 0 or not may_hand_over(leaver, heir):
             return False
-        if self.spares.ahead is not None or self._handovers.await_heir(heir.name):
+        if self.spares.ahead is not None or self._handovers.awaited_by(heir.name):
             return False
         self._handovers.begin(worker, heir.name)
         worker.hand_over(timeout)

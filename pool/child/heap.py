@@ -88,7 +88,9 @@ def _take_end(size: int) -> tuple[int, list[int]]:
         while len(shut) <= _MOST_GAPS and (address := _malloc(size)):
             if _ends_heap(address):
                 _free(address)
-                return _malloc(size + _SLACK) or 0, shut
+                if piece := _malloc(size + _SLACK):
+                    return piece, shut
+                break
             shut.append(address)
     finally:
         _mallopt(_MMAP_MAX, _MMAP_MAX_DEFAULT)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from llamaherd.pool.child import heap
 from llamaherd.pool.child.heap import Reserve, trim
 from llamaherd.pool.gguf import kv_bytes, read_facts
 from llamaherd.pool.machine import resident_bytes
@@ -95,3 +96,22 @@ def test_too_little_and_too_much_is_not_reserved(size: int) -> None:
     reserve = Reserve(size)
     reserve.drop()
     assert reserve.ready == 0
+
+
+def test_gaps_are_not_kept_shut_for_a_piece_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    size, ends, held = 16 * 1024 * 1024, iter((False, True)), set[int]()
+
+    def malloc(wanted: int) -> int:
+        address = 0 if wanted > size else 0x1000 + len(held)
+        held.update({address} - {0})
+        return address
+
+    def ends_heap(_address: int) -> bool:
+        return next(ends)
+
+    monkeypatch.setattr(heap, "_malloc", malloc)
+    monkeypatch.setattr(heap, "_free", held.remove)
+    monkeypatch.setattr(heap, "_ends_heap", ends_heap)
+    with Reserve(size).lent():
+        assert not held
+    assert next(ends, None) is None, "it was tried"
