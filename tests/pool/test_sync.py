@@ -48,6 +48,11 @@ def until(holds: Callable[[], bool]) -> None:
     assert holds_within(DEADLINE, holds), "still not so"
 
 
+def threads_beyond(before: set[threading.Thread]) -> set[threading.Thread]:
+    """Return the threads that have come since; those of other tests may end meanwhile."""
+    return set(threading.enumerate()) - before
+
+
 def answers(results: Iterator[Completion]) -> list[str]:
     return [result.text for result in results]
 
@@ -277,13 +282,13 @@ def test_nothing_is_left_after_the_close() -> None:
 
     with SyncPool([fake("m")]):
         pass  # what is imported and opened once for all
-    threads, descriptors = set(threading.enumerate()), fds()
+    before, descriptors = set(threading.enumerate()), fds()
     with SyncPool([fake("m"), fake("n")]) as pool:
         pids = [status.pid for status in (pool.load("m"), pool.load("n")) if status.pid is not None]
         running = pool.complete("m", "hello")
-        assert len(set(threading.enumerate()) - threads) == 1
+        assert len(threads_beyond(before)) == 1
     assert wait_gone(pids, 0) == []
-    assert set(threading.enumerate()) <= threads  # other tests' threads may end meanwhile
+    assert threads_beyond(before) == set()
     assert fds() <= descriptors
     with pytest.raises(PoolClosed):
         running.collect()
@@ -317,17 +322,17 @@ def test_wrong_arguments_are_refused_before_anything_runs() -> None:
 
 
 def test_a_pool_that_cannot_open_says_why_and_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    threads = set(threading.enumerate())
+    before = set(threading.enumerate())
     monkeypatch.setenv("TMPDIR", "/nonexistent")
     monkeypatch.setattr("tempfile.tempdir", "/nonexistent")
 
     with pytest.raises((OSError, ChannelError)):
         SyncPool([fake("m")], transport="zmq").open()
-    assert set(threading.enumerate()) == threads
+    assert threads_beyond(before) == set()
 
 
 def test_a_forgotten_pool_closes_but_not_while_it_is_read() -> None:
-    threads = set(threading.enumerate())
+    before = set(threading.enumerate())
     pool: SyncPool | None = SyncPool([fake("m", **ENDLESS)]).open()
     assert pool is not None
     pid = pool.load("m").pid
@@ -340,7 +345,7 @@ def test_a_forgotten_pool_closes_but_not_while_it_is_read() -> None:
     generation = None
     gc.collect()
     assert wait_gone([pid], DEADLINE) == []
-    until(lambda: set(threading.enumerate()) == threads)
+    until(lambda: threads_beyond(before) == set())
 
 
 # --- programs of their own ---
@@ -573,10 +578,10 @@ def test_map_tells_its_progress(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_map_draws_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    threads = set(threading.enumerate())
+    before = set(threading.enumerate())
     with SyncPool([fake("m")]) as pool:
         for _ in pool.map("m", ["a", "b"], progress=True):
-            assert len(set(threading.enumerate()) - threads) == 1
+            assert len(threads_beyond(before)) == 1
     assert "2/2" in capsys.readouterr().err
 
 
