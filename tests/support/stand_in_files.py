@@ -1,6 +1,7 @@
 """What the stand-ins of servers of files share: a server on the loopback, contents in ranges, and how they go wrong."""
 
 import contextlib
+import socket
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -65,8 +66,7 @@ class StandIn(contextlib.AbstractContextManager["StandIn[F]"], Generic[F]):
 
     def __init__(self, fault: F, handler: type["FileHandler"]) -> None:
         self.fault = fault
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (handler,), {"stand_in": self}))
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), type("Handler", (handler,), {"stand_in": self}))
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
         self.port = self._server.server_port
         self.url = f"http://127.0.0.1:{self.port}"
@@ -80,6 +80,30 @@ class StandIn(contextlib.AbstractContextManager["StandIn[F]"], Generic[F]):
             self.fault.hold.set()
         self._server.shutdown()
         self._server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    """Ends with its connections: a thread waits for each that a client keeps, beyond the test that it served."""
+
+    daemon_threads = True
+
+    def __init__(self, *arguments: Any) -> None:
+        self._connections: set[Any] = set()
+        super().__init__(*arguments)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._connections.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self._connections.discard(request)
+        super().shutdown_request(request)
+
+    def server_close(self) -> None:
+        super().server_close()
+        for connection in tuple(self._connections):
+            with contextlib.suppress(OSError):  # it has ended by itself
+                connection.shutdown(socket.SHUT_RDWR)
 
 
 class FileHandler(BaseHTTPRequestHandler):
