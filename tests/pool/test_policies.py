@@ -30,6 +30,7 @@ from llamaherd.pool import (
     find_model,
     kv_bytes,
     read_facts,
+    restart,
 )
 from llamaherd.pool.idle import Rest, rest_of
 from llamaherd.pool.machine import oom_kills
@@ -425,7 +426,11 @@ def test_backing_off_doubles_up_to_a_minute_and_ends_with_a_success() -> None:
     assert backoff.wait(0.0) == 0
 
 
-def test_a_model_that_failed_twice_is_refused_for_a_while_and_a_load_command_is_not() -> None:
+def test_a_model_that_failed_twice_is_refused_for_a_while_and_a_load_command_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(restart, "FIRST_SECONDS", 60.0)
+
     async def scene() -> None:
         async with Pool([fake("m", load="fail")]) as pool:
             for _ in range(2):
@@ -434,7 +439,7 @@ def test_a_model_that_failed_twice_is_refused_for_a_while_and_a_load_command_is_
             with pytest.raises(LoadFailed, match="not tried again for") as caught:
                 await pool.complete("m", "hello").collect()
             assert caught.value.retry_after is not None
-            assert 0 < caught.value.retry_after <= 1
+            assert 0 < caught.value.retry_after <= 60
             assert caught.value.code == "load_backoff"
             with pytest.raises(LoadFailed, match="script says"):
                 await pool.load("m")
@@ -470,8 +475,8 @@ def test_a_request_without_an_answer_yet_gets_a_second_worker_and_one_with_an_an
             await until(lambda: pool.status("m").in_flight == 2)
             pid = pool.status("m").pid
             assert pid is not None
-            gate.touch()
             os.kill(pid, signal.SIGKILL)
+            gate.touch()
             with pytest.raises(WorkerDied):
                 async for _ in begun:
                     pass
