@@ -92,8 +92,8 @@ def test_a_file_that_is_cut_short_while_it_is_mapped_names_the_cause(tmp_path: P
     path.write_bytes(tiny_model("random").read_bytes())
 
     async def scene() -> None:
-        async with Pool([spec("mapped", path)]) as pool:
-            generation = pool.complete("mapped", "abc", ignore_eos=True, max_tokens=500)
+        async with Pool([spec("mapped", path, n_ctx=2**16)]) as pool:
+            generation = pool.complete("mapped", "abc", ignore_eos=True)
             await anext(generation)
             os.truncate(path, 4096)
             with pytest.raises(WorkerDied, match="SIGBUS.*--no-mmap"):

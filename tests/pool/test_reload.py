@@ -336,12 +336,15 @@ def test_an_unload_of_a_model_that_is_removed_meanwhile_ends_like_any_other() ->
     run(scene())
 
 
-def test_a_crash_after_its_removal_does_not_bring_a_model_back() -> None:
+def test_a_crash_after_its_removal_does_not_bring_a_model_back(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+
     async def scene() -> None:
-        async with Pool([fake("m", crash_at=1, step_seconds=0.01)]) as pool:
+        async with Pool([fake("m", crash_at=1, step_gate=str(gate), gate_at=1)]) as pool:
             running = asyncio.ensure_future(pool.complete("m", "one two").collect())
             await until(lambda: pool.status("m").in_flight == 1)
             pool.reload([])
+            gate.touch()
             with pytest.raises(Exception, match="SIGKILL"):
                 await running
             await until(lambda: pool.models() == [])

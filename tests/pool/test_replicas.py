@@ -129,7 +129,7 @@ def test_a_pinned_model_comes_back_whose_last_replica_dies_while_another_one_lea
             left = next(one for one in pool.status("m").replicas if one.state is not State.STOPPING)
             assert left.pid is not None
             os.kill(left.pid, signal.SIGKILL)
-            await until(lambda: pool.status("m").state is not State.LOADED)
+            await until(lambda: left.pid not in {one.pid for one in pool.status("m").replicas})
             await reach(pool, "m", State.LOADED)
 
     run(scene())
@@ -220,7 +220,8 @@ def test_fewer_replicas_after_a_reload_finish_what_they_have(tmp_path: Path) -> 
     run(scene())
 
 
-def test_each_replica_runs_where_it_is_placed() -> None:
+def test_each_replica_runs_where_it_is_placed(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
     cores = sorted(os.sched_getaffinity(0))
     places = (
         Placement(cores=(cores[0],), gpus=("0",)),
@@ -228,8 +229,9 @@ def test_each_replica_runs_where_it_is_placed() -> None:
     )
 
     async def scene() -> None:
-        async with Pool([replicated(2, placements=places, script={"step_seconds": 0.01})], spare=True) as pool:
-            await asyncio.gather(*(pool.complete("m", "a b c").collect() for _ in range(4)))
+        async with Pool([replicated(2, placements=places, script={"step_gate": str(gate)})], spare=True) as pool:
+            answers = [asyncio.ensure_future(pool.complete("m", "a b c").collect()) for _ in range(4)]
+            await until(lambda: [one.in_flight for one in pool.status("m").replicas] == [1, 1], "both have work")
             workers = [psutil.Process(replica.pid) for replica in pool.status("m").replicas]
             assert [worker.cpu_affinity() for worker in workers] == [[cores[0]], [cores[-1]]]
             assert [worker.environ()["CUDA_VISIBLE_DEVICES"] for worker in workers] == ["0", "1,2"]
@@ -239,6 +241,8 @@ def test_each_replica_runs_where_it_is_placed() -> None:
                 for worker in workers
                 for thread in worker.threads()
             )
+            gate.touch()
+            await asyncio.gather(*answers)
 
     run(scene())
 
