@@ -27,6 +27,7 @@ from llamaherd.pool import (
     QueueTimeout,
     State,
     WorkerFailed,
+    restart,
 )
 from llamaherd.pool.downloads import MAX_DOWNLOADS
 from stand_in_hub import Fault, StandInHub
@@ -260,7 +261,11 @@ def test_a_failed_download_is_told_and_a_repeat_succeeds(hub: StandInHub) -> Non
     run(scene())
 
 
-def test_downloads_that_fail_again_and_again_are_not_tried_at_once(hub: StandInHub) -> None:
+def test_downloads_that_fail_again_and_again_are_not_tried_at_once(
+    hub: StandInHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(restart, "FIRST_SECONDS", 60.0)
+
     async def scene() -> None:
         hub.fault = Fault(status=500)
         async with Pool([absent()]) as pool:
@@ -314,6 +319,8 @@ def test_a_request_waits_no_longer_than_it_may(hub: StandInHub) -> None:
     async def scene() -> None:
         held(hub)
         async with Pool([absent(queue_timeout=0.05)]) as pool:
+            pool.start_load("m")
+            await reach(pool, "m", State.DOWNLOADING)
             with pytest.raises(QueueTimeout, match="'m', which is downloading"):
                 await pool.complete("m", "hello").collect()
 
