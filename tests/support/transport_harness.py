@@ -28,6 +28,7 @@ __all__ = [
     "Started",
     "World",
     "delivered",
+    "open_descriptors",
     "open_world",
     "read_all",
     "run",
@@ -52,6 +53,10 @@ def run(loop: str, main: Coroutine[Any, Any, T]) -> T:
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop if loop == "uvloop" else None) as runner:
         return runner.run(bounded())
+
+
+def open_descriptors() -> set[int]:
+    return {int(fd) for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")}
 
 
 async def read_all(channel: Channel) -> tuple[list[ChildMessage], ChannelError]:
