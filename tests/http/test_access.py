@@ -5,7 +5,7 @@ import logging
 import httpx2
 import pytest
 
-from live_front import LiveFront, fake, say
+from live_front import DEADLINE, LiveFront, fake, say
 
 
 def test_a_line_tells_what_was_asked_and_how_it_ended_and_not_what_was_said(caplog: pytest.LogCaptureFixture) -> None:
@@ -26,13 +26,13 @@ def test_a_line_tells_what_was_asked_and_how_it_ended_and_not_what_was_said(capl
 def test_without_it_nothing_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="llamaherd.access")
     with LiveFront(fake("echo")) as front:
-        httpx2.get(f"{front.url}/health")
+        httpx2.get(f"{front.url}/health", timeout=DEADLINE)
     assert [record for record in caplog.records if record.name == "llamaherd.access"] == []
 
 
 def test_a_path_cannot_write_lines_of_its_own(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="llamaherd.access")
     with LiveFront(fake("echo"), access_log=True) as front:
-        httpx2.get(f"{front.url}/no%0A127.0.0.1%20GET%20/forged%1B")
+        httpx2.get(f"{front.url}/no%0A127.0.0.1%20GET%20/forged%1B", timeout=DEADLINE)
     (line,) = [record.getMessage() for record in caplog.records if record.name == "llamaherd.access"]
     assert line.split()[:4] == ["127.0.0.1", "GET", "/no%0A127.0.0.1%20GET%20/forged%1B", "404"]

@@ -17,6 +17,7 @@ from llamaherd.http.tally import Meter, Tally
 from llamaherd.http.turn import Turn
 from llamaherd.pool import Generation, WorkerFailed
 from llamaherd.transport.messages import Delta, Done, TypedDelta, Usage
+from patience import patience
 
 DONE = Done(request=1, finish_reason="stop", usage=Usage(completion_tokens=3))
 
@@ -100,7 +101,7 @@ def test_a_client_at_any_pace_gets_every_frame_once_and_in_order(
             work.fail(WorkerFailed("broken"))
         else:
             work.finish(DONE)
-        async with asyncio.timeout(10):
+        async with patience(10):
             await running
         assert client.texts == "".join(text for text, _, _ in fed) + ("last" if fails else "")
         assert client.complete

@@ -93,7 +93,9 @@ def json_of(output: Output) -> Any:
 
 
 def models(front: LiveFront) -> dict[str, Any]:
-    return {model["id"]: model for model in httpx2.get(f"{front.url}/models").raise_for_status().json()["data"]}
+    return {
+        model["id"]: model for model in httpx2.get(f"{front.url}/models", timeout=30).raise_for_status().json()["data"]
+    }
 
 
 def until_listed(front: LiveFront, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:

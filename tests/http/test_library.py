@@ -69,7 +69,9 @@ def start(cache: Path, tmp_path: Path) -> Start:
 
 
 def models(front: LiveFront, reload: bool = False) -> dict[str, Any]:
-    answer = httpx2.get(f"{front.url}/models", params={"reload": "1"} if reload else None).raise_for_status()
+    answer = httpx2.get(
+        f"{front.url}/models", params={"reload": "1"} if reload else None, timeout=30
+    ).raise_for_status()
     return {model["id"]: model for model in answer.json()["data"]}
 
 
@@ -192,7 +194,7 @@ def test_a_source_that_cannot_be_read_changes_nothing(start: Start, tmp_path: Pa
     presets.write_text("[m]\nhf-repo = u/r\n")
     with start() as front:
         presets.write_bytes(b"\xff")
-        answer = httpx2.get(f"{front.url}/models?reload=1")
+        answer = httpx2.get(f"{front.url}/models?reload=1", timeout=30)
         assert (answer.status_code, "p.ini:1: this is not UTF-8" in answer.text) == (400, True)
         assert str(tmp_path) not in answer.text
         assert list(models(front)) == ["m"]
@@ -307,7 +309,11 @@ def test_the_end_does_not_wait_for_a_file_system_that_hangs(
 
 def test_without_management_nothing_is_downloaded_deleted_or_reloaded(start: Start) -> None:
     with start(manage=False) as front:
-        answers = [post(front, "/models", model=NAME), delete(front, NAME), httpx2.get(f"{front.url}/models?reload=1")]
+        answers = [
+            post(front, "/models", model=NAME),
+            delete(front, NAME),
+            httpx2.get(f"{front.url}/models?reload=1", timeout=30),
+        ]
 
     assert [answer.status_code for answer in answers] == [403, 403, 403]
 
@@ -377,7 +383,7 @@ def test_a_key_for_reading_alone_reloads_nothing(start: Start, cache: Path) -> N
         write_repo(cache, "u/new", ["m-Q8_0.gguf"])
 
         def ask(key: str) -> httpx2.Response:
-            return httpx2.get(f"{front.url}/models?reload=1", headers={"X-Api-Key": key})
+            return httpx2.get(f"{front.url}/models?reload=1", headers={"X-Api-Key": key}, timeout=30)
 
         assert [ask(key).status_code for key in ("reader", "one")] == [403, 403]
         assert [model["id"] for model in ask("all").json()["data"]] == ["m", "u/new:Q8_0"]

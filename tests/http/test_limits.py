@@ -11,6 +11,8 @@ from live_front import DEADLINE, LiveFront, RawRequest, fake, say
 from llamaherd.http.limits import Limits
 
 CHAT = "/v1/chat/completions"
+#: Seconds for a head where one is sent: a client that loses its core between its connection and that is in time still.
+HEAD = 0.6
 
 
 @contextlib.contextmanager
@@ -55,7 +57,7 @@ def test_a_head_within_the_limit_is_fine_again_and_again() -> None:
 
 
 def test_a_head_that_is_too_slow_is_refused() -> None:
-    with LiveFront(server={"limits": Limits(head_seconds=0.05)}) as front, connected(front) as connection:
+    with LiveFront(server={"limits": Limits(head_seconds=HEAD)}) as front, connected(front) as connection:
         connection.sendall(b"GET /health HTTP/1.1\r\n")
         assert answer_of(connection)[0] == 408
 
@@ -67,7 +69,7 @@ def test_a_connection_that_asks_for_nothing_is_closed() -> None:
 
 @pytest.mark.parametrize("body", [b"12345", b"1234567890", b"1234567890\r\n"])
 def test_a_connection_whose_request_was_answered_before_its_body_came_does_not_stay(body: bytes) -> None:
-    with LiveFront(server={"limits": Limits(head_seconds=0.2)}) as front, connected(front) as connection:
+    with LiveFront(server={"limits": Limits(head_seconds=HEAD)}) as front, connected(front) as connection:
         connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n")
         assert connection.recv(4096).startswith(b"HTTP/1.1 200")
         connection.sendall(body)
@@ -86,19 +88,19 @@ def test_a_body_that_comes_behind_its_answer_is_dropped_and_the_next_request_ans
 
 
 def test_a_second_head_has_its_own_time_and_an_answer_as_much_as_it_needs() -> None:
-    slow = fake("slow", pieces=("word ",), repeat=20, step_seconds=0.01)
+    slow = fake("slow", pieces=("word ",), repeat=20, step_seconds=HEAD / 10)
     with (
-        LiveFront(slow, server={"limits": Limits(head_seconds=0.05)}) as front,
+        LiveFront(slow, server={"limits": Limits(head_seconds=HEAD)}) as front,
         front.raw(CHAT, say("hi", model="slow", stream=True)) as request,
     ):
         request.read_until(b"[DONE]")
 
 
 def test_a_stray_line_break_behind_a_request_does_not_end_its_answer() -> None:
-    slow = fake("slow", pieces=("word ",), repeat=20, step_seconds=0.01)
+    slow = fake("slow", pieces=("word ",), repeat=20, step_seconds=HEAD / 10)
     body = json.dumps(say("hi", model="slow", stream=True)).encode()
     head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
-    with LiveFront(slow, server={"limits": Limits(head_seconds=0.05)}) as front, connected(front) as connection:
+    with LiveFront(slow, server={"limits": Limits(head_seconds=HEAD)}) as front, connected(front) as connection:
         connection.sendall(head + body)
         answer = connection.recv(65536)
         connection.sendall(b"\r\n")

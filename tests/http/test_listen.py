@@ -149,7 +149,7 @@ def test_handshakes_are_counted_among_the_connections(
 def test_a_handshake_that_takes_too_long_ends(
     pair: tuple[Path, Path], loop_factory: Callable[[], asyncio.AbstractEventLoop]
 ) -> None:
-    server = {"tls": pair, "limits": Limits(head_seconds=0.05)}
+    server = {"tls": pair, "limits": Limits(head_seconds=0.6)}
     with LiveFront(loop_factory=loop_factory, server=server) as front, silent(front, 2) as (mute, slow):
         slow.sendall(b"\x16\x03\x01\x02\x00")
         assert mute.recv(1) == b""

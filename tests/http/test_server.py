@@ -97,7 +97,7 @@ def test_a_second_cancellation_does_not_wait_for_answers() -> None:
         with pytest.raises(httpx2.ConnectError):
             while True:  # until it listens no more; what has just connected then may be dropped
                 with contextlib.suppress(httpx2.RemoteProtocolError, httpx2.ReadError):
-                    httpx2.get(f"{front.url}/health")
+                    httpx2.get(f"{front.url}/health", timeout=DEADLINE)
         front.cancel()
         # The server has let go of the request, and the pool ends it.
         assert b"the pool is closing" in request.read_until(b'"error"')
@@ -108,7 +108,7 @@ def test_after_a_shutdown_nobody_listens() -> None:
         url = front.url
         front.shut_down()
     with pytest.raises(httpx2.ConnectError):
-        httpx2.get(f"{url}/health")
+        httpx2.get(f"{url}/health", timeout=DEADLINE)
 
 
 def test_what_is_no_http_is_refused_and_harms_nobody() -> None:

@@ -26,7 +26,7 @@ from chat_templates import (
     QWEN3,
     QWEN_CODER,
 )
-from live_front import LiveFront, fake, say, sse_data
+from live_front import DEADLINE, LiveFront, fake, say, sse_data
 from llamaherd.pool import EngineOptions, ModelSpec
 from tiny_gguf import write_scripted_llama
 
@@ -209,7 +209,7 @@ def test_the_clients_stream_helper_builds_the_same(client: openai.OpenAI, name: 
 
 def test_the_first_delta_of_a_call_has_its_name_and_the_others_arguments_alone(front: LiveFront) -> None:
     body = {"model": "hermes", "messages": QUESTION, "tools": [WEATHER], "temperature": 0, "stream": True}
-    with httpx2.Client(base_url=front.url) as http, http.stream("POST", "/v1/chat/completions", json=body) as answer:
+    with front.client() as http, http.stream("POST", "/v1/chat/completions", json=body) as answer:
         chunks = sse_data(answer.iter_lines())[:-1]
     deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
     assert deltas[0] == {"role": "assistant", "content": None}
@@ -367,10 +367,10 @@ def test_the_other_routes_know_both_too(front: LiveFront, client: openai.OpenAI)
         "tools": [{"name": "get_weather", "input_schema": GetWeather.model_json_schema()}],
         "output_config": {"format": {"type": "json_schema", "schema": Person.model_json_schema()}},
     }
-    answer = httpx2.post(f"{front.url}/v1/messages", json=body).json()
+    answer = httpx2.post(f"{front.url}/v1/messages", json=body, timeout=DEADLINE).json()
     assert answer["stop_reason"] == "end_turn"
     assert json.loads(answer["content"][0]["text"]) == {"name": "Anna", "age": 7}
-    answer = httpx2.post(f"{front.url}/v1/messages", json=body | {"model": "hermes-control"}).json()
+    answer = httpx2.post(f"{front.url}/v1/messages", json=body | {"model": "hermes-control"}, timeout=DEADLINE).json()
     assert (answer["stop_reason"], answer["content"][0]["input"]) == ("tool_use", {"city": "Paris"})
 
 
@@ -415,14 +415,16 @@ BAD: Final[list[dict[str, Any]]] = [
 
 @pytest.mark.parametrize("more", BAD, ids=json.dumps)
 def test_nonsense_is_the_callers_error(front: LiveFront, more: dict[str, Any]) -> None:
-    answer = httpx2.post(f"{front.url}/v1/chat/completions", json=say("x", model="hermes") | more)
+    answer = httpx2.post(f"{front.url}/v1/chat/completions", json=say("x", model="hermes") | more, timeout=DEADLINE)
     assert answer.status_code == 400
     assert answer.json()["error"]["type"] == "invalid_request_error"
 
 
 def test_the_prompt_can_be_seen_with_its_tools(front: LiveFront) -> None:
     body = say("Weather?", model="hermes", tools=[WEATHER])
-    prompt = httpx2.post(f"{front.url}/apply-template", params={"autoload": "1"}, json=body).json()["prompt"]
+    prompt = httpx2.post(f"{front.url}/apply-template", params={"autoload": "1"}, json=body, timeout=DEADLINE).json()[
+        "prompt"
+    ]
     assert '"name": "get_weather"' in prompt
 
 
@@ -443,5 +445,7 @@ def test_of_two_names_for_the_budget_the_first_takes_precedence(client: openai.O
 
 def test_effort_none_is_thinking_off(front: LiveFront) -> None:
     body = say("Weather?", model="qwen3", reasoning_effort="none")
-    prompt = httpx2.post(f"{front.url}/apply-template", params={"autoload": "1"}, json=body).json()["prompt"]
+    prompt = httpx2.post(f"{front.url}/apply-template", params={"autoload": "1"}, json=body, timeout=DEADLINE).json()[
+        "prompt"
+    ]
     assert prompt.endswith("<think>\n\n</think>\n\n")
