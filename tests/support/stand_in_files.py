@@ -65,19 +65,30 @@ class StandIn(contextlib.AbstractContextManager["StandIn[F]"], Generic[F]):
     """
 
     def __init__(self, fault: F, handler: type["FileHandler"]) -> None:
+        self._holds: list[threading.Event] = []
         self.fault = fault
         self._server = _Server(("127.0.0.1", 0), type("Handler", (handler,), {"stand_in": self}))
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
         self.port = self._server.server_port
         self.url = f"http://127.0.0.1:{self.port}"
 
+    @property
+    def fault(self) -> F:
+        return self._fault
+
+    @fault.setter
+    def fault(self, fault: F) -> None:
+        self._fault = fault
+        if fault.hold is not None:
+            self._holds.append(fault.hold)
+
     def __enter__(self) -> Self:
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.fault.hold is not None:
-            self.fault.hold.set()
+        for hold in self._holds:  # a thread may still wait for one of a fault that was mended
+            hold.set()
         self._server.shutdown()
         self._server.server_close()
 
