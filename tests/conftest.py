@@ -16,6 +16,10 @@ settings.register_profile(
 )
 settings.load_profile("llamaherd")
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As a script's ``&`` hands it down. Tests interrupt themselves and processes of theirs, which would inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 #: Seconds of a test's time limit that pass with one alarm, however long the process was stopped meanwhile.
 PIECE: Final = 10.0
 
