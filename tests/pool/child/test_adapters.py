@@ -138,7 +138,7 @@ def test_a_step_moves_sequences_of_one_set_only(adapters: tuple[Adapter, ...]) -
 
 
 def test_no_set_waits_for_the_end_of_another(adapters: tuple[Adapter, ...]) -> None:
-    with engine_with(adapters) as engine:
+    with engine_with(adapters, n_ctx=16_384) as engine:  # far more than any machine computes in a turn
         engine.submit(request(0, FIRST, length=-1))
         collected: dict[int, Collected] = {}
         collect(engine.step(), collected)

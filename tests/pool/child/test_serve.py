@@ -86,6 +86,7 @@ class Desk(ChildChannel):
 
     def close(self) -> None:
         self.closed.set()
+        self._commands.put(None)  # whoever waits for the next command ends
 
 
 class Shop:
