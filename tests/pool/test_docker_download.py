@@ -344,13 +344,13 @@ def test_a_no_is_explained_and_a_repeat_succeeds(
     assert download()["result"] == "download_finished"
 
 
-def test_a_registry_that_is_not_there_is_unreachable(download: Run, registry: StandInRegistry) -> None:
+def test_a_registry_that_is_not_there_is_unreachable(download: Run, registry: StandInRegistry, cache: Path) -> None:
     end = download("x:1")
     assert end["code"] == "no_repository"
 
     reports: list[dict[str, Any]] = []
     report: Callable[[Any], None] = reports.append
-    command = Download(model="m", registry="r", repo="a/b", tag="1", cache="/tmp/none", endpoint="http://127.0.0.1:9")
+    command = Download(model="m", registry="r", repo="a/b", tag="1", cache=str(cache), endpoint="http://127.0.0.1:9")
     run_download(command, report, threading.Event())
 
     assert (reports[-1]["code"], reports[-1]["retry"]) == ("unreachable", True)

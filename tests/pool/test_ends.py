@@ -173,25 +173,32 @@ def _reloaded(pool: Pool, folder: Path) -> None:
     pool.reload([fake("b")])
 
 
+#: Seconds for which it may idle.
+IDLE = 0.05
+
+
+def _idle(pool: Pool, folder: Path) -> None:
+    """Only now, or it may have gone before it is asked to save anything."""
+    pool.reload([saver(folder, unload_idle_seconds=IDLE), fake("b")])
+
+
 DISTURBANCES: dict[str, Callable[[Pool, Path], None]] = {
     "a model that needs its place": lambda pool, _: pool.start_load("b"),
     "a reload without it": _reloaded,
-    "its idle time": lambda pool, folder: None,
+    "its idle time": _idle,
 }
 
 
 @pytest.mark.parametrize("disturbance", DISTURBANCES)
 def test_a_slot_that_is_being_saved_is_saved_whole(disturbance: str, tmp_path: Path) -> None:
-    idle = 0.05 if disturbance == "its idle time" else None
-
     async def scene() -> None:
-        async with Pool([saver(tmp_path, unload_idle_seconds=idle), fake("b")], models_max=1) as pool:
+        async with Pool([saver(tmp_path), fake("b")], models_max=1) as pool:
             saving = await _begin_save(pool)
             pid = _status(pool).pid
             DISTURBANCES[disturbance](pool, tmp_path)
-            if idle is not None:
+            if disturbance == "its idle time":
                 # As long again as it may idle: a timer that is due in that time has fired before this one.
-                await asyncio.wait([saving], timeout=2 * idle)
+                await asyncio.wait([saving], timeout=2 * IDLE)
             assert _status(pool).pid == pid and _status(pool).state is State.LOADED
             _go_on(pool)
             saved = await saving
