@@ -265,7 +265,7 @@ def completed(words: str) -> list[str]:
         "COMP_CWORD": str(words.count(" ")),
     }
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "llamaherd.http"], env=environment, capture_output=True, text=True, timeout=50
+        [sys.executable, "-P", "-m", "llamaherd.http"], env=environment, capture_output=True, text=True
     )
     return [line for line in done.stdout.splitlines() if line]
 

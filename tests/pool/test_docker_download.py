@@ -16,6 +16,7 @@ from llamaherd.pool.child.download import run_download
 from llamaherd.pool.child.oci import MAX_MANIFEST
 from llamaherd.pool.docker import registry_address
 from llamaherd.transport.messages import Download
+from patience import ended
 from stand_in_registry import (
     DOCKER_INDEX,
     DOCKER_MANIFEST,
@@ -552,7 +553,7 @@ def test_a_download_that_is_cancelled_goes_on_where_it_ended(
         assert thread.is_alive()
     cancelled.set()
     registry.fault.hold.set()  # type: ignore[union-attr]
-    thread.join(20)
+    assert ended(thread, 20)
 
     assert (ends[0]["code"], listed(cache)) == ("cancelled", [])
     registry.fault = RegistryFault()
@@ -566,7 +567,7 @@ def test_two_downloads_of_one_model_fetch_it_once(download: Run, registry: Stand
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        assert ended(thread, 30)
 
     assert [end["result"] for end in ends] == ["download_finished"] * 2
     assert len(registry.pulls(CONTENT)) == 1

@@ -18,6 +18,7 @@ from llamaherd.pool.child.download import run_download
 from llamaherd.pool.child.failures import explain
 from llamaherd.pool.child.remote import stays_within
 from llamaherd.transport.messages import Download
+from patience import ended
 from stand_in_hub import Fault, StandInHub
 
 CONTENT = b"GGUF" + os.urandom(200_000)
@@ -372,7 +373,7 @@ def test_a_download_that_is_cancelled_goes_on_where_it_ended(download: Run, hub:
         assert thread.is_alive()
     cancelled.set()
     hub.fault.hold.set()  # type: ignore[union-attr]
-    thread.join(20)
+    assert ended(thread, 20)
 
     assert ends[0]["code"] == "cancelled"
     assert listed(cache) == []
@@ -387,7 +388,7 @@ def test_two_downloads_of_one_model_fetch_it_once(download: Run, hub: StandInHub
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        assert ended(thread, 30)
 
     assert [end["result"] for end in ends] == ["download_finished"] * 2
     assert len(hub.downloads("m-Q4_K_M.gguf")) == 1

@@ -60,7 +60,7 @@ print(json.dumps(told))
 
 def load_twice(cache: int) -> dict[str, Any]:
     command = [sys.executable, "-P", "-c", PROGRAM, str(tiny_model("random")), str(CELLS), str(cache)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=50)
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     told: dict[str, Any] = json.loads(done.stdout)
     return told

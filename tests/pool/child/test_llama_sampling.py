@@ -262,7 +262,7 @@ print(json.dumps(ended))
 @pytest.mark.parametrize("seed", ["1", "2"])
 def test_no_allowed_combination_takes_the_process_down(seed: str) -> None:
     command = [sys.executable, "-P", "-c", EXTREMES, str(tiny_model("random")), seed]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout) == 400
 
