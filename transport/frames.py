@@ -243,16 +243,16 @@ class FrameTransport:
         self._router.maxmsgsize = MAX_MESSAGE_BYTES
         self._router.backlog = _BACKLOG
         self._router.linger = 0
-        if self._listen:
-            self._gatekeeper = Gatekeeper(loop, self._context)
-            self._router.curve_server = 1
-            self._router.curve_secretkey = secret
-            self._router.zap_domain = b"llamaherd"
-        else:
-            self._directory, self._listen = _private_socket()
         try:
+            if self._listen:
+                self._gatekeeper = Gatekeeper(loop, self._context)
+                self._router.curve_server = 1
+                self._router.curve_secretkey = secret
+                self._router.zap_domain = b"llamaherd"
+            else:
+                self._directory, self._listen = _private_socket()
             self._router.bind(self._listen)
-        except zmq.ZMQError:
+        except (OSError, zmq.ZMQError):
             self._close_sockets(0)
             self._context.term()
             raise

@@ -151,6 +151,18 @@ def test_an_address_that_cannot_be_bound_is_an_error_and_leaves_nothing() -> Non
     run("asyncio", main())
 
 
+def test_a_transport_that_finds_no_folder_for_its_socket_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/nonexistent")
+
+    async def main() -> None:
+        before = open_descriptors()
+        with pytest.raises(OSError, match="nonexistent"):
+            await make_transport("zmq").open()
+        assert open_descriptors() <= before
+
+    run("asyncio", main())
+
+
 # --- who may speak ----------------------------------------------------------------------------------------------------
 
 
