@@ -87,7 +87,7 @@ class Batcher:
         self._adds_bos: Final = vocab.adds_bos
         self._projector: Final = projector
         self._store: Final = store
-        self._pace: Final = PrefillPace(context.batch.capacity, context.n_ubatch)
+        self._pace: Final = PrefillPace(context.batch.capacity, context.n_ubatch, context.attended, context.attention)
         self.slots: Final = Slots(n_slots)
         self.cache: Final = Cache(context, rules, store)
         self._lineup: Final = Lineup(context, self.cache, self.slots, rules, self._pace)
@@ -220,9 +220,10 @@ class Batcher:
                     self._longest = max(self._longest, part.sequence.computed)
                     self.cache.cells.grow(part.sequence.slot, part.n_tokens)
                 if batch.n_rows > len(parts):
-                    self._pace.note(batch.n_rows, seconds)
+                    beside, seen = _beside(parts)
+                    self._pace.note(batch.n_rows - beside, seconds, beside=beside, seen=seen)
                 else:
-                    self._pace.note_plain(seconds)
+                    self._pace.note_plain(batch.n_rows, seconds)
                 return parts
             if code == _ABORTED:
                 self._recover()
@@ -331,6 +332,13 @@ class Batcher:
                 if reason is not None:
                     self._end(sequence, sequence.done(reason))
         return deltas
+
+
+def _beside(parts: list[Part]) -> tuple[int, float]:
+    """Return how many rows a computed batch had beside prompts, and the tokens before each of those', added up."""
+    prompts = [part for part in parts if part.n_tokens > 1]
+    seen = sum(part.n_tokens * (part.sequence.computed - part.n_tokens / 2) for part in prompts)
+    return len(parts) - len(prompts), seen
 
 
 def _stuck(request: int, error: ConstraintError) -> Failed:

@@ -110,7 +110,8 @@ class Composer:
             row = batch.add(sequence.slot, sequence.position(sequence.computed), sequence.tokens[-1])
             parts.append(Part(sequence, 1, row))
         if prompts:
-            wanted = self._pace.tokens(shared=bool(parts), beside=len(parts), prompts=len(prompts))
+            waiting = [(one.computed, one.pending) for one in prompts]
+            wanted = self._pace.tokens(shared=bool(parts), beside=len(parts), prompts=waiting)
             self._add_prompts(prompts, parts, min(wanted, batch.room))
         return parts
 

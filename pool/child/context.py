@@ -16,6 +16,7 @@ from llamaherd.pool.child.llama_backend import AbortFlag
 from llamaherd.pool.child.llama_context import ContextSettings
 from llamaherd.pool.child.model import Model
 from llamaherd.pool.child.refusal import refusal
+from llamaherd.pool.child.tiles import attended
 from llamaherd.pool.machine import available_memory
 from llamaherd.transport.messages import EngineOptions
 
@@ -123,6 +124,13 @@ def _heads(model: Model) -> int:
     return llama_model.n_layer(model.handle) * llama_model.n_head(model.handle)
 
 
+def _tiled_heads(model: Model, options: EngineOptions) -> int:
+    """Return the heads of an attention that ggml computes in tiles on the CPU; 0 where it does otherwise."""
+    plain = options.cache_type_k == options.cache_type_v and options.cache_type_k in ("f16", "f32")
+    tiled = plain and options.flash_attn != "off" and not on_device(options)
+    return llama_model.n_head(model.handle) if tiled else 0
+
+
 class Context:
     """The KV cache, the compute buffers and the one batch of a model. Free it before the model.
 
@@ -138,6 +146,8 @@ class Context:
         n_ctx_seq: Most tokens of one sequence.
         cell_seconds: What a token costs for each cell of the cache in use that is not its sequence's; 0 where that is
             not known.
+        attention: Multiplications for each token that a token looks at, as a share of those with the model's weights,
+            if all of these and all layers' attention take part.
         n_sequences: Sequence ids, from 0 on.
         unfit: Why this model cannot continue a text; empty when it can.
 
@@ -177,6 +187,8 @@ class Context:
         self.n_ubatch: Final = settings.n_ubatch
         self.unified: Final = settings.kv_unified
         self.cell_seconds = 0.0 if on_device(options) else _CELL_SECONDS * _heads(model)
+        self.attention: Final = _heads(model) * (model.key_length + model.value_length) / max(1, model.n_params)
+        self._heads: Final = _tiled_heads(model, options)
         self.n_sequences: Final = settings.n_seq_max
         self.n_cells: Final = self.n_ctx_seq * self.n_sequences if model.celless else self.n_ctx
         self.batch: Final = Batch(llama_context.n_batch(handle))
@@ -229,6 +241,14 @@ class Context:
         if self._barriers is not None and self._computing:
             self._sharing = True
             self._barriers.set_short(True)
+
+    def attended(self, rows: int) -> float:
+        """Return for how many rows in full tiles the attention of a batch takes the time, at least ``rows``."""
+        if not self._heads:
+            return float(rows)
+        whole, rest = divmod(rows, self.n_ubatch)
+        threads = self._threads[1]
+        return whole * attended(self.n_ubatch, self._heads, threads) + attended(rest, self._heads, threads)
 
     def logits(self, n_outputs: int) -> npt.NDArray[np.float32]:
         """Return a view of the last batch's logits, one row per output in batch order; valid until the next decode."""
