@@ -90,7 +90,8 @@ class Composer:
         done = viewer.computed - chunk.start
         rows = chunk.rows[done:]
         if not chunk.whole:
-            rows = rows[: min(self._pace.tokens(shared=len(self._running) > 1), batch.capacity)]
+            wanted = self._pace.tokens([(viewer.computed, len(rows))], shared=len(self._running) > 1)
+            rows = rows[: min(wanted, batch.capacity)]
         positions = chunk.positions(viewer.position(chunk.start))
         batch.embed(viewer.slot, positions[:, done : done + len(rows)], rows)
         return [Part(viewer, len(rows), -1)]
@@ -111,7 +112,7 @@ class Composer:
             parts.append(Part(sequence, 1, row))
         if prompts:
             waiting = [(one.computed, one.pending) for one in prompts]
-            wanted = self._pace.tokens(shared=bool(parts), beside=len(parts), prompts=waiting)
+            wanted = self._pace.tokens(waiting, shared=bool(parts), beside=len(parts))
             self._add_prompts(prompts, parts, min(wanted, batch.room))
         return parts
 

@@ -74,14 +74,14 @@ class PrefillPace:
         """
         return min(_PAUSE_SHARE * tokens * self._cost.seconds, _LONGEST_PAUSE)
 
-    def tokens(self, *, shared: bool, beside: int = 0, prompts: Sequence[tuple[int, int]] = ()) -> int:
+    def tokens(self, prompts: Sequence[tuple[int, int]], *, shared: bool, beside: int = 0) -> int:
         """Return the prompt tokens for the next step: at most what fits its time, and no more than wait.
 
         Args:
-            shared: Some request waits for its next token meanwhile.
-            beside: Rows that the batch has already, one for each of these.
             prompts: For each request whose prompt waits, in their order, how many tokens of its sequence are computed
                 and how many are not.
+            shared: Some request waits for its next token meanwhile.
+            beside: Rows that the batch has already, one for each of these.
         """
         if not self._cost.known:
             return self._first
@@ -92,7 +92,7 @@ class PrefillPace:
             looked = self._looked(tokens, beside, _seen(prompts, tokens))
             return plain + tokens * self._cost.of_token(looked)
 
-        most = min(self._most, sum(pending for _, pending in prompts) or self._most)
+        most = min(self._most, sum(pending for _, pending in prompts))
         if seconds(most) <= limit:
             return most
         wanted = self._within(limit, most, beside, seconds)

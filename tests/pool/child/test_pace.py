@@ -9,67 +9,69 @@ from hypothesis import strategies as st
 from llamaherd.pool.child.pace import PrefillPace
 from llamaherd.pool.child.tiles import attended
 
+LONG = [(0, 1_000_000)]
+
 
 def test_before_any_measurement_the_first_guess_is_used() -> None:
-    assert PrefillPace(2048, 512).tokens(shared=True) == 512
+    assert PrefillPace(2048, 512).tokens(LONG, shared=True) == 512
 
 
 def test_the_first_guess_is_cut_to_the_batch() -> None:
-    assert PrefillPace(64, 512).tokens(shared=False) == 64
+    assert PrefillPace(64, 512).tokens(LONG, shared=False) == 64
 
 
 def test_a_slow_machine_gets_small_steps_while_others_wait() -> None:
     pace = PrefillPace(2048, 512)
     pace.note(tokens=512, seconds=1.0)
-    assert pace.tokens(shared=True) == 186
-    assert pace.tokens(shared=False) == 512
+    assert pace.tokens(LONG, shared=True) == 186
+    assert pace.tokens(LONG, shared=False) == 512
 
 
 def test_a_fast_machine_fills_the_batch() -> None:
     pace = PrefillPace(2048, 512)
     pace.note(tokens=512, seconds=0.001)
-    assert pace.tokens(shared=True) == 2048
+    assert pace.tokens(LONG, shared=True) == 2048
 
 
 def test_a_step_is_never_so_small_that_prompts_stand_still() -> None:
     pace = PrefillPace(2048, 512)
     pace.note(tokens=16, seconds=60.0)
-    assert pace.tokens(shared=True) == 16
+    assert pace.tokens(LONG, shared=True) == 16
 
 
 def test_steps_too_small_to_tell_teach_nothing() -> None:
     pace = PrefillPace(2048, 512)
     pace.note(tokens=2, seconds=60.0)
-    assert pace.tokens(shared=True) == 512
+    assert pace.tokens(LONG, shared=True) == 512
 
 
 def test_new_measurements_count_half() -> None:
     pace = PrefillPace(2048, 512)
     pace.note(tokens=100, seconds=0.1)
     pace.note(tokens=100, seconds=0.29)
-    assert pace.tokens(shared=True) == 187
+    assert pace.tokens(LONG, shared=True) == 187
 
 
 def test_where_tokens_come_fast_a_prompt_does_not_hold_them_up_for_long() -> None:
     pace = PrefillPace(4096, 512)
     pace.note(tokens=1000, seconds=0.1)
     pace.note_plain(4, 0.005)
-    assert pace.tokens(shared=True) == 1400
-    assert pace.tokens(shared=False) == 4096
+    assert pace.tokens(LONG, shared=True) == 1400
+    assert pace.tokens(LONG, shared=False) == 4096
 
 
 def test_where_tokens_come_slowly_a_prompt_holds_them_up_no_longer_than_before() -> None:
     pace = PrefillPace(2048, 512)
     pace.note(tokens=512, seconds=1.0)
     pace.note_plain(4, 0.05)
-    assert pace.tokens(shared=True) == 186
+    assert pace.tokens(LONG, shared=True) == 186
 
 
 def test_all_that_waits_is_computed_at_once_if_there_is_time() -> None:
     pace = PrefillPace(2048, 512)
     pace.note(tokens=512, seconds=1.0)
-    assert pace.tokens(shared=True, beside=4, prompts=[(0, 100), (500, 82)]) == 182
-    assert pace.tokens(shared=True, beside=4, prompts=[(0, 100), (500, 90)]) == 186
+    assert pace.tokens([(0, 100), (500, 82)], shared=True, beside=4) == 182
+    assert pace.tokens([(0, 100), (500, 90)], shared=True, beside=4) == 186
 
 
 def test_a_step_of_a_given_length_has_what_the_machine_was_measured_to_do() -> None:
@@ -83,10 +85,10 @@ def test_many_that_come_together_are_not_held_up_by_the_one_that_came_first() ->
     pace = PrefillPace(2048, 512)
     pace.note(100, 0.1)
     pace.note_plain(4, 0.005)
-    assert pace.tokens(shared=True, beside=1, prompts=[(0, 999)] * 1) == 138
-    assert pace.tokens(shared=True, beside=1, prompts=[(0, 999)] * 2) == 278
-    assert pace.tokens(shared=True, beside=1, prompts=[(0, 999)] * 15) == 363
-    assert pace.tokens(shared=True, beside=4, prompts=[(0, 999)] * 3) == 135
+    assert pace.tokens([(0, 999)] * 1, shared=True, beside=1) == 138
+    assert pace.tokens([(0, 999)] * 2, shared=True, beside=1) == 278
+    assert pace.tokens([(0, 999)] * 15, shared=True, beside=1) == 363
+    assert pace.tokens([(0, 999)] * 3, shared=True, beside=4) == 135
 
 
 def test_a_first_step_waits_for_others_for_next_to_nothing_of_its_time() -> None:
@@ -132,7 +134,7 @@ class Machine:
         end = done + tokens
         while done < end:
             prompts = [(done, end - done)]
-            taken = min(self.pace.tokens(shared=beside > 0, beside=beside, prompts=prompts), end - done)
+            taken = min(self.pace.tokens(prompts, shared=beside > 0, beside=beside), end - done)
             rows, seen = taken + beside, taken * (done + taken / 2)
             seconds = self.step + taken * self.token + seen * self.look * self.attended(rows) / rows
             seconds *= 1 + self.random.uniform(-self.noise, self.noise)
@@ -198,7 +200,7 @@ def test_rows_fill_tiles_of_attention_where_that_costs_more_than_further_steps(l
     ),
     plain=st.floats(0, 10),
     beside=st.integers(0, 256),
-    prompts=st.lists(st.tuples(st.integers(0, 100_000), st.integers(1, 100_000)), max_size=5),
+    prompts=st.lists(st.tuples(st.integers(0, 100_000), st.integers(1, 100_000)), min_size=1, max_size=5),
     heads=st.sampled_from([0, 1, 9, 32]),
     attention=st.floats(0, 10),
 )
@@ -217,4 +219,4 @@ def test_whatever_was_measured_a_step_has_some_tokens_and_no_more_than_the_batch
     for tokens, seconds, rows, looked in notes:
         pace.note(tokens, seconds, beside=rows, seen=float(tokens * looked))
     for shared in (False, True):
-        assert 1 <= pace.tokens(shared=shared, beside=beside, prompts=prompts) <= most
+        assert 1 <= pace.tokens(prompts, shared=shared, beside=beside) <= most
