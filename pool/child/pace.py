@@ -29,6 +29,8 @@ _TILE_WORTH: Final = 1.4
 _WEIGHT: Final = 0.5
 #: What each measurement leaves of the older ones in the slope.
 _REMEMBERED: Final = 0.9
+#: How many times as long as expected a step counts at most in the slope: the machine may have been suspended.
+_OUTLIER: Final = 2.0
 #: Tokens below which a spread says less of a slope than arithmetic does.
 _SPREAD: Final = 200.0
 #: Least share of what a token cost lately that one is expected to cost.
@@ -107,9 +109,11 @@ class PrefillPace:
         """
         if tokens >= self._least:
             own = max(seconds - self._plain.step(beside), seconds / 2)
-            # A short step tells little of a long one.
-            size = max(seconds / self._shared_step(1.0), tokens / self._most)
-            self._cost.note(tokens, own / tokens, self._looked(tokens, beside, seen), min(1.0, 2 * size))
+            looked = self._looked(tokens, beside, seen)
+            # A short step tells little of a long one; one that was expected to be long, whatever it was.
+            expected = tokens * self._cost.of_token(looked)
+            size = max(max(expected, seconds) / self._shared_step(1.0), tokens / self._most)
+            self._cost.note(tokens, own / tokens, looked, min(1.0, 2 * size))
 
     def note_plain(self, rows: int, seconds: float) -> None:
         """Learn from a step without prompt tokens."""
@@ -200,8 +204,10 @@ class _Cost:
         Args:
             weight: How much they say of the level, up to 1.
         """
+        expected = self.of_token(looked) if self.known else seconds
         self._at = _moved(self._at, looked, weight) if self.known else looked
         self.seconds = _moved(self.seconds, seconds, weight)
+        seconds = min(seconds, _OUTLIER * expected)
         self._tokens = _REMEMBERED * self._tokens + tokens
         self._looked = _REMEMBERED * self._looked + tokens * looked
         self._took = _REMEMBERED * self._took + tokens * seconds

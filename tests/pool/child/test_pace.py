@@ -169,6 +169,20 @@ def test_a_machine_that_is_busy_by_turns_makes_no_step_much_too_long() -> None:
         assert machine.longest < 0.365 * 1.5
 
 
+@pytest.mark.parametrize("heads", [0, 9])
+def test_a_step_in_which_the_machine_was_suspended_is_soon_forgotten(heads: int) -> None:
+    machine = Machine(token=1e-3, look=1e-6, step=0.02, heads=heads)
+    for _ in range(3):
+        machine.compute(2000, beside=4)
+    steps = len(machine.steps)
+    machine.pace.note(200, 100.0, beside=4, seen=200 * 1000)
+    machine.compute(2000, beside=4)
+    assert len(machine.steps) <= steps + 10
+    machine.compute(2000, beside=4)
+    assert len(machine.steps) <= steps + 1
+    assert machine.longest < 0.5
+
+
 def test_a_long_conversation_that_goes_on_is_no_surprise_after_short_prompts() -> None:
     machine = Machine(token=1e-3, look=1e-6, heads=9)
     for tokens in (100, 300, 200, 150, 250):
