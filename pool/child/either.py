@@ -5,6 +5,7 @@ pass, and whoever reads the answer would tell a call that its tool's schema forb
 """
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Final
 
 import numpy as np
@@ -70,13 +71,7 @@ class EitherConstraint:
         """See :class:`Constraint`."""
         if self._text is None:
             return self._both.allowed(tokens, most)
-        found: list[int] = []
-        for token in self._both.allowed(tokens, len(tokens)):
-            if self._may(token):
-                found.append(token)
-                if len(found) == most:
-                    break
-        return found
+        return list(islice(filter(self._may, self._both.allowed(tokens, len(tokens))), most))
 
     def candidates(self) -> npt.NDArray[np.int64]:
         """See :class:`Constraint`."""

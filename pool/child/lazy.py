@@ -1,6 +1,7 @@
 """A constraint that sleeps until the text says a word: grammars of tool calls, for models that may also just talk."""
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Final
 
 import numpy as np
@@ -58,13 +59,7 @@ class LazyConstraint:
         """See :class:`Constraint`."""
         if not self._waiting:
             return self._inner.allowed(tokens, most)
-        found: list[int] = []
-        for token in tokens:
-            if self.allows(token):
-                found.append(token)
-                if len(found) == most:
-                    break
-        return found
+        return list(islice(filter(self.allows, tokens), most))
 
     def candidates(self) -> npt.NDArray[np.int64]:
         """See :class:`Constraint`."""

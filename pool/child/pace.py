@@ -97,7 +97,7 @@ class PrefillPace:
         most = min(self._most, sum(pending for _, pending in prompts))
         if seconds(most) <= limit:
             return most
-        wanted = self._within(limit, most, beside, seconds)
+        wanted = self._fitting(limit, most, beside, seconds)
         return self._in_whole_tiles(wanted, beside, plain, _seen(prompts, wanted))
 
     def note(self, tokens: int, seconds: float, *, beside: int = 0, seen: float = 0.0) -> None:
@@ -129,7 +129,7 @@ class PrefillPace:
         rows = tokens + beside
         return seen / tokens * self._attended(rows) / rows
 
-    def _within(self, limit: float, most: int, beside: int, seconds: Callable[[int], float]) -> int:
+    def _fitting(self, limit: float, most: int, beside: int, seconds: Callable[[int], float]) -> int:
         """Return the most tokens for which there is time: enough for a tile if there is time for that, since fewer rows
         may cost more. Where there is no time for anything it is the least, or a tile if that takes hardly longer.
         """
