@@ -11,7 +11,8 @@ costs one look-up; the rest is made as it is needed (a lazily built automaton).
 """
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
@@ -327,7 +328,7 @@ class Matcher:
     def allowed(self, tokens: Sequence[int], most: int) -> list[int]:
         """See :class:`Constraint`."""
         self._automaton.budget = _MOST_FOR_TOKEN
-        return _first(tokens, most, self._allows)
+        return list(islice(filter(self._allows, tokens), most))
 
     def candidates(self) -> npt.NDArray[np.int64]:
         """See :class:`Constraint`."""
@@ -364,16 +365,6 @@ class Matcher:
         after = self._automaton.advance(self._at, token)
         self._last = (token, after)
         return after is not None
-
-
-def _first(tokens: Iterable[int], most: int, allows: Callable[[int], bool]) -> list[int]:
-    found: list[int] = []
-    for token in tokens:
-        if allows(token):
-            found.append(token)
-            if len(found) == most:
-                break
-    return found
 
 
 def _resolved(element: Element, token: Callable[[str], int]) -> Element:
