@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from llamaherd.pool.child import llama_model
+from llamaherd.pool.child import huge_pages, llama_model
 from llamaherd.pool.child.adapters import AdapterSet
 from llamaherd.pool.child.batcher import Batcher
 from llamaherd.pool.child.budget import BudgetedThoughts
 from llamaherd.pool.child.chat import Chats, Turn
 from llamaherd.pool.child.constraint import Constraint
+from llamaherd.pool.child.devices import on_device
 from llamaherd.pool.child.embedder import Embedder
 from llamaherd.pool.child.engine import RequestError
 from llamaherd.pool.child.grammars import Grammars
+from llamaherd.pool.child.huge_pages import HugePages
 from llamaherd.pool.child.infill import infill_tokens
 from llamaherd.pool.child.inputs import least_tokens, prompt_tokens
 from llamaherd.pool.child.media import Media, has_media, take_media
@@ -111,6 +113,7 @@ class Loaded:
             self.recommended: Final = read_recommended(lambda key: llama_model.meta(self.model.handle, key))
             self.grammars: Final = Grammars(vocab)
             self.chats: Final = chats
+            self._huge_pages: Final = HugePages(allowed=huge_pages.allowed() and not on_device(options))
             self._undo: Final = undo.pop_all()
 
     def _why_unshiftable(self, options: EngineOptions) -> str:
@@ -147,6 +150,7 @@ class Loaded:
 
     def step(self) -> list[ChildMessage]:
         """Advance the generations by a token each, and then the embeddings by a batch."""
+        self._huge_pages.tend()
         told = self.batcher.step() if self.batcher.busy else []
         if self.embedder.busy:
             told += self.embedder.step(shared=self.batcher.busy)
