@@ -239,13 +239,23 @@ def _tools(body: ResponsesBody) -> dict[str, Any]:
             for tool in functions
         ]
     choice = body.tool_choice
-    if isinstance(choice, dict):
-        if choice.get("type") != "function":
-            raise Problem(NOT_SUPPORTED, "tool_choice: only a function can be chosen", param="tool_choice")
-        fields["tool_choice"] = {"type": "function", "function": {"name": choice.get("name")}}
-    elif choice is not None:
-        fields["tool_choice"] = choice
+    if choice is not None:
+        fields["tool_choice"] = _choice(choice) if isinstance(choice, dict) else choice
     return fields
+
+
+def _choice(choice: dict[str, Any]) -> dict[str, Any]:
+    """Return the choice of a function, or of some, as chats have it."""
+    if choice.get("type") == "function":
+        return {"type": "function", "function": {"name": choice.get("name")}}
+    if choice.get("type") != "allowed_tools":
+        raise Problem(NOT_SUPPORTED, "tool_choice: only functions can be chosen", param="tool_choice")
+    tools: object = choice.get("tools")
+    if isinstance(tools, list):
+        listed: Sequence[Any] = tools
+        # Those that are no functions are left out of the tools too.
+        tools = [_choice(tool) for tool in listed if isinstance(tool, dict) and tool.get("type") == "function"]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": choice.get("mode"), "tools": tools}}
 
 
 def _format(body: ResponsesBody) -> dict[str, Any]:

@@ -31,7 +31,9 @@ class TemplateParams(TypedDict, total=False):
         tools: OpenAI's ``function`` tools: objects of ``type`` and ``function``, and in that a ``name``, and if need be
             a ``description`` and ``parameters`` (a JSON schema).
         tool_choice: ``auto``, the default, lets the model call tools, ``none`` does not, ``required`` makes it, and
-            ``{"type": "function", "function": {"name": ...}}`` makes it call that one.
+            ``{"type": "function", "function": {"name": ...}}`` makes it call that one. ``{"type": "allowed_tools",
+            "allowed_tools": {"mode": ..., "tools": [...]}}`` is ``auto`` or ``required`` with only some of the tools,
+            named as above; the prompt tells of all.
         parallel_tool_calls: Whether one answer may hold several calls; by default as the model's template can.
         reasoning_format: ``auto`` and ``deepseek`` tell reasoning apart from content, ``none`` leaves it there. By
             default as the model's options say.
@@ -137,7 +139,7 @@ def _tool(tool: object, at: str) -> dict[str, Any]:
 def chat_options(messages: Sequence[ChatMessage], params: TemplateParams) -> ChatOptions:
     """Return the options of a chat with checked messages, or raise :class:`~llamaherd.pool.errors.BadRequest`."""
     tools = check_tools(params.get("tools"))
-    choice, name = _choice(params.get("tool_choice"), tools)
+    choice, names = _choice(params.get("tool_choice"), tools)
     continuation = _continuation(messages, params.get("continue_final_message"))
     opens = _flag(params, "add_generation_prompt")
     if continuation not in ("", "prefill") and opens:
@@ -145,7 +147,7 @@ def chat_options(messages: Sequence[ChatMessage], params: TemplateParams) -> Cha
     return ChatOptions(
         tools=tools,
         tool_choice=choice,
-        tool_name=name,
+        tool_names=names,
         parallel_tool_calls=_flag(params, "parallel_tool_calls"),
         reasoning_format=_format(params.get("reasoning_format")),
         reasoning_budget=_budget(params.get("reasoning_budget_tokens")),
@@ -187,22 +189,41 @@ def _budget_message(value: object) -> str | None:
     return value
 
 
-def _choice(choice: object, tools: Sequence[Mapping[str, Any]]) -> tuple[Literal["auto", "none", "required"], str]:
+def _choice(
+    choice: object, tools: Sequence[Mapping[str, Any]]
+) -> tuple[Literal["auto", "none", "required"], tuple[str, ...]]:
+    """Return whether a function is to be called, and the only ones that may be, none named if all may."""
     if choice is None:
-        return "auto", ""
+        return "auto", ()
     if choice in ("auto", "none"):
-        return choice, ""
+        return choice, ()
     if choice == "required":
         if not tools:
             raise BadRequest("tool_choice: 'required' needs tools")
-        return "required", ""
+        return "required", ()
+    fields = cast("Mapping[str, object]", choice) if isinstance(choice, Mapping) else {}
+    if fields.get("type") != "allowed_tools":
+        return "required", (_named(choice, tools),)
+    allowed = fields.get("allowed_tools")
+    wanted = cast("Mapping[str, object]", allowed) if isinstance(allowed, Mapping) else {}
+    mode, named = wanted.get("mode"), wanted.get("tools")
+    if mode not in ("auto", "required"):
+        raise BadRequest("tool_choice: the mode of allowed_tools must be 'auto' or 'required'")
+    if isinstance(named, str | bytes) or not isinstance(named, Sequence) or not named:
+        raise BadRequest("tool_choice: the tools of allowed_tools must be a list that names at least one function")
+    names = [_named(one, tools) for one in cast("Sequence[object]", named)]
+    return mode, tuple(dict.fromkeys(names))
+
+
+def _named(choice: object, tools: Sequence[Mapping[str, Any]]) -> str:
+    """Return the function that an object names, one of the tools'."""
     function = cast("Mapping[str, object]", choice).get("function") if isinstance(choice, Mapping) else None
     name = cast("Mapping[str, object]", function).get("name") if isinstance(function, Mapping) else None
     if not isinstance(name, str):
         raise BadRequest("tool_choice must be 'auto', 'none', 'required' or an object that names a function")
     if all(tool["function"]["name"] != name for tool in tools):
         raise BadRequest(f"tool_choice: there is no function {name[:100]!r} in tools")
-    return "required", name
+    return name
 
 
 def _continuation(

@@ -278,7 +278,7 @@ class ChatOptions(_Struct, frozen=True, kw_only=True):
     Attributes:
         tools: OpenAI's ``function`` tools.
         tool_choice: Whether the model may, must or must not call one.
-        tool_name: With ``required``: the only function that may be called.
+        tool_names: The only functions that may be called; empty for all of them.
         parallel_tool_calls: Whether one answer may hold several calls; None does as the template can.
         reasoning_format: ``none`` leaves reasoning in the content, ``auto`` and ``deepseek`` tell it apart; empty does
             as the model's options say.
@@ -292,7 +292,7 @@ class ChatOptions(_Struct, frozen=True, kw_only=True):
 
     tools: tuple[dict[str, Any], ...] = ()
     tool_choice: Literal["auto", "none", "required"] = "auto"
-    tool_name: str = ""
+    tool_names: tuple[str, ...] = ()
     parallel_tool_calls: bool | None = None
     reasoning_format: Literal["", "auto", "none", "deepseek"] = ""
     reasoning_budget: int = -1

@@ -233,11 +233,7 @@ class _Plan(NamedTuple):
         """The functions that may be called."""
         if not self.calling:
             return []
-        return (
-            [self.options.tool_name]
-            if self.options.tool_name
-            else [tool["function"]["name"] for tool in self.options.tools]
-        )
+        return list(self.options.tool_names) or [tool["function"]["name"] for tool in self.options.tools]
 
 
 def _closing(plan: _Plan, prompt: str, part: str) -> str:

@@ -139,6 +139,15 @@ def _usable(schema: object) -> Schema:
     return cast(Schema, schema)
 
 
+def _texts(schema: Schema) -> list[str]:
+    """Return the only texts that a parameter may be; none if it may be others, or be no text."""
+    listed: object = [schema["const"]] if "const" in schema else schema.get("enum")
+    if schema.get("type", "string") != "string" or not isinstance(listed, list):
+        return []
+    texts = [value for value in cast("list[object]", listed) if isinstance(value, str) and value]
+    return texts if len(texts) == len(cast("list[object]", listed)) else []
+
+
 def _object(**properties: Schema) -> Schema:
     return {
         "type": "object",
@@ -322,10 +331,13 @@ class _Builder:
                 continue  # this parameter can have no value
             kind: Schema = {} if given is True else given
             name = f"value_{index}_{number}"
-            if kind.get("type", "string") == "string" or "$ref" in json.dumps(kind):
-                pair = f"{_quoted(begin.format(key))} {self._until(name, end)}{after}"
+            if choices := _texts(kind):
+                value = f"{self._choice(name, [_quoted(text) for text in choices])} {_quoted(end)}"
+            elif kind.get("type", "string") == "string" or "$ref" in json.dumps(kind):
+                value = self._until(name, end)
             else:
-                pair = f"{_quoted(begin.format(key))} {self._json(name, kind)} {_quoted(end)}{after}"
+                value = f"{self._json(name, kind)} {_quoted(end)}"
+            pair = f"{_quoted(begin.format(key))} {value}{after}"
             parts.append(pair if key in required else f"( {pair} )?")
         return " ".join(parts)
 

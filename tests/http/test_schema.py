@@ -54,6 +54,11 @@ def test_a_field_that_cannot_be_served_passes_when_it_means_off(name: str, value
     assert parse({**PROMPT, name: value}, CompletionBody).prompt == "hello"
 
 
+def test_the_best_of_as_many_as_are_wanted_are_all_of_them() -> None:
+    assert parse({**PROMPT, "n": 3, "best_of": 3}, CompletionBody).n == 3
+    assert refusal({**PROMPT, "n": 2, "best_of": 3}).param == "best_of"
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

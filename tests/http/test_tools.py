@@ -393,6 +393,7 @@ BAD: Final[list[dict[str, Any]]] = [
     {"tools": [_TOOL], "tool_choice": "any"},
     {"tools": [_TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}},
     {"tools": [_TOOL], "tool_choice": {}},
+    {"tools": [_TOOL], "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": []}}},
     {"tools": [_TOOL], "parallel_tool_calls": "yes"},
     {"reasoning_format": "loud"},
     {"chat_template_kwargs": {"enable_thinking": "false"}},

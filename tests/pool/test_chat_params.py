@@ -36,19 +36,31 @@ def test_a_schema_is_kept_as_it_is() -> None:
     assert tool["function"]["parameters"] == schema
 
 
+def named(name: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name}}
+
+
+def allowed(mode: str, *tools: object) -> dict[str, Any]:
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": list(tools)}}
+
+
 @pytest.mark.parametrize(
     ("choice", "expected"),
     [
-        (None, ("auto", "")),
-        ("auto", ("auto", "")),
-        ("none", ("none", "")),
-        ("required", ("required", "")),
-        ({"type": "function", "function": {"name": "f"}}, ("required", "f")),
+        (None, ("auto", ())),
+        ("auto", ("auto", ())),
+        ("none", ("none", ())),
+        ("required", ("required", ())),
+        (named("f"), ("required", ("f",))),
+        (allowed("auto", named("g")), ("auto", ("g",))),
+        (allowed("required", named("g"), named("f"), named("g")), ("required", ("g", "f"))),
     ],
 )
-def test_a_choice_of_tools_is_understood(choice: object, expected: tuple[str, str]) -> None:
-    chosen = options(tools=[TOOL], tool_choice=choice)
-    assert (chosen.tool_choice, chosen.tool_name) == expected
+def test_a_choice_of_tools_is_understood(choice: object, expected: tuple[str, tuple[str, ...]]) -> None:
+    other = {"type": "function", "function": {"name": "g"}}
+    chosen = options(tools=[TOOL, other], tool_choice=choice)
+    assert (chosen.tool_choice, chosen.tool_names) == expected
+    assert len(chosen.tools) == 2
 
 
 def test_the_last_message_is_continued_if_it_is_the_assistants() -> None:
@@ -65,6 +77,12 @@ def test_the_last_message_is_continued_if_it_is_the_assistants() -> None:
         ((USER,), {"continue_final_message": True}, "must be the assistant's"),
         ((USER, ASSISTANT), {"continue_final_message": True, "add_generation_prompt": True}, "cannot both be true"),
         ((USER,), {"tools": [TOOL], "tool_choice": "g"}, "tool_choice must be"),
+        ((USER,), {"tools": [TOOL], "tool_choice": named("g")}, "no function 'g'"),
+        ((USER,), {"tools": [TOOL], "tool_choice": {"type": "allowed_tools"}}, "mode of allowed_tools"),
+        ((USER,), {"tools": [TOOL], "tool_choice": allowed("none", named("f"))}, "mode of allowed_tools"),
+        ((USER,), {"tools": [TOOL], "tool_choice": allowed("auto")}, "at least one function"),
+        ((USER,), {"tools": [TOOL], "tool_choice": allowed("auto", named("f"), named("g"))}, "no function 'g'"),
+        ((USER,), {"tools": [TOOL], "tool_choice": allowed("auto", "f")}, "tool_choice must be"),
         ((USER,), {"tools": [TOOL, TOOL]}, "same name"),
         ((USER,), {"reasoning_format": "deepseek-legacy"}, "one of auto, none, deepseek"),
     ],
@@ -88,12 +106,28 @@ def test_a_prompt_takes_no_sampling() -> None:
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just("function"),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from(["function", "allowed_tools"]),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
             st.sampled_from(
-                ["role", "content", "type", "function", "name", "parameters", "tool_calls", "arguments", "x"]
+                [
+                    "role",
+                    "content",
+                    "type",
+                    "function",
+                    "name",
+                    "parameters",
+                    "tool_calls",
+                    "arguments",
+                    "mode",
+                    "tools",
+                ]
             ),
             inner,
             max_size=4,

@@ -115,6 +115,11 @@ def test_the_choice_of_tools_decides_for_one(pool: SyncPool, name: str) -> None:
         assert check(ask(pool, name, tool_choice="none", **params)) == "content"
         assert check(ask(pool, name, tool_choice="required", **params)) == "calls"
         assert [call.name for call in ask(pool, name, tool_choice=one, **params).tool_calls] == ["get_time"]
+        for mode in ("auto", "required"):
+            some = {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": [one]}}
+            answer = ask(pool, name, tool_choice=some, **params)
+            assert {call.name for call in answer.tool_calls} <= {"get_time"}
+            assert answer.tool_calls or mode == "auto"
 
 
 def test_what_is_wrong_with_either_is_said(pool: SyncPool) -> None:

@@ -332,11 +332,20 @@ def test_every_template_gets_a_grammar_when_it_may_call(vocab: Vocab, _name: str
 
 
 def test_a_named_function_is_the_only_one(vocab: Vocab, grammars: Grammars) -> None:
-    made = turn(vocab, "", tool_choice="required", tool_name="weather").grammar
+    made = turn(vocab, "", tool_choice="required", tool_names=("weather",)).grammar
     assert made is not None
     for name, expected in (("weather", True), ("time", False)):
         call = f'{{"tool_call": {{"name": "{name}", "arguments": {ARGUMENTS}}}}}'
         assert follows(grammars.make_calls(made), vocab, call, special=False) is expected
+
+
+@pytest.mark.parametrize(("_name", "source"), TEMPLATES)
+def test_a_function_that_is_not_allowed_is_not_called(vocab: Vocab, _name: str, source: str) -> None:
+    chosen = turn(vocab, source, tool_names=("weather",))
+    assert chosen.grammar is not None
+    assert chosen.prompt == turn(vocab, source).prompt
+    assert "weather" in chosen.grammar.source
+    assert "time" not in chosen.grammar.source
 
 
 def with_schema(vocab: Vocab, source: str, schema: str = CLOSED, **options: Any) -> Turn:
@@ -410,8 +419,46 @@ def test_of_very_many_tools_nothing_is_enforced_and_nothing_can_be_required(voca
         chats.turn(messages, {}, ChatOptions(tools=tuple(many), tool_choice="required"))
     with pytest.raises(RequestError, match="at most 256 tools"):
         chats.turn(messages, {}, ChatOptions(tools=tuple(many)), "{}")
-    named = ChatOptions(tools=tuple(many), tool_choice="required", tool_name="f9")
+    named = ChatOptions(tools=tuple(many), tool_choice="required", tool_names=("f9",))
     assert chats.turn(messages, {}, named).grammar is not None
+
+
+IN_TAGS = {
+    "<tool_call><function=": (
+        "<tool_call>\n<function=time>\n<parameter=unit>\n{}\n</parameter>\n</function>\n</tool_call>"
+    ),
+    "<tool_call><arg_key>": "<tool_call>time\n<arg_key>unit</arg_key>\n<arg_value>{}</arg_value>\n</tool_call>",
+}
+
+
+@pytest.mark.parametrize("template", IN_TAGS)
+@pytest.mark.parametrize(
+    ("unit", "allowed", "refused"),
+    [
+        ({"type": "string", "enum": ["celsius", "cel", 'f"\n']}, ("celsius", "cel", 'f"\n'), ("c", "celsiuss", "")),
+        ({"const": "celsius"}, ("celsius",), ("kelvin",)),
+        # What is no text, or may be none, stands as JSON or freely.
+        ({"enum": ["celsius", 3]}, ("celsius", "3", "kelvin"), ()),
+        ({"type": "string", "enum": ["", "celsius"]}, ("celsius", "kelvin"), ()),
+        ({"type": ["string", "null"], "enum": ["celsius", None]}, ('"celsius"', "null"), ("celsius", '"kelvin"')),
+    ],
+)
+def test_a_text_in_tags_is_one_of_those_that_are_listed(
+    vocab: Vocab,
+    grammars: Grammars,
+    template: str,
+    unit: dict[str, Any],
+    allowed: tuple[str, ...],
+    refused: tuple[str, ...],
+) -> None:
+    parameters = {"type": "object", "properties": {"unit": unit}, "required": ["unit"]}
+    tool = {"type": "function", "function": {"name": "time", "parameters": parameters}}
+    dialect = dialect_of(template, takes_tools=True)
+    made = tool_grammar(dialect, template, [tool], required=True, parallel=False, controls={})
+    assert made is not None
+    for value in (*allowed, *refused):
+        call = IN_TAGS[template].format(value)
+        assert follows(grammars.make_calls(made), vocab, call, special=False) is (value in allowed), value
 
 
 @pytest.mark.parametrize("template", ["<tool_call><function=", "<tool_call><arg_key>"])
