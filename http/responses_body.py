@@ -5,7 +5,7 @@ to the chat as they are, so everything that chats know works here too.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 
 import msgspec
 
@@ -252,9 +252,9 @@ def _choice(choice: dict[str, Any]) -> dict[str, Any]:
         raise Problem(NOT_SUPPORTED, "tool_choice: only functions can be chosen", param="tool_choice")
     tools: object = choice.get("tools")
     if isinstance(tools, list):
-        listed: Sequence[Any] = tools
+        named = [cast("dict[str, Any]", tool) for tool in cast("list[object]", tools) if isinstance(tool, dict)]
         # Those that are no functions are left out of the tools too.
-        tools = [_choice(tool) for tool in listed if isinstance(tool, dict) and tool.get("type") == "function"]
+        tools = [_choice(tool) for tool in named if tool.get("type") == "function"]
     return {"type": "allowed_tools", "allowed_tools": {"mode": choice.get("mode"), "tools": tools}}
 
 

@@ -201,12 +201,10 @@ def _choice(
         if not tools:
             raise BadRequest("tool_choice: 'required' needs tools")
         return "required", ()
-    fields = cast("Mapping[str, object]", choice) if isinstance(choice, Mapping) else {}
-    if fields.get("type") != "allowed_tools":
+    if _fields(choice).get("type") != "allowed_tools":
         return "required", (_named(choice, tools),)
-    allowed = fields.get("allowed_tools")
-    wanted = cast("Mapping[str, object]", allowed) if isinstance(allowed, Mapping) else {}
-    mode, named = wanted.get("mode"), wanted.get("tools")
+    allowed = _fields(_fields(choice).get("allowed_tools"))
+    mode, named = allowed.get("mode"), allowed.get("tools")
     if mode not in ("auto", "required"):
         raise BadRequest("tool_choice: the mode of allowed_tools must be 'auto' or 'required'")
     if isinstance(named, str | bytes) or not isinstance(named, Sequence) or not named:
@@ -217,13 +215,17 @@ def _choice(
 
 def _named(choice: object, tools: Sequence[Mapping[str, Any]]) -> str:
     """Return the function that an object names, one of the tools'."""
-    function = cast("Mapping[str, object]", choice).get("function") if isinstance(choice, Mapping) else None
-    name = cast("Mapping[str, object]", function).get("name") if isinstance(function, Mapping) else None
+    name = _fields(_fields(choice).get("function")).get("name")
     if not isinstance(name, str):
         raise BadRequest("tool_choice must be 'auto', 'none', 'required' or an object that names a function")
     if all(tool["function"]["name"] != name for tool in tools):
         raise BadRequest(f"tool_choice: there is no function {name[:100]!r} in tools")
     return name
+
+
+def _fields(value: object) -> Mapping[str, object]:
+    """Return an object's fields; none if it is no object."""
+    return cast("Mapping[str, object]", value) if isinstance(value, Mapping) else {}
 
 
 def _continuation(
