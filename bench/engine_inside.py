@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from llamaherd.pool.child import llama_context, llama_sampler
+from llamaherd.pool.child.huge_pages import HugePages
 from llamaherd.pool.child.llama_engine import LlamaEngine
 from llamaherd.pool.machine import resident_bytes
 from llamaherd.transport.messages import EngineOptions, Generate, Load, Sampling
@@ -48,13 +49,15 @@ class _Clock:
 
 def overhead(model: str, streams: int, steps: int) -> dict[str, float]:
     """Return the processor time of the engine's thread per step, in microseconds: in all, and by parts; and the time
-    by the wall. Waiting for a GPU is part of decoding. ``python_warm`` is what Python takes where nothing is decoded
+    by the wall. Waiting for a GPU is part of decoding, and ``pages`` is memory that moves into huge pages, which ends
+    some time after the load. ``python_warm`` is what Python takes where nothing is decoded
     between two steps: the difference is what it waits for memory, as decoding leaves nothing of it in the caches.
     """
-    decode, sampler = _Clock(), _Clock()
+    decode, sampler, pages = _Clock(), _Clock(), _Clock()
     llama_context.decode = decode.wrap(llama_context.decode)
     llama_context.synchronize = decode.wrap(llama_context.synchronize)
     llama_sampler.sample = sampler.wrap(llama_sampler.sample)
+    HugePages.tend = pages.wrap(HugePages.tend)  # type: ignore[method-assign]
     engine = _loaded(model, streams, 16384)
     for number in range(streams):
         engine.submit(_request(number, f"Story number {number}:", steps * 2 + 100))
@@ -62,13 +65,13 @@ def overhead(model: str, streams: int, steps: int) -> dict[str, float]:
         engine.step()
 
     def measured() -> dict[str, float]:
-        decode.seconds = sampler.seconds = 0.0
+        decode.seconds = sampler.seconds = pages.seconds = 0.0
         began, wall = time.thread_time(), time.perf_counter()
         for _ in range(steps):
             engine.step()
         whole, wall = time.thread_time() - began, time.perf_counter() - wall
-        rest = whole - decode.seconds - sampler.seconds
-        return {"wall": wall, "step": whole, "decode": decode.seconds, "sampler": sampler.seconds, "python": rest}
+        known = {"decode": decode.seconds, "sampler": sampler.seconds, "pages": pages.seconds}
+        return {"wall": wall, "step": whole, **known, "python": whole - sum(known.values())}
 
     parts = measured()
     llama_context.decode = _decode_nothing

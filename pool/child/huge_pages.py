@@ -23,7 +23,7 @@ __all__ = ["PIECE", "HugePages", "allowed", "collapse", "pieces"]
 PIECE: Final = 2 * 1024 * 1024
 _MADV_COLLAPSE: Final = 25
 #: What moving pieces takes of the time, at most.
-_SHARE: Final = 0.05
+_SHARE: Final = 0.02
 #: After so many pieces in a row that were refused, or took so many seconds, the kernel is not asked again: it has to
 #: search.
 _MOST_IN_VAIN: Final = 16
@@ -37,17 +37,24 @@ _resident: Final = ctypes.create_string_buffer(PIECE // mmap.PAGESIZE)
 
 
 def pieces(maps: Path = _MAPS) -> Iterator[int]:
-    """Yield the address of each aligned piece of private memory that belongs to no file, as listed at the first one."""
+    """Yield the address of each aligned piece of private memory that belongs to no file, as listed at the first one.
+
+    Those of the heap come last: that is where the cache is (``heap.py``), of which each step reads a part, while it
+    reads all weights.
+    """
     try:
         lines = maps.read_text().splitlines()
     except OSError:
         return
+    found: dict[bool, list[range]] = {False: [], True: []}
     for line in lines:
         span, access, _, _, inode, *name = line.split(maxsplit=5)
-        if access != "rw-p" or inode != "0" or (name and name[0] != "[heap]" and not name[0].startswith("[anon")):
-            continue
-        start, end = (int(part, 16) for part in span.split("-"))
-        yield from range(-(-start // PIECE) * PIECE, end - PIECE + 1, PIECE)
+        heap = name == ["[heap]"]
+        if access == "rw-p" and inode == "0" and (heap or not name or name[0].startswith("[anon")):
+            start, end = (int(part, 16) for part in span.split("-"))
+            found[heap].append(range(-(-start // PIECE) * PIECE, end - PIECE + 1, PIECE))
+    for aligned in (*found[False], *found[True]):
+        yield from aligned
 
 
 def collapse(address: int) -> bool:

@@ -90,10 +90,10 @@ def tended(mover: Mover, count: int) -> HugePages:
     return HugePages(listed=lambda: iter(range(count)), move=mover, clock=mover.clock, allowed=True)
 
 
-def test_only_private_memory_that_belongs_to_no_file_is_listed(tmp_path: Path) -> None:
+def test_private_memory_that_belongs_to_no_file_is_listed_and_the_heap_last(tmp_path: Path) -> None:
     maps = tmp_path / "maps"
     maps.write_text(MAPS)
-    assert list(pieces(maps)) == [0xE00000, 0x1400000, 0x1600000, 0x4000000]
+    assert list(pieces(maps)) == [0x1400000, 0x1600000, 0x4000000, 0xE00000]
 
 
 def test_where_nothing_is_told_of_the_memory_nothing_is_listed(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_where_nothing_is_told_of_the_memory_nothing_is_listed(tmp_path: Path) -
 
 
 @given(seconds=st.floats(1e-5, 0.049), step=st.floats(1e-2, 0.2), count=st.integers(1, 40))
-def test_each_piece_is_moved_once_and_that_takes_a_twentieth_of_the_time(
+def test_each_piece_is_moved_once_and_that_takes_a_fiftieth_of_the_time(
     seconds: float, step: float, count: int
 ) -> None:
     clock = Clock()
@@ -114,7 +114,7 @@ def test_each_piece_is_moved_once_and_that_takes_a_twentieth_of_the_time(
         clock.now += step
         pages.tend()
     # The last one is not to be paid for yet.
-    assert seconds * (count - 1) <= 0.0501 * (last - began) + seconds
+    assert seconds * (count - 1) <= 0.0201 * (last - began) + seconds
     clock.now += 1_000
     pages.tend()
     pages.tend()
