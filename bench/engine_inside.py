@@ -57,6 +57,7 @@ def overhead(model: str, streams: int, steps: int) -> dict[str, float]:
     llama_context.decode = decode.wrap(llama_context.decode)
     llama_context.synchronize = decode.wrap(llama_context.synchronize)
     llama_sampler.sample = sampler.wrap(llama_sampler.sample)
+    llama_sampler.apply = sampler.wrap(llama_sampler.apply)
     HugePages.tend = pages.wrap(HugePages.tend)  # type: ignore[method-assign]
     engine = _loaded(model, streams, 16384)
     for number in range(streams):

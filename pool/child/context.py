@@ -178,6 +178,9 @@ class Context:
         self._freed = False
         self._n_vocab: Final = model.vocab.size
         self._folds: Final[dict[int, Folds]] = {}
+        #: The view of the last logits, and where they were and how many rows.
+        self._logits: npt.NDArray[np.float32] = np.empty((0, 0), np.float32)
+        self._viewed = (0, 0)
         self._threads = threads
         self._contention: Final = Contention()
         self._computing = self._sharing = False
@@ -255,7 +258,10 @@ class Context:
         address = llama_context.logits(self.handle)
         if address is None:
             raise EngineError("llama.cpp has no logits for a batch that asked for them")
-        return llama_context.float_rows(address, n_outputs, self._n_vocab)
+        if self._viewed != (address, n_outputs):
+            self._logits = llama_context.float_rows(address, n_outputs, self._n_vocab)
+            self._viewed = address, n_outputs
+        return self._logits
 
     def forget(self, sequence: int) -> None:
         """Drop everything that a sequence holds in the cache."""

@@ -7,7 +7,7 @@ from llamaherd.pool.child.composer import Part
 from llamaherd.pool.child.constraint import Constraint
 from llamaherd.pool.child.context import Context
 from llamaherd.pool.child.pick import Picker
-from llamaherd.pool.child.sampler import certain, choose, likeliest
+from llamaherd.pool.child.sampler import Chain, certain, choose, likeliest
 from llamaherd.pool.child.sequence import Sequence
 from llamaherd.pool.child.vocab import Vocab
 from llamaherd.transport.messages import Delta, FinishReason, TokenProbs
@@ -28,8 +28,17 @@ class NextTokens:
 
         Where the picker will choose, it is the highest logit, which serves only to tell damaged weights.
         """
-        chains = [None if part.sequence.picked else part.sequence.chain for part in parts]
-        return choose(self._context, [(part.row, chain) for part, chain in zip(parts, chains, strict=True)])
+        wanted: list[tuple[int, Chain | None]] = []
+        endless: list[int] = []
+        told = False
+        for index, part in enumerate(parts):
+            sequence = part.sequence
+            wanted.append((part.row, None if sequence.picked else sequence.chain))
+            if sequence.request.ignore_eos and sequence.constraint is None:
+                endless.append(index)
+                told = told or sequence.request.sampling.n_probs > 0
+        ends = self._vocab.end_tokens if endless else ()
+        return choose(self._context, wanted, endless, ends, told=told)
 
     def take(self, sequence: Sequence, token: int, index: int, outputs: int) -> tuple[Delta, FinishReason | None]:
         """Give a sequence its next token, ``token`` unless it is to be picked or may not stand; return what its caller
@@ -45,8 +54,6 @@ class NextTokens:
             token = self._pick(sequence, index, outputs)
         elif sequence.constraint is not None:
             token = self._hold(sequence, sequence.constraint, token, index, outputs)
-        elif sequence.request.ignore_eos and self._vocab.ends(token):
-            token = self._picker.replace_end(self._context.logits(outputs)[index], sequence.chain, sequence.tokens)
         count = sequence.request.sampling.n_probs
         probs = (self._probs(sequence, index, outputs, token),) if count else ()
         return sequence.accept(token, self._vocab, probs)

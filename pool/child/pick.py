@@ -79,17 +79,6 @@ class Picker:
             return False
         return constraint.allows(token)
 
-    def replace_end(self, logits: npt.NDArray[np.float32], chain: Chain | None, recent: Sequence[int]) -> int:
-        """Return another token for one that ends the generation and that the chain has accepted; it has then accepted
-        this one instead.
-        """
-        if chain is not None:
-            chain.take_back(recent)
-        token = _drawn(chain, self._without_ends(), logits)
-        if chain is not None:
-            chain.accept(token)
-        return token
-
     def replace(
         self,
         logits: npt.NDArray[np.float32],
@@ -112,7 +101,7 @@ class Picker:
 
     def _without_ends(self) -> npt.NDArray[np.int32]:
         if self._endless is None:
-            self._endless = np.array([token for token in self._all.tolist() if not self._vocab.ends(token)], np.int32)
+            self._endless = np.delete(self._all, self._vocab.end_tokens)
         return self._endless
 
     def _among_allowed(

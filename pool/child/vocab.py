@@ -1,6 +1,7 @@
 """Text to token ids and back, with the ids checked: llama.cpp aborts on some that are out of range."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Final
 
 from llamaherd.pool.child import llama_model, llama_sampler, llama_vocab
@@ -103,6 +104,11 @@ class Vocab:
         if ends is None:
             ends = self._ends[token] = llama_vocab.is_eog(self._handle, token)
         return ends
+
+    @cached_property
+    def end_tokens(self) -> tuple[int, ...]:
+        """All tokens that end the generation. Takes some tens of milliseconds the first time."""
+        return tuple(token for token in range(self.size) if self.ends(token))
 
     def least_tokens(self, length: int, limit: int) -> int:
         """Return how many tokens a text of ``length`` characters has at least; 0 if it may be fewer than ``limit``.

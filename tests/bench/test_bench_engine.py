@@ -21,9 +21,9 @@ def run_inside(*arguments: str) -> dict[str, float]:
 
 def test_a_step_is_decode_and_samplers_and_python() -> None:
     figures = run_inside("overhead", str(tiny_model("random")), "4", "20")
-    parts = figures["decode_us"] + figures["sampler_us"] + figures["python_us"]
+    parts = sum(figures[f"{part}_us"] for part in ("decode", "sampler", "pages", "python"))
     assert abs(parts - figures["step_us"]) < 1
-    assert all(value > 0 for value in figures.values())
+    assert all(value > 0 for name, value in figures.items() if name != "pages_us")
 
 
 def test_loads_and_requests_leave_no_thread_and_no_descriptor_behind() -> None:

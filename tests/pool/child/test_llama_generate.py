@@ -296,9 +296,10 @@ def test_logits_that_are_no_numbers_blame_the_model(tmp_path: Any) -> None:
     write_random_llama(tmp_path / "nan.gguf", poison=True)
     with loaded(tmp_path / "nan.gguf") as engine:
         for sampling in (GREEDY, Sampling(seed=1)):
-            got = ask(engine, "abc", sampling=sampling)
-            assert got.failed is not None
-            assert (got.failed.fault, got.failed.code) == ("model", "bad_logits")
+            for ignore_eos in (False, True):
+                got = ask(engine, "abc", sampling=sampling, ignore_eos=ignore_eos)
+                assert got.failed is not None
+                assert (got.failed.fault, got.failed.code) == ("model", "bad_logits")
 
 
 def test_the_f16_file_reports_its_type() -> None:

@@ -35,6 +35,49 @@ def tokens(engine: LlamaEngine, *, n: int = 40, prompt: str = PROMPT, **sampling
     return ask(engine, prompt, sampling=Sampling(**sampling), max_tokens=n, ignore_eos=True).tokens
 
 
+#: The tokens of the tiny models that end a generation.
+ENDS = (2, 260)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"temperature": 0},
+        {"temperature": 0, "repeat_penalty": 1.3},
+        {"temperature": 1.5},
+        {"top_k": 0, "min_p": 0.0, "top_p": 1.0},
+        {"mirostat": 2},
+        {"samplers": ("min_p", "adaptive_p"), "adaptive_target": 0.2},
+        {"dry_multiplier": 1.0},
+    ],
+    ids=json.dumps,
+)
+def test_to_ignore_the_end_is_to_rule_out_the_tokens_that_end(engine: LlamaEngine, fields: dict[str, Any]) -> None:
+    wanted = tuple((end, 100.0) for end in ENDS)
+    sampling = {"seed": 5, **fields}
+
+    def told(count: int, biases: tuple[tuple[int, float | None], ...], *, ignore_eos: bool) -> list[int]:
+        chosen = Sampling(**sampling, n_probs=count, logit_bias=biases)
+        return ask(engine, PROMPT, sampling=chosen, max_tokens=30, ignore_eos=ignore_eos).tokens
+
+    ended = told(0, wanted, ignore_eos=False)
+    assert ended[-1] in ENDS, "the model would have ended"
+    without = told(0, tuple((end, None) for end in ENDS), ignore_eos=False)
+    assert len(without) == 30
+    assert told(0, wanted, ignore_eos=True) == without
+    assert told(3, wanted, ignore_eos=True) == without, "to look changes nothing"
+
+
+def test_what_is_told_where_the_end_is_ignored_is_what_the_model_said(engine: LlamaEngine) -> None:
+    sampling = Sampling(temperature=0, n_probs=100)
+    ignored, plain = (
+        ask(engine, PROMPT, sampling=sampling, max_tokens=1, ignore_eos=ignore_eos).deltas[0].probs
+        for ignore_eos in (True, False)
+    )
+    # Without the ends, whatever their part is, all others would be likelier.
+    assert ignored == plain
+
+
 def refusal(engine: LlamaEngine, **sampling: Any) -> RequestError:
     with pytest.raises(RequestError) as caught:
         engine.submit(Generate(request=1, prompt="x", sampling=Sampling(**sampling)))
