@@ -4,7 +4,7 @@ A processor that goes through a cache or through weights looks up where each pag
 hardly ever has to. To ask for these when the memory is allocated makes a load take twice as long where a virtual
 machine's host has to bring them, so what lies there is moved once it is used (``MADV_COLLAPSE``, Linux 6.1): a piece at
 a time, and never for more than a small part of the time that steps take. Only pieces that are resident as a whole are
-moved, so no memory is taken that was not. Files that are mapped stay as they are.
+moved, so hardly any memory is taken that was not. Files that are mapped stay as they are.
 
 An operator who has switched transparent huge pages off gets none.
 """
@@ -13,6 +13,7 @@ import ctypes
 import mmap
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from time import perf_counter
 from typing import Final
@@ -43,15 +44,15 @@ def pieces(maps: Path = _MAPS) -> Iterator[int]:
     reads all weights.
     """
     try:
-        lines = maps.read_text().splitlines()
+        lines = maps.read_bytes().split(b"\n")  # paths are bytes, and may have any but this one
     except OSError:
         return
     found: dict[bool, list[range]] = {False: [], True: []}
-    for line in lines:
+    for line in filter(None, lines):
         span, access, _, _, inode, *name = line.split(maxsplit=5)
-        heap = name == ["[heap]"]
-        if access == "rw-p" and inode == "0" and (heap or not name or name[0].startswith("[anon")):
-            start, end = (int(part, 16) for part in span.split("-"))
+        heap = name == [b"[heap]"]
+        if access == b"rw-p" and inode == b"0" and (heap or not name or name[0].startswith(b"[anon")):
+            start, end = (int(part, 16) for part in span.split(b"-"))
             found[heap].append(range(-(-start // PIECE) * PIECE, end - PIECE + 1, PIECE))
     for aligned in (*found[False], *found[True]):
         yield from aligned
@@ -115,8 +116,10 @@ def allowed(system: Path = _SYSTEM) -> bool:
     if sys.platform != "linux":
         return False
     try:
-        enabled = (system / "enabled").read_text()
         size = int((system / "hpage_pmd_size").read_text())
+        told = (system / "enabled").read_text()
     except (OSError, ValueError):
         return False
-    return "[never]" not in enabled and size == PIECE
+    with suppress(OSError):  # what newer kernels have for each size
+        told += (system / f"hugepages-{PIECE // 1024}kB" / "enabled").read_text()
+    return size == PIECE and "[never]" not in told

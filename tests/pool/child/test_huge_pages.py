@@ -40,10 +40,10 @@ def moves():
     return moved
 
 engine, able = LlamaEngine(), moves()
-options = EngineOptions(n_ctx=131_072, n_threads=1, n_batch=64, n_ubatch=64)
+options = EngineOptions(n_ctx=131_072, n_threads=1, n_batch=64, n_ubatch=64, n_gpu_layers=0)
 engine.load(Load(model="m", path=sys.argv[1], options=options), lambda _: True)
 number = 0
-while number < 3 or (able and not in_huge_pages()):
+while number < 3 or (able and not in_huge_pages() and number < 20_000):
     number += 1
     engine.submit(Generate(request=number, prompt=(1, 2, 3), max_tokens=8, sampling=Sampling(temperature=0)))
     while engine.busy:
@@ -51,7 +51,7 @@ while number < 3 or (able and not in_huge_pages()):
 print(json.dumps({"able": able, "bytes": in_huge_pages()}))
 """
 
-MAPS = """\
+MAPS = b"""\
 00400000-00c00000 rw-p 00000000 08:01 42                        /usr/lib/libllama.so
 00e00000-01000000 rw-p 00000000 00:00 0                         [heap]
 01300000-01900000 rw-p 00000000 00:00 0
@@ -59,6 +59,7 @@ MAPS = """\
 03000000-03800000 rw-s 00000000 00:01 7                         /dev/shm/of someone
 04000000-04200000 rw-p 00000000 00:00 0                         [anon:glibc: malloc]
 05000000-05800000 rw-p 00000000 00:00 0                         [stack]
+05800000-05a00000 r-xp 00000000 08:01 43                        /a/path\xff with\x0cany\xc2\x85bytes.so
 06000000-061ff000 rw-p 00000000 00:00 0
 """
 
@@ -92,7 +93,7 @@ def tended(mover: Mover, count: int) -> HugePages:
 
 def test_private_memory_that_belongs_to_no_file_is_listed_and_the_heap_last(tmp_path: Path) -> None:
     maps = tmp_path / "maps"
-    maps.write_text(MAPS)
+    maps.write_bytes(MAPS)
     assert list(pieces(maps)) == [0x1400000, 0x1600000, 0x4000000, 0xE00000]
 
 
@@ -158,6 +159,13 @@ def test_an_operator_who_wants_no_huge_pages_gets_none(tmp_path: Path) -> None:
         (tmp_path / "enabled").write_text(told + "\n")
         verdicts[re.search(r"\[(\w+)\]", told)[1]] = huge_pages.allowed(tmp_path)  # type: ignore[index]
     assert verdicts == {"madvise": True, "always": True, "never": False}
+    own = tmp_path / "hugepages-2048kB"
+    own.mkdir()
+    (tmp_path / "enabled").write_text("[always] madvise never\n")
+    for told, verdict in (("always [inherit] madvise never", True), ("always inherit madvise [never]", False)):
+        (own / "enabled").write_text(told + "\n")
+        assert huge_pages.allowed(tmp_path) is verdict
+    (own / "enabled").unlink()
     (tmp_path / "hpage_pmd_size").write_text("536870912\n")
     (tmp_path / "enabled").write_text("[always] madvise never\n")
     assert not huge_pages.allowed(tmp_path)
