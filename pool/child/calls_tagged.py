@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple, cast
 from llamaherd.pool.child.calls import NAME, Calls, read_arguments
 from llamaherd.pool.child.scan import Reading, Scan, overlap
 
-__all__ = ["Kinds", "kinds_of", "read_bare", "read_function", "read_keyed"]
+__all__ = ["Kinds", "kinds_of", "listed_texts", "read_bare", "read_function", "read_keyed"]
 
 #: For each function, the parameters that are texts and those that are not; what is missing is not known.
 Kinds = Mapping[str, Mapping[str, bool]]
@@ -34,10 +34,22 @@ def kinds_of(tools: tuple[dict[str, Any], ...]) -> Kinds:
         found = kinds.setdefault(cast(str, function["name"]), {})
         if isinstance(properties, dict):
             for name, schema in cast("dict[str, Any]", properties).items():
-                kind = cast("dict[str, Any]", schema).get("type") if isinstance(schema, dict) else None
-                if kind is not None:
-                    found[name] = kind == "string"
+                fields = cast("dict[str, Any]", schema) if isinstance(schema, dict) else {}
+                if fields.get("type") is not None:
+                    found[name] = fields["type"] == "string"
+                elif listed_texts(fields):
+                    found[name] = True
     return kinds
+
+
+def listed_texts(schema: Mapping[str, Any]) -> list[str]:
+    """Return the only texts that a value may be; none if it may be another one, an empty one, or no text."""
+    listed: object = [schema["const"]] if "const" in schema else schema.get("enum")
+    if schema.get("type", "string") != "string" or not isinstance(listed, list):
+        return []
+    values = cast("list[object]", listed)
+    texts = [value for value in values if isinstance(value, str) and value]
+    return texts if len(texts) == len(values) else []
 
 
 def _told(text: str, is_text: bool | None) -> str:

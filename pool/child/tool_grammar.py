@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple, cast
 
 from llamaherd.pool.child.call_form import Alike, forms_of
+from llamaherd.pool.child.calls_tagged import listed_texts
 from llamaherd.pool.child.dialect import Dialect
 from llamaherd.pool.child.thinking import Tags
 from llamaherd.pool.json_schema import SchemaError, check_schema
@@ -31,6 +32,8 @@ bare_value: bare_object | bare_array | bare_text | BARE_NUMBER | "true" | "false
 BARE_KEY: /[a-zA-Z0-9_.\-]+/
 BARE_NUMBER: /-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][\-+]?[0-9]+)?/
 """
+#: Most texts that a parameter in tags is held to.
+_MOST_LISTED: Final = 1000
 #: How an object may begin that a grammar waits for.
 _LEADS: Final = ("{", "{ ", "{\n", "{\n  ")
 
@@ -137,15 +140,6 @@ def _usable(schema: object) -> Schema:
     except SchemaError:
         return {"type": "object"}
     return cast(Schema, schema)
-
-
-def _texts(schema: Schema) -> list[str]:
-    """Return the only texts that a parameter may be; none if it may be others, or be no text."""
-    listed: object = [schema["const"]] if "const" in schema else schema.get("enum")
-    if schema.get("type", "string") != "string" or not isinstance(listed, list):
-        return []
-    texts = [value for value in cast("list[object]", listed) if isinstance(value, str) and value]
-    return texts if len(texts) == len(cast("list[object]", listed)) else []
 
 
 def _object(**properties: Schema) -> Schema:
@@ -331,8 +325,9 @@ class _Builder:
                 continue  # this parameter can have no value
             kind: Schema = {} if given is True else given
             name = f"value_{index}_{number}"
-            if choices := _texts(kind):
-                value = f"{self._choice(name, [_quoted(text) for text in choices])} {_quoted(end)}"
+            texts = listed_texts(kind)
+            if 0 < len(texts) <= _MOST_LISTED and not any(end.strip() in text for text in texts):
+                value = self._one_of(name.upper(), texts, end)
             elif kind.get("type", "string") == "string" or "$ref" in json.dumps(kind):
                 value = self._until(name, end)
             else:
@@ -340,6 +335,14 @@ class _Builder:
             pair = f"{_quoted(begin.format(key))} {value}{after}"
             parts.append(pair if key in required else f"( {pair} )?")
         return " ".join(parts)
+
+    def _one_of(self, name: str, texts: Sequence[str], end: str) -> str:
+        """Add the terminal for one of some texts with ``end`` behind it, and return what that is in a rule. One
+        terminal: what the lexer sees as a whole may begin alike.
+        """
+        marked = end in self._controls
+        self._rules.append(f"{name}: " + " | ".join(_quoted(text if marked else text + end) for text in texts))
+        return f"{name} {self._mark(end)}" if marked else name
 
     def _bare_objects(self) -> _Calls:
         call = self._json("call", self._any_of(self._objects("name", "parameters"), ""))

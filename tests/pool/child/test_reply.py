@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from chat_templates import TEMPLATES
 from llamaherd.pool.child.call_form import forms_of
 from llamaherd.pool.child.calls import Calls
+from llamaherd.pool.child.calls_tagged import kinds_of
 from llamaherd.pool.child.dialect import GENERIC, PLAIN, Dialect, dialect_of
 from llamaherd.pool.child.harmony import HarmonyReply
 from llamaherd.pool.child.reply import Reply
@@ -576,3 +577,12 @@ def test_json_is_told_as_it_comes() -> None:
 def test_json_that_is_cut_is_content_and_a_mark_that_is_cut_is_not() -> None:
     assert read_either(['{"name": "ti'], "llama", cut=True) == ('{"name": "ti', "", [])
     assert read_either(['<tool_call>{"na'], "hermes", cut=True) == ("", "", [])
+
+
+@pytest.mark.parametrize("schema", [{"enum": ["1", "true"]}, {"const": "1"}, {"type": "string"}])
+def test_a_text_in_a_tag_is_a_text_where_the_schema_lists_it_whatever_it_looks_like(schema: dict[str, Any]) -> None:
+    tools = ({"type": "function", "function": {"name": "weather", "parameters": {"properties": {"city": schema}}}},)
+    dialect = dialect_of("<tool_call><function=", takes_tools=True)
+    reply = Reply(dialect=dialect, calls=Calls(["weather"], lambda: "id"), kinds=kinds_of(tools))
+    call = "<tool_call>\n<function=weather>\n<parameter=city>\n1\n</parameter>\n</function>\n</tool_call>"
+    assert read_with(reply, [call]) == ("", "", [("weather", '{"city": "1"}')])

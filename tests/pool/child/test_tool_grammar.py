@@ -437,6 +437,15 @@ IN_TAGS = {
     [
         ({"type": "string", "enum": ["celsius", "cel", 'f"\n']}, ("celsius", "cel", 'f"\n'), ("c", "celsiuss", "")),
         ({"const": "celsius"}, ("celsius",), ("kelvin",)),
+        # The end of one begins as another goes on.
+        ({"enum": ["=", "=<", "=\n<"]}, ("=", "=<", "=\n<"), ("", "<", "=\n")),
+        (
+            {"enum": [f"zone {number}" for number in range(1_000)]},
+            ("zone 1", "zone 10", "zone 999"),
+            ("zone 1000", "zone "),
+        ),
+        ({"enum": [f"zone {number}" for number in range(1_001)]}, ("zone 1", "elsewhere"), ()),
+        ({"enum": ["a", "b</parameter></arg_value>c"]}, ("a", "elsewhere"), ()),
         # What is no text, or may be none, stands as JSON or freely.
         ({"enum": ["celsius", 3]}, ("celsius", "3", "kelvin"), ()),
         ({"type": "string", "enum": ["", "celsius"]}, ("celsius", "kelvin"), ()),
