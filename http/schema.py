@@ -487,6 +487,7 @@ def _integers(kind: type[ModelBody]) -> tuple[str, ...]:
 def _refuse_unsupported(raw: Mapping[str, Any]) -> None:
     for name, off in UNSUPPORTED.items():
         if name == "best_of":
-            off = (*off, raw.get("n"))  # nothing is left to choose
+            wanted = raw.get("n")
+            off = (*off, raw.get("n_cmpl") if wanted is None else wanted)  # nothing is left to choose
         if name in raw and raw[name] not in off:
             raise Problem(NOT_SUPPORTED, f"{name}: this value is not supported yet; leave the field out", param=name)

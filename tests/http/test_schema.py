@@ -56,7 +56,9 @@ def test_a_field_that_cannot_be_served_passes_when_it_means_off(name: str, value
 
 def test_the_best_of_as_many_as_are_wanted_are_all_of_them() -> None:
     assert parse({**PROMPT, "n": 3, "best_of": 3}, CompletionBody).n == 3
-    assert refusal({**PROMPT, "n": 2, "best_of": 3}).param == "best_of"
+    assert parse({**PROMPT, "n_cmpl": 3, "best_of": 3}, CompletionBody)
+    for more in ({"n": 2}, {"n": 2, "n_cmpl": 3}, {"n_cmpl": 2}, {}):
+        assert refusal({**PROMPT, **more, "best_of": 3}).param == "best_of"
 
 
 @pytest.mark.parametrize(
