@@ -87,7 +87,7 @@ class JsonGrammars:
 
     def __init__(self, vocab: Vocab) -> None:
         self._vocab: Final = vocab
-        self._ends: Final = [token for token in range(vocab.size) if vocab.ends(token)]
+        self._ends: Final = list(vocab.end_tokens)
         self._tokenizer: Final[Any] = self._tokenizer_of(_Tokens(vocab))
         self._limits: Final = llguidance.LLParserLimits(**_LIMITS)
         self._compiled: Final[dict[str, Any]] = {}

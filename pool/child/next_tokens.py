@@ -34,7 +34,7 @@ class NextTokens:
         for index, part in enumerate(parts):
             sequence = part.sequence
             wanted.append((part.row, None if sequence.picked else sequence.chain))
-            if sequence.request.ignore_eos and sequence.constraint is None:
+            if sequence.request.ignore_eos:
                 endless.append(index)
                 told = told or sequence.request.sampling.n_probs > 0
         ends = self._vocab.end_tokens if endless else ()

@@ -63,7 +63,7 @@ class Picker:
             if chain is not None:
                 chain.take(due)
             return due
-        wanted = self._without_ends() if go_on and constraint is None else self._all
+        wanted = self._without_ends() if go_on else self._all
         token = _drawn(chain, wanted, logits)
         if constraint is not None:
             if not self.may_stand(token, chain, constraint, go_on=go_on):

@@ -26,6 +26,8 @@ _MOST_BIAS: Final = 1e6
 #: Tokens that samplers are told again where the last one is taken back: that costs 0.1 us each.
 _MOST_TOLD_AGAIN: Final = 256
 #: Samplers that look back on the tokens before.
+#: Samplers that take the logarithm of each candidate's probability.
+_TAKE_LOGARITHMS: Final = frozenset({"typical", "mirostat"})
 _LOOK_BACK: Final = ("penalties", "dry")
 #: Logarithm that stands for "never"; JSON has no infinity.
 _NEVER: Final = -9999.0
@@ -40,6 +42,7 @@ class Chain:
         keeps: Candidates that are left after the first cut, if nothing before that looks at the distribution; else 0.
         banned: Tokens that are never to be chosen.
         revocable: Whether a token that :meth:`sample` chose can be taken back, at little cost.
+        takes_logarithms: Whether candidates without any probability, a logit of minus infinity, would spoil its choice.
 
     Args:
         memory: Tokens that its samplers look back on.
@@ -55,12 +58,14 @@ class Chain:
         memory: int = 0,
         looking_back: Sequence[int] = (),
         learns: bool = False,
+        takes_logarithms: bool = False,
         biases: Mapping[int, float] = MappingProxyType({}),
     ) -> None:
         self._handle = handle
         self._memory: Final = memory
         self._looking_back: Final = looking_back
         self.revocable: Final = not learns and memory <= _MOST_TOLD_AGAIN
+        self.takes_logarithms: Final = takes_logarithms
         self._biased: Final = frozenset(biases)
         #: What the last draw has left.
         self._left: npt.NDArray[np.void] | None = None
@@ -167,8 +172,16 @@ class Samplers:
         except BaseException:
             llama_sampler.free(handle)
             raise
-        learns = any(step.kind == "adaptive_p" for step in steps)
-        return Chain(handle, keeps=keeps(steps), memory=count, looking_back=looking_back, learns=learns, biases=biases)
+        kinds = {step.kind for step in steps}
+        return Chain(
+            handle,
+            keeps=keeps(steps),
+            memory=count,
+            looking_back=looking_back,
+            learns="adaptive_p" in kinds,
+            takes_logarithms=not kinds.isdisjoint(_TAKE_LOGARITHMS),
+            biases=biases,
+        )
 
     def free(self) -> None:
         """Release the C memory. Idempotent. Chains that were made remain valid."""

@@ -65,8 +65,8 @@ class Sequence:
         adapters: What its tokens are computed with.
         constraint: What restricts its tokens, if anything does.
         picked: Whether the picker chooses its next token from the beginning, in the sight of all candidates: where
-            what the samplers leave is to be told, where just one may come, and where its samplers cannot take back what
-            a constraint may refuse.
+            what the samplers leave is to be told, where just one may come, where its samplers cannot take back what
+            a constraint may refuse, and where ends that are ignored would spoil their choice.
     """
 
     def __init__(
@@ -112,7 +112,10 @@ class Sequence:
         self.adapters: Final = adapters
         self.constraint: Final = constraint
         sampling = request.sampling
-        self._asks: Final = sampling.n_probs > 0 and sampling.post_sampling_probs
+        #: Whether all candidates must be seen: to be told, or to leave the ends out of them.
+        self._sees_all: Final = (sampling.n_probs > 0 and sampling.post_sampling_probs) or (
+            request.ignore_eos and chain is not None and chain.takes_logarithms
+        )
         self.picked = self._is_picked()
         limited = request.n_indent > 0 or request.t_max_predict_ms > 0
         self._lines: Final = LineLimits(request.n_indent, request.t_max_predict_ms / 1e3) if limited else None
@@ -242,8 +245,8 @@ class Sequence:
         return (self._timed(delta) if self.request.timed else delta), reason
 
     def _is_picked(self) -> bool:
-        if self._asks or self.constraint is None:
-            return self._asks
+        if self._sees_all or self.constraint is None:
+            return self._sees_all
         choice = self.constraint.choice
         return choice == "one" or (choice == "some" and self.chain is not None and not self.chain.revocable)
 

@@ -107,8 +107,10 @@ class Vocab:
 
     @cached_property
     def end_tokens(self) -> tuple[int, ...]:
-        """All tokens that end the generation. Takes some tens of milliseconds the first time."""
-        return tuple(token for token in range(self.size) if self.ends(token))
+        """All tokens that end the generation. Found when it is first asked for, in a third of a microsecond for each
+        token of the vocabulary.
+        """
+        return tuple(token for token in range(self.size) if llama_vocab.is_eog(self._handle, token))
 
     def least_tokens(self, length: int, limit: int) -> int:
         """Return how many tokens a text of ``length`` characters has at least; 0 if it may be fewer than ``limit``.

@@ -119,6 +119,20 @@ def test_a_budget_that_is_not_used_up_changes_nothing(pool: SyncPool, temperatur
     assert bound.tokens == free.tokens
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+def test_under_a_budget_the_end_is_ignored_as_it_is_without(pool: SyncPool, temperature: float) -> None:
+    params: dict[str, Any] = {
+        "temperature": temperature,
+        "seed": 7,
+        "max_tokens": 20,
+        "logit_bias": {2: 100.0},  # its end
+    }
+    assert pool.chat("thinker", QUESTION, **params).collect().finish_reason == "stop", "the model would end"
+    free = pool.chat("thinker", QUESTION, ignore_eos=True, **params).collect()
+    bound = pool.chat("thinker", QUESTION, ignore_eos=True, reasoning_budget_tokens=1000, **params).collect()
+    assert bound.tokens == free.tokens
+
+
 @pytest.mark.parametrize(
     "params",
     [

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -32,7 +33,9 @@ def engine() -> Iterator[LlamaEngine]:
 
 def tokens(engine: LlamaEngine, *, n: int = 40, prompt: str = PROMPT, **sampling: Any) -> list[int]:
     sampling.setdefault("seed", 5)
-    return ask(engine, prompt, sampling=Sampling(**sampling), max_tokens=n, ignore_eos=True).tokens
+    # What is kept moves the next one's cells, and with them the order in which attention adds up.
+    fields: dict[str, Any] = {"max_tokens": n, "ignore_eos": True, "cache_prompt": False}
+    return ask(engine, prompt, sampling=Sampling(**sampling), **fields).tokens
 
 
 #: The tokens of the tiny models that end a generation.
@@ -54,11 +57,12 @@ ENDS = (2, 260)
 )
 def test_to_ignore_the_end_is_to_rule_out_the_tokens_that_end(engine: LlamaEngine, fields: dict[str, Any]) -> None:
     wanted = tuple((end, 100.0) for end in ENDS)
-    sampling = {"seed": 5, **fields}
+    sampling: dict[str, Any] = {"seed": 5, **fields}
 
     def told(count: int, biases: tuple[tuple[int, float | None], ...], *, ignore_eos: bool) -> list[int]:
         chosen = Sampling(**sampling, n_probs=count, logit_bias=biases)
-        return ask(engine, PROMPT, sampling=chosen, max_tokens=30, ignore_eos=ignore_eos).tokens
+        fields: dict[str, Any] = {"max_tokens": 30, "ignore_eos": ignore_eos, "cache_prompt": False}
+        return ask(engine, PROMPT, sampling=chosen, **fields).tokens
 
     ended = told(0, wanted, ignore_eos=False)
     assert ended[-1] in ENDS, "the model would have ended"
@@ -68,10 +72,23 @@ def test_to_ignore_the_end_is_to_rule_out_the_tokens_that_end(engine: LlamaEngin
     assert told(3, wanted, ignore_eos=True) == without, "to look changes nothing"
 
 
+@pytest.mark.parametrize("fields", [{"typical_p": 0.7}, {"mirostat": 1}, {"samplers": ("typ_p", "temperature")}])
+def test_samplers_that_take_logarithms_do_not_see_the_ends_that_are_ignored(
+    engine: LlamaEngine, fields: dict[str, Any]
+) -> None:
+    given: dict[str, Any] = {"top_k": 0, "typical_p": 0.7, "seed": 5, **fields}
+    chosen = Sampling(**given)
+    # So unlikely that they change nothing, and yet no nought.
+    unlikely = msgspec.structs.replace(chosen, logit_bias=tuple((end, -40.0) for end in ENDS))
+    ignored = ask(engine, PROMPT, sampling=chosen, max_tokens=60, cache_prompt=False, ignore_eos=True)
+    assert ignored.tokens == ask(engine, PROMPT, sampling=unlikely, max_tokens=60, cache_prompt=False).tokens
+    assert len(ignored.tokens) == 60
+
+
 def test_what_is_told_where_the_end_is_ignored_is_what_the_model_said(engine: LlamaEngine) -> None:
     sampling = Sampling(temperature=0, n_probs=100)
     ignored, plain = (
-        ask(engine, PROMPT, sampling=sampling, max_tokens=1, ignore_eos=ignore_eos).deltas[0].probs
+        ask(engine, PROMPT, sampling=sampling, max_tokens=1, cache_prompt=False, ignore_eos=ignore_eos).deltas[0].probs
         for ignore_eos in (True, False)
     )
     # Without the ends, whatever their part is, all others would be likelier.
