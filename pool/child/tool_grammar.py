@@ -116,7 +116,8 @@ def tool_grammar(
 
 
 def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
+    # JSON leaves DEL as it is, which llguidance takes for no part of a text.
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _moved(schema: object, to: str) -> Any:
