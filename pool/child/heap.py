@@ -16,14 +16,14 @@ import ctypes
 import mmap
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Final
 
 from llamaherd.pool.child.errand import Errand
+from llamaherd.pool.child.libc import bind, madvise
 from llamaherd.pool.machine import available_memory
 
 __all__ = ["Reserve", "trim", "use_one_arena"]
 
-_libc: Final = ctypes.CDLL(None, use_errno=True)
 #: glibc's names for what ``mallopt`` sets.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -3, -4, -8
 _NEVER: Final = -1
@@ -46,19 +46,10 @@ _PORTION: Final = 8 * 1024 * 1024
 _CAUTION: Final = 2
 
 
-def _bind(name: str, result: Any, *arguments: Any) -> Any:
-    """Return a function of the C library; None where it has none of that name."""
-    function = getattr(_libc, name, None)
-    if function is not None:
-        function.restype, function.argtypes = result, arguments
-    return function
-
-
-_malloc = _bind("malloc", ctypes.c_void_p, ctypes.c_size_t)
-_free = _bind("free", None, ctypes.c_void_p)
-_madvise = _bind("madvise", ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-_mallopt = _bind("mallopt", ctypes.c_int, ctypes.c_int, ctypes.c_int)
-_malloc_trim = _bind("malloc_trim", ctypes.c_int, ctypes.c_size_t)
+_malloc = bind("malloc", ctypes.c_void_p, ctypes.c_size_t)
+_free = bind("free", None, ctypes.c_void_p)
+_mallopt = bind("mallopt", ctypes.c_int, ctypes.c_int, ctypes.c_int)
+_malloc_trim = bind("malloc_trim", ctypes.c_int, ctypes.c_size_t)
 
 
 class _Figures(ctypes.Structure):
@@ -67,9 +58,9 @@ class _Figures(ctypes.Structure):
     _fields_ = (("others", ctypes.c_size_t * 9), ("keepcost", ctypes.c_size_t))
 
 
-_mallinfo2 = _bind("mallinfo2", _Figures)
-_sbrk = _bind("sbrk", ctypes.c_void_p, ctypes.c_ssize_t)
-_usable_size = _bind("malloc_usable_size", ctypes.c_size_t, ctypes.c_void_p)
+_mallinfo2 = bind("mallinfo2", _Figures)
+_sbrk = bind("sbrk", ctypes.c_void_p, ctypes.c_ssize_t)
+_usable_size = bind("malloc_usable_size", ctypes.c_size_t, ctypes.c_void_p)
 
 
 def _ends_heap(address: int) -> bool:
@@ -143,7 +134,7 @@ class Reserve:
         end = (self._address + size) // mmap.PAGESIZE * mmap.PAGESIZE
         while start < end and not self._stopped:
             portion = min(_PORTION, end - start)
-            if _madvise(start, portion, _MADV_POPULATE_WRITE) != 0:
+            if madvise(start, portion, _MADV_POPULATE_WRITE) != 0:
                 return  # the kernel is older than 5.14, or has no more memory
             start += portion
             self.ready += portion

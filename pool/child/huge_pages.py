@@ -18,6 +18,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Final
 
+from llamaherd.pool.child.libc import madvise, mincore
+
 __all__ = ["PIECE", "HugePages", "allowed", "collapse", "pieces"]
 
 #: Bytes of a huge page, where this is done at all: others are far larger, and take long to fill.
@@ -25,6 +27,8 @@ PIECE: Final = 2 * 1024 * 1024
 _MADV_COLLAPSE: Final = 25
 #: What moving pieces takes of the time, at most.
 _SHARE: Final = 0.02
+#: Seconds from the first call to the first piece: what a model was loaded for comes before.
+_LATER: Final = 1.0
 #: After so many pieces in a row that were refused, or took so many seconds, the kernel is not asked again: it has to
 #: search.
 _MOST_IN_VAIN: Final = 16
@@ -32,7 +36,6 @@ _SLOW: Final = 0.05
 _SYSTEM: Final = Path("/sys/kernel/mm/transparent_hugepage")
 _MAPS: Final = Path("/proc/self/maps")
 
-_libc: Final = ctypes.CDLL(None)
 #: A byte for each small page of a piece, whose lowest bit says whether it is resident.
 _resident: Final = ctypes.create_string_buffer(PIECE // mmap.PAGESIZE)
 
@@ -60,14 +63,13 @@ def pieces(maps: Path = _MAPS) -> Iterator[int]:
 
 def collapse(address: int) -> bool:
     """Have a piece lie in a huge page if it is resident as a whole; False if the kernel refused."""
-    place, size = ctypes.c_void_p(address), ctypes.c_size_t(PIECE)
-    if _libc.mincore(place, size, _resident) != 0 or not all(page & 1 for page in _resident.raw):
+    if mincore(address, PIECE, _resident) != 0 or not all(page & 1 for page in _resident.raw):
         return True
-    return bool(_libc.madvise(place, size, _MADV_COLLAPSE) == 0)
+    return bool(madvise(address, PIECE, _MADV_COLLAPSE) == 0)
 
 
 class HugePages:
-    """Moves what is there at the first call into huge pages, once.
+    """Moves what is there into huge pages, once, from a while after the first call on.
 
     Args:
         allowed: Whether to do it at all.
@@ -87,7 +89,7 @@ class HugePages:
         self._left: Iterator[int] | None = listed() if allowed else None
         self._move: Final = move
         self._clock: Final = clock
-        self._next = 0.0
+        self._next: float | None = None
         self._in_vain = 0
 
     def tend(self) -> None:
@@ -96,6 +98,8 @@ class HugePages:
         if left is None:
             return
         began = self._clock()
+        if self._next is None:
+            self._next = began + _LATER
         if began < self._next:
             return
         address = next(left, None)

@@ -113,7 +113,7 @@ class Loaded:
             self.recommended: Final = read_recommended(lambda key: llama_model.meta(self.model.handle, key))
             self.grammars: Final = Grammars(vocab)
             self.chats: Final = chats
-            self._huge_pages: Final = HugePages(allowed=huge_pages.allowed() and not on_device(options))
+            self._huge_pages: Final = HugePages(allowed=not on_device(options) and huge_pages.allowed())
             self._undo: Final = undo.pop_all()
 
     def _why_unshiftable(self, options: EngineOptions) -> str:

@@ -64,6 +64,9 @@ class Picker:
                 chain.take(due)
             return due
         wanted = self._without_ends() if go_on else self._all
+        if chain is not None and chain.takes_logarithms and chain.banned:
+            rest = wanted[~np.isin(wanted, list(chain.banned))]
+            wanted = rest if len(rest) else wanted
         token = _drawn(chain, wanted, logits)
         if constraint is not None:
             if not self.may_stand(token, chain, constraint, go_on=go_on):

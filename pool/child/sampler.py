@@ -26,9 +26,9 @@ _MOST_BIAS: Final = 1e6
 #: Tokens that samplers are told again where the last one is taken back: that costs 0.1 us each.
 _MOST_TOLD_AGAIN: Final = 256
 #: Samplers that look back on the tokens before.
+_LOOK_BACK: Final = ("penalties", "dry")
 #: Samplers that take the logarithm of each candidate's probability.
 _TAKE_LOGARITHMS: Final = frozenset({"typical", "mirostat"})
-_LOOK_BACK: Final = ("penalties", "dry")
 #: Logarithm that stands for "never"; JSON has no infinity.
 _NEVER: Final = -9999.0
 #: llama.cpp's ``llama_token_data``.
@@ -42,7 +42,8 @@ class Chain:
         keeps: Candidates that are left after the first cut, if nothing before that looks at the distribution; else 0.
         banned: Tokens that are never to be chosen.
         revocable: Whether a token that :meth:`sample` chose can be taken back, at little cost.
-        takes_logarithms: Whether candidates without any probability, a logit of minus infinity, would spoil its choice.
+        takes_logarithms: Whether candidates without any probability, a logit of minus infinity, would spoil its choice:
+            a sampler takes the logarithms of those of all, or nearly all, tokens.
 
     Args:
         memory: Tokens that its samplers look back on.
@@ -172,14 +173,16 @@ class Samplers:
         except BaseException:
             llama_sampler.free(handle)
             raise
-        kinds = {step.kind for step in steps}
+        kinds, kept = {step.kind for step in steps}, keeps(steps)
+        # What is ruled out is cut off first where only the likeliest half of the tokens, or fewer, stay.
+        cut = 0 < kept <= self._vocab.size // 2
         return Chain(
             handle,
-            keeps=keeps(steps),
+            keeps=kept,
             memory=count,
             looking_back=looking_back,
             learns="adaptive_p" in kinds,
-            takes_logarithms=not kinds.isdisjoint(_TAKE_LOGARITHMS),
+            takes_logarithms=not cut and not kinds.isdisjoint(_TAKE_LOGARITHMS),
             biases=biases,
         )
 
@@ -254,6 +257,8 @@ def choose(
     logits = context.logits(len(wanted))
     # Damaged weights spoil every logit of a row, so one of them tells.
     damaged = [first != first for first in logits[:, 0].tolist()]
+    if not endless:
+        return _chosen(context, wanted, logits, damaged)
     barred = [(index, token) for index in endless for token in ends]
     # Single numbers are reached for half of what numpy's own indexing costs.
     single = cast("memoryview[float]", logits.data)

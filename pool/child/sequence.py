@@ -66,7 +66,7 @@ class Sequence:
         constraint: What restricts its tokens, if anything does.
         picked: Whether the picker chooses its next token from the beginning, in the sight of all candidates: where
             what the samplers leave is to be told, where just one may come, where its samplers cannot take back what
-            a constraint may refuse, and where ends that are ignored would spoil their choice.
+            a constraint may refuse, and where tokens that are ruled out would spoil their choice.
     """
 
     def __init__(
@@ -112,10 +112,10 @@ class Sequence:
         self.adapters: Final = adapters
         self.constraint: Final = constraint
         sampling = request.sampling
-        #: Whether all candidates must be seen: to be told, or to leave the ends out of them.
-        self._sees_all: Final = (sampling.n_probs > 0 and sampling.post_sampling_probs) or (
-            request.ignore_eos and chain is not None and chain.takes_logarithms
-        )
+        told = sampling.n_probs > 0 and sampling.post_sampling_probs
+        spoilt = chain is not None and chain.takes_logarithms and (request.ignore_eos or bool(chain.banned))
+        #: Whether all candidates must be seen: to be told, or to leave those out that are ruled out.
+        self._sees_all: Final = told or spoilt
         self.picked = self._is_picked()
         limited = request.n_indent > 0 or request.t_max_predict_ms > 0
         self._lines: Final = LineLimits(request.n_indent, request.t_max_predict_ms / 1e3) if limited else None

@@ -81,8 +81,11 @@ def test_samplers_that_take_logarithms_do_not_see_the_ends_that_are_ignored(
     # So unlikely that they change nothing, and yet no nought.
     unlikely = msgspec.structs.replace(chosen, logit_bias=tuple((end, -40.0) for end in ENDS))
     ignored = ask(engine, PROMPT, sampling=chosen, max_tokens=60, cache_prompt=False, ignore_eos=True)
-    assert ignored.tokens == ask(engine, PROMPT, sampling=unlikely, max_tokens=60, cache_prompt=False).tokens
-    assert len(ignored.tokens) == 60
+    expected = ask(engine, PROMPT, sampling=unlikely, max_tokens=60, cache_prompt=False).tokens
+    assert len(expected) == 60
+    assert ignored.tokens == expected
+    banned = msgspec.structs.replace(chosen, logit_bias=tuple((end, None) for end in ENDS))
+    assert ask(engine, PROMPT, sampling=banned, max_tokens=60, cache_prompt=False).tokens == expected
 
 
 def test_what_is_told_where_the_end_is_ignored_is_what_the_model_said(engine: LlamaEngine) -> None:
